@@ -1,0 +1,20 @@
+from django.apps import AppConfig
+from django.contrib.admin import apps as admin
+from django.utils.translation import gettext_lazy as _
+
+
+class DashboardConfig(AppConfig):
+    """The site around the app: people and how they sign in."""
+
+    name = "dashboard"
+    verbose_name = _("利用者")
+
+    def ready(self) -> None:
+        from dashboard import checks  # noqa: F401  (registers them)
+
+
+class AuditorAdminConfig(admin.AdminConfig):
+    """Django's admin, for auditors."""
+
+    default = False
+    default_site = "dashboard.admin.AuditorSite"

@@ -1,0 +1,227 @@
+"""Every setting, read from the environment (or `.env`) once. `.env.example` documents each variable.
+
+Production is the default: a missing secret stops the start, `DEBUG` and plain HTTP must be asked for.
+"""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import environ
+import structlog
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.csp import CSP
+from django.utils.translation import gettext_lazy as _
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
+
+env = environ.Env()
+env.read_env(BASE_DIR / ".env")  # the environment wins over the file
+
+# --- The site -----------------------------------------------------------------------------------------------
+SECRET_KEY = env.str("SECRET_KEY")  # no default: without it the site must not start
+DEBUG = env.bool("DEBUG", default=False)
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=[])
+HTTPS = env.bool("HTTPS", default=True)
+if not HTTPS and not set(ALLOWED_HOSTS) <= LOOPBACK:
+    raise ImproperlyConfigured("HTTPS=False is for a site on this machine alone: ALLOWED_HOSTS names others.")
+STATE_DIR = Path(env.str("STATE_DIR", default=str(BASE_DIR / ".state")))
+
+INSTALLED_APPS = [
+    "dashboard",
+    "refunds",
+    "dashboard.apps.AuditorAdminConfig",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "mozilla_django_oidc",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.middleware.csp.ContentSecurityPolicyMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "dashboard.middleware.PrivatePages",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "dashboard.middleware.SessionPolicy",  # before the next: it parks a form whose session has ended
+    "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    "refunds.audit.RequestContext",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "dashboard.urls"
+WSGI_APPLICATION = "dashboard.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.template.context_processors.i18n",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "refunds.views.every_page",
+            ],
+        },
+    },
+]
+
+# --- The database -------------------------------------------------------------------------------------------
+# Not ATOMIC_REQUESTS: a refund's row is committed before its request leaves.
+DATABASES = {"default": env.db("DATABASE_URL", default=f"sqlite:///{STATE_DIR / 'dashboard.sqlite3'}")}
+if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+    DATABASES["default"]["OPTIONS"] = {
+        "transaction_mode": "IMMEDIATE",  # a reader that becomes a writer half-way would fail instead of waiting
+        "timeout": 20,
+        # FULL: what was committed before money moves is on the disk, not in a buffer.
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;",
+    }
+else:
+    DATABASES["default"]["CONN_MAX_AGE"] = 60
+    DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# --- Language, time, static files ---------------------------------------------------------------------------
+LANGUAGE_CODE = "ja"
+LANGUAGES = [("ja", _("日本語")), ("en", _("英語"))]
+LOCALE_PATHS = [BASE_DIR / "locale"]
+TIME_ZONE = "Asia/Tokyo"
+USE_TZ = True
+FORMAT_MODULE_PATH = ["dashboard.formats"]
+STATIC_URL = "/static/"
+STATIC_ROOT = Path(env.str("STATIC_ROOT", default=str(STATE_DIR / "static")))
+STATICFILES_DIRS = [BASE_DIR / "static"]
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
+}
+
+# --- Smartpay -----------------------------------------------------------------------------------------------
+SMARTPAY_API_URL = env.str("SMARTPAY_API_URL", default="https://api.smartpay.co/v1").rstrip("/")
+SMARTPAY_SECRET_KEY = env.str("SMARTPAY_SECRET_KEY")
+SMARTPAY_WEBHOOK_SECRETS = env.list("SMARTPAY_WEBHOOK_SECRETS", default=[])
+SMARTPAY_CONNECT_TIMEOUT = env.float("SMARTPAY_CONNECT_TIMEOUT", default=5)  # seconds
+SMARTPAY_READ_TIMEOUT = env.float("SMARTPAY_READ_TIMEOUT", default=20)  # seconds
+SMARTPAY_DEADLINE = env.float(
+    "SMARTPAY_DEADLINE", default=30
+)  # seconds, a whole call, however slowly it drips
+SMARTPAY_VIEW_DEADLINE = env.float(
+    "SMARTPAY_VIEW_DEADLINE", default=4
+)  # seconds a page waits before it shows the mirror
+
+
+def whole_yen(name: str) -> int | None:
+    """A limit in whole yen; empty means that there is none."""
+    return int(value) if (value := env.str(name, default="")) else None
+
+
+# --- Refunds ------------------------------------------------------------------------------------------------
+REFUND_APPROVAL_ABOVE = whole_yen("REFUND_APPROVAL_ABOVE")
+REFUND_MAX_AMOUNT = whole_yen("REFUND_MAX_AMOUNT")
+REFUND_DAILY_LIMIT = whole_yen("REFUND_DAILY_LIMIT")
+REFUND_REQUEST_DAYS = env.int("REFUND_REQUEST_DAYS", default=7)
+REFUND_LEASE_SECONDS = env.float(
+    "REFUND_LEASE_SECONDS", default=120
+)  # more than two deadlines: see refunds/checks.py
+REFUND_BACKOFF_SECONDS = env.float(
+    "REFUND_BACKOFF_SECONDS", default=30
+)  # doubled each turn, up to half an hour
+RETENTION_DAYS = env.int("RETENTION_DAYS", default=1825)
+
+# --- Single sign-on -----------------------------------------------------------------------------------------
+AUTH_USER_MODEL = "dashboard.User"
+AUTHENTICATION_BACKENDS = ["dashboard.sso.StrictOIDCBackend"]  # nothing else: there are no local passwords
+LOGIN_URL = "sign_in"
+LOGIN_REDIRECT_URL = "/"
+OIDC_ISSUER = env.str("OIDC_ISSUER")  # to the letter: some providers' names end in a slash
+OIDC_RP_CLIENT_ID = env.str("OIDC_CLIENT_ID")
+OIDC_RP_CLIENT_SECRET = env.str("OIDC_CLIENT_SECRET")
+OIDC_CA_BUNDLE = env.str(
+    "OIDC_CA_BUNDLE", default=""
+)  # a file, where the company's own authority signs for it
+OIDC_ROLES_CLAIM = env.str("OIDC_ROLES_CLAIM", default="groups")
+OIDC_ROLE_VALUES = {  # the claim's value -> our role
+    env.str(f"OIDC_ROLE_{role.upper()}", default=role): role
+    for role in ("viewer", "operator", "approver", "auditor")
+}
+SSO_RECHECK_SECONDS = env.int("SSO_RECHECK_SECONDS", default=900)
+SSO_IDLE_SECONDS = env.int("SSO_IDLE_SECONDS", default=900)
+SSO_ABSOLUTE_SECONDS = env.int("SSO_ABSOLUTE_SECONDS", default=28800)
+SSO_STEP_UP_SECONDS = env.int("SSO_STEP_UP_SECONDS", default=300)
+
+# --- The door -----------------------------------------------------------------------------------------------
+_issuer = urlsplit(OIDC_ISSUER)
+SECURE_CSP = {
+    "default-src": [CSP.NONE],
+    "script-src": [CSP.SELF],
+    "style-src": [CSP.SELF],
+    "img-src": [CSP.SELF],
+    "font-src": [CSP.SELF],
+    "connect-src": [CSP.SELF],
+    # Signing out posts here and is answered by a redirect to the provider.
+    "form-action": [CSP.SELF, f"{_issuer.scheme}://{_issuer.netloc}"],
+    "base-uri": [CSP.NONE],
+    "object-src": [CSP.NONE],
+    "frame-ancestors": [CSP.NONE],
+}
+SESSION_COOKIE_NAME = "__Host-session" if HTTPS else "session"
+CSRF_COOKIE_NAME = "__Host-csrf" if HTTPS else "csrf"
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
+SECURE_HSTS_SECONDS = 63_072_000 if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
+SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$", r"^webhooks/smartpay/$"]
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
+SESSION_COOKIE_SAMESITE = "Lax"  # the provider's answer is a cross-site GET: Strict would lose the sign-in
+CSRF_COOKIE_SAMESITE = "Strict"
+CSRF_COOKIE_HTTPONLY = True
+CSRF_FAILURE_VIEW = "dashboard.views.csrf_failure"
+SESSION_COOKIE_AGE = SSO_ABSOLUTE_SECONDS
+SESSION_EXPIRE_AT_BROWSER_CLOSE = True
+SECURE_REFERRER_POLICY = "same-origin"  # no-referrer makes Chromium send `Origin: null`, and every form fails
+X_FRAME_OPTIONS = "DENY"
+DATA_UPLOAD_MAX_MEMORY_SIZE = 256 * 1024  # bytes: the largest form here is a page of text
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 100
+
+# --- Logs: one JSON object a line; ids, never names, mails or keys -------------------------------------------
+_processors = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+]
+structlog.configure(
+    processors=[*_processors, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+    logger_factory=structlog.stdlib.LoggerFactory(),
+    cache_logger_on_first_use=True,
+)
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "json": {
+            "()": structlog.stdlib.ProcessorFormatter,
+            "processors": [
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(ensure_ascii=False),
+            ],
+            "foreign_pre_chain": _processors,
+        },
+    },
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "json"}},
+    "root": {"handlers": ["console"], "level": env.str("LOG_LEVEL", default="INFO")},
+    "loggers": {
+        "django": {"handlers": ["console"], "level": "INFO", "propagate": False},
+        "django.request": {"level": "ERROR"},
+        "urllib3": {"level": "ERROR"},
+        "mozilla_django_oidc": {"level": "WARNING"},
+    },
+}
