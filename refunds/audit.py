@@ -1,0 +1,153 @@
+"""record(): who did what to what. Appended in the transaction of the change it tells of; never changed."""
+
+import hashlib
+import hmac
+import json
+import uuid
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
+from django.db.models import Model
+from django.dispatch import receiver
+from django.http import HttpRequest, HttpResponse
+
+from dashboard.models import User
+from refunds import clock
+from refunds.models import AuditEntry, Order, Payment, Refund
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request came from: its id, the address, and a hash that tells sessions apart without opening one."""
+
+    request_id: str = ""
+    ip: str | None = None
+    session: str = ""
+
+
+_origin: ContextVar[Origin] = ContextVar("origin", default=Origin())  # noqa: B039  (frozen)
+
+
+class RequestContext:
+    """Middleware: gives each request an id, for its log lines, its audit entries and the page that reports a fault."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        request_id = str(uuid.uuid4())
+        token = _origin.set(
+            Origin(
+                request_id=request_id,
+                ip=request.META.get("REMOTE_ADDR") or None,
+                session=_session_hash(request),
+            )
+        )
+        structlog.contextvars.bind_contextvars(request_id=request_id, person=request.user.pk)
+        try:
+            response = self.get_response(request)
+        finally:
+            _origin.reset(token)
+            structlog.contextvars.clear_contextvars()
+        response["X-Request-Id"] = request_id
+        return response
+
+
+def _session_hash(request: HttpRequest) -> str:
+    return keyed_hash(request.session.session_key or "")[:16] if request.session.session_key else ""
+
+
+def keyed_hash(text: str) -> str:
+    """HMAC-SHA256 under the site's secret, in hex: equal texts can be found again, none can be guessed from it."""
+    return hmac.new(settings.SECRET_KEY.encode(), text.encode(), hashlib.sha256).hexdigest()
+
+
+def record(
+    actor: Any,
+    action: str,
+    obj: Model | None = None,
+    *,
+    refused: bool = False,
+    order_id: str = "",
+    **data: Any,
+) -> AuditEntry:
+    """Append an entry: `actor` did `action` to `obj`, with `data`.
+
+    Args:
+        actor: a User; None, or an anonymous user, for the machine and for people who are not signed in.
+        action: "refund.requested": the object's kind, then what happened, in the past.
+        obj: the object; an order is also found for a payment and for a refund.
+        refused: whether it was tried and turned away.
+        data: ids, amounts, states, counts. Never a name, a mail, a key, or what was typed.
+    """
+    person = actor if isinstance(actor, User) else None
+    origin = _origin.get()
+    at = clock.now()
+    object_type, object_id = (obj._meta.model_name or "", str(obj.pk)) if obj is not None else ("", "")
+    if isinstance(obj, Order):
+        object_id = order_id = obj.order_id
+    elif isinstance(obj, Payment):
+        order_id = obj.order.order_id
+    elif isinstance(obj, Refund):
+        order_id = obj.payment.order.order_id
+    entry = AuditEntry(
+        at=at,
+        actor=person,
+        roles=",".join(person.role_names) if person else "",
+        action=action,
+        outcome=AuditEntry.Outcome.REFUSED if refused else AuditEntry.Outcome.DONE,
+        object_type=object_type,
+        object_id=object_id[:80],
+        order_id=order_id[:80],
+        data=data,
+        ip=origin.ip,
+        session=origin.session,
+        request_id=origin.request_id,
+    )
+    entry.text = canonical(entry)
+    entry.save(force_insert=True)
+    return entry
+
+
+def canonical(entry: AuditEntry) -> str:
+    """The entry as one JSON text, the same on every database: what its seal is computed over."""
+    return json.dumps(
+        {
+            "at": entry.at.isoformat(timespec="microseconds"),
+            "actor": entry.actor_id,
+            "roles": entry.roles,
+            "action": entry.action,
+            "outcome": str(entry.outcome),
+            "object_type": entry.object_type,
+            "object_id": entry.object_id,
+            "order_id": entry.order_id,
+            "data": entry.data,
+            "ip": entry.ip,
+            "session": entry.session,
+            "request_id": entry.request_id,
+        },
+        sort_keys=True,
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )
+
+
+@receiver(user_logged_in)
+def _signed_in(sender: Any, request: HttpRequest, user: User, **kwargs: Any) -> None:
+    record(user, "person.signed_in", user)
+
+
+@receiver(user_logged_out)
+def _signed_out(sender: Any, request: HttpRequest, user: User | None, **kwargs: Any) -> None:
+    if user is not None:
+        record(user, "person.signed_out", user)
+
+
+@receiver(user_login_failed)
+def _sign_in_refused(sender: Any, credentials: dict[str, Any], **kwargs: Any) -> None:
+    record(None, "person.signed_in", refused=True, reason=str(credentials.get("reason", ""))[:80])

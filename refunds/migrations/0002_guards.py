@@ -1,0 +1,275 @@
+"""What the database refuses, whoever asks: the rules of money and of the trail, alike on SQLite and PostgreSQL.
+
+Each guard is a trigger with a portable condition; where it holds, the statement fails with the guard's words
+(IntegrityError in Django). The counters are moved by triggers as well, and nothing else can move them.
+"""
+
+from collections.abc import Iterable
+
+from django.apps.registry import Apps
+from django.db import migrations
+from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+
+REFUND, PAYMENT, ORDER = "refunds_refund", "refunds_payment", "refunds_order"
+ATTEMPT, EVIDENCE, AUDIT = "refunds_attempt", "refunds_evidence", "refunds_auditentry"
+
+RESERVING = "('awaiting_approval', 'queued', 'sending', 'unknown', 'review')"
+
+TRANSITIONS = (
+    "awaiting_approval>queued",
+    "awaiting_approval>cancelled",
+    "queued>sending",
+    "queued>cancelled",
+    "sending>succeeded",
+    "sending>rejected",
+    "sending>unknown",
+    "sending>review",
+    "unknown>sending",
+    "unknown>succeeded",
+    "unknown>rejected",
+    "unknown>not_executed",
+    "unknown>review",
+    "review>succeeded",
+    "review>not_executed",
+    "rejected>review",
+    "not_executed>review",
+)
+
+
+def changed(*columns: str) -> str:
+    return " OR ".join(f"OLD.{column} IS DISTINCT FROM NEW.{column}" for column in columns)
+
+
+RESERVED = (
+    f"(SELECT COALESCE(SUM(amount), 0) FROM {REFUND} WHERE payment_id = {{row}} AND state IN {RESERVING})"
+)
+REFUNDED = (
+    f"(SELECT COALESCE(SUM(amount), 0) FROM {REFUND} WHERE payment_id = {{row}} AND state = 'succeeded')"
+)
+LEFT = f"(SELECT captured - refunded - external - reserved FROM {PAYMENT} WHERE id = NEW.payment_id)"
+ORDER_SUM = f"(SELECT COALESCE(SUM({{what}}), 0) FROM {PAYMENT} WHERE order_id = {{row}})"
+
+# (table, event, condition that is refused, words)
+GUARDS = (
+    # The ledger: how a refund begins.
+    (
+        REFUND,
+        "INSERT",
+        "NEW.state NOT IN ('awaiting_approval', 'queued') OR NEW.attempt_no <> 0 OR NEW.first_sent_at IS NOT NULL "
+        "OR NEW.last_sent_at IS NOT NULL OR NEW.smartpay_id IS NOT NULL OR NEW.settled_at IS NOT NULL",
+        "a refund begins unsent",
+    ),
+    (
+        REFUND,
+        "INSERT",
+        f"NEW.currency IS DISTINCT FROM (SELECT currency FROM {PAYMENT} WHERE id = NEW.payment_id)",
+        "a refund has the currency of its payment",
+    ),
+    (REFUND, "INSERT", f"NEW.amount > {LEFT}", "more than is left of the payment"),
+    # The ledger: what never changes, and what changes once.
+    (
+        REFUND,
+        "UPDATE",
+        changed(
+            "id",
+            "payment_id",
+            "amount",
+            "currency",
+            "reason",
+            "description",
+            "memo",
+            "similar_reason",
+            "refundable_before",
+            "body",
+            "requested_by_id",
+            "requested_at",
+        ),
+        "the request of a refund never changes",
+    ),
+    (
+        REFUND,
+        "UPDATE",
+        " OR ".join(
+            f"(OLD.{column} IS NOT NULL AND {changed(column)})"
+            for column in ("first_sent_at", "smartpay_id", "decided_by_id", "decided_at")
+        ),
+        "first_sent_at, smartpay_id and the decision are written once",
+    ),
+    (
+        REFUND,
+        "UPDATE",
+        "NEW.attempt_no < OLD.attempt_no OR NEW.last_sent_at < OLD.last_sent_at "
+        "OR (OLD.last_sent_at IS NOT NULL AND NEW.last_sent_at IS NULL)",
+        "attempts only go up",
+    ),
+    (
+        REFUND,
+        "UPDATE",
+        "NEW.attempt_no > OLD.attempt_no AND (NEW.state <> 'sending' OR NEW.last_sent_at IS NULL OR {window_over})",
+        "the send window is over",
+    ),
+    (
+        REFUND,
+        "UPDATE",
+        "OLD.state <> NEW.state AND OLD.state || '>' || NEW.state NOT IN "
+        + "("
+        + ", ".join(f"'{transition}'" for transition in TRANSITIONS)
+        + ")",
+        "no such change of state",
+    ),
+    (REFUND, "DELETE", "TRUE", "refunds are never deleted"),
+    # The account: only the triggers below move the counters.
+    (PAYMENT, "INSERT", "NEW.reserved <> 0 OR NEW.refunded <> 0", "counters begin at 0"),
+    (
+        PAYMENT,
+        "UPDATE",
+        f"NEW.reserved <> {RESERVED.format(row='NEW.id')} OR NEW.refunded <> {REFUNDED.format(row='NEW.id')}",
+        "counters are the sums of the ledger",
+    ),
+    (PAYMENT, "UPDATE", changed("id", "order_id", "currency"), "a payment stays the payment of its order"),
+    (
+        ORDER,
+        "UPDATE",
+        f"NEW.captured <> {ORDER_SUM.format(what='captured', row='NEW.key')} "
+        f"OR NEW.refunded <> {ORDER_SUM.format(what='refunded + external', row='NEW.key')} "
+        f"OR NEW.reserved <> {ORDER_SUM.format(what='reserved', row='NEW.key')}",
+        "the sums of an order are those of its payments",
+    ),
+    # Attempts and evidence.
+    (
+        ATTEMPT,
+        "UPDATE",
+        f"OLD.finished_at IS NOT NULL OR {changed('id', 'refund_id', 'number', 'started_at')}",
+        "an attempt is finished once",
+    ),
+    (ATTEMPT, "DELETE", "TRUE", "attempts are never deleted"),
+    (EVIDENCE, "UPDATE", "TRUE", "evidence never changes"),
+    (EVIDENCE, "DELETE", "TRUE", "evidence is never deleted"),
+    # The trail.
+    (AUDIT, "INSERT", "NEW.seal IS NOT NULL OR NEW.previous_seal IS NOT NULL", "entries begin unsealed"),
+    (
+        AUDIT,
+        "UPDATE",
+        "OLD.seal IS NOT NULL OR NEW.seal IS NULL OR NEW.previous_seal IS NULL OR "
+        + changed(
+            "id",
+            "at",
+            "actor_id",
+            "roles",
+            "action",
+            "outcome",
+            "object_type",
+            "object_id",
+            "order_id",
+            "ip",
+            "session",
+            "request_id",
+            "text",
+        )
+        + " OR CAST(OLD.data AS text) <> CAST(NEW.data AS text)",
+        "an entry is sealed once and never changes",
+    ),
+    (AUDIT, "DELETE", "TRUE", "the trail is never deleted"),
+)
+
+NEVER_EMPTIED = (REFUND, ATTEMPT, EVIDENCE, AUDIT)
+
+MOVE_COUNTERS = (
+    f"UPDATE {PAYMENT} SET reserved = {RESERVED.format(row='NEW.payment_id')}, "
+    f"refunded = {REFUNDED.format(row='NEW.payment_id')} WHERE id = NEW.payment_id;"
+)
+SUM_ORDER = (
+    f"UPDATE {ORDER} SET captured = {ORDER_SUM.format(what='captured', row='NEW.order_id')}, "
+    f"refunded = {ORDER_SUM.format(what='refunded + external', row='NEW.order_id')}, "
+    f"reserved = {ORDER_SUM.format(what='reserved', row='NEW.order_id')} WHERE key = NEW.order_id;"
+)
+# (table, event, what follows, what is locked first on PostgreSQL so that the sums are made of committed rows)
+FOLLOWERS = (
+    (REFUND, "INSERT", MOVE_COUNTERS, f"PERFORM 1 FROM {PAYMENT} WHERE id = NEW.payment_id FOR UPDATE;"),
+    (REFUND, "UPDATE", MOVE_COUNTERS, f"PERFORM 1 FROM {PAYMENT} WHERE id = NEW.payment_id FOR UPDATE;"),
+    (PAYMENT, "INSERT", SUM_ORDER, f"PERFORM 1 FROM {ORDER} WHERE key = NEW.order_id FOR UPDATE;"),
+    (PAYMENT, "UPDATE", SUM_ORDER, f"PERFORM 1 FROM {ORDER} WHERE key = NEW.order_id FOR UPDATE;"),
+)
+
+
+def names(rules: Iterable[tuple[str, ...]], word: str) -> list[str]:
+    return [f"{rule[0]}_{word}_{number}" for number, rule in enumerate(rules, start=1)]
+
+
+def install_sqlite() -> Iterable[str]:
+    over = "julianday(NEW.last_sent_at) >= julianday(NEW.first_sent_at) + 5.0 / 24"
+    for name, (table, event, condition, words) in zip(names(GUARDS, "guard"), GUARDS, strict=True):
+        yield (
+            f"CREATE TRIGGER {name} BEFORE {event} ON {table} FOR EACH ROW "
+            f"WHEN {condition.format(window_over=over)} BEGIN SELECT RAISE(ABORT, '{words}'); END"
+        )
+    for name, (table, event, then, _lock) in zip(names(FOLLOWERS, "follow"), FOLLOWERS, strict=True):
+        yield f"CREATE TRIGGER {name} AFTER {event} ON {table} FOR EACH ROW BEGIN {then} END"
+
+
+def install_postgresql() -> Iterable[str]:
+    over = "NEW.last_sent_at >= NEW.first_sent_at + interval '5 hours'"
+    for name, (table, event, condition, words) in zip(names(GUARDS, "guard"), GUARDS, strict=True):
+        # Two requests for the last yen of a payment meet at this lock, also where the application took none.
+        lock = (
+            f"PERFORM 1 FROM {PAYMENT} WHERE id = NEW.payment_id FOR UPDATE;"
+            if condition.endswith(LEFT)
+            else ""
+        )
+        row = "OLD" if event == "DELETE" else "NEW"
+        yield (
+            f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {lock} "
+            f"IF {condition.format(window_over=over)} THEN "
+            f"RAISE EXCEPTION '{words}' USING ERRCODE = 'check_violation'; END IF; RETURN {row}; END $$"
+        )
+        yield (f"CREATE TRIGGER {name} BEFORE {event} ON {table} FOR EACH ROW EXECUTE FUNCTION {name}()")
+    for name, (table, event, then, lock) in zip(names(FOLLOWERS, "follow"), FOLLOWERS, strict=True):
+        yield (
+            f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {lock} {then} RETURN NULL; END $$"
+        )
+        yield f"CREATE TRIGGER {name} AFTER {event} ON {table} FOR EACH ROW EXECUTE FUNCTION {name}()"
+    yield (
+        "CREATE FUNCTION refunds_never_emptied() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "RAISE EXCEPTION 'never emptied' USING ERRCODE = 'check_violation'; END $$"
+    )
+    for table in NEVER_EMPTIED:
+        yield (
+            f"CREATE TRIGGER {table}_never_emptied BEFORE TRUNCATE ON {table} "
+            "FOR EACH STATEMENT EXECUTE FUNCTION refunds_never_emptied()"
+        )
+
+
+def remove_sqlite() -> Iterable[str]:
+    for name in names(GUARDS, "guard") + names(FOLLOWERS, "follow"):
+        yield f"DROP TRIGGER {name}"
+
+
+def remove_postgresql() -> Iterable[str]:
+    for name in names(GUARDS, "guard") + names(FOLLOWERS, "follow"):
+        yield f"DROP FUNCTION {name}() CASCADE"
+    yield "DROP FUNCTION refunds_never_emptied() CASCADE"
+
+
+def install(apps: Apps | None, schema_editor: BaseDatabaseSchemaEditor) -> None:
+    vendor = schema_editor.connection.vendor
+    for statement in install_postgresql() if vendor == "postgresql" else install_sqlite():
+        schema_editor.execute(statement, params=None)
+
+
+def remove(apps: Apps | None, schema_editor: BaseDatabaseSchemaEditor) -> None:
+    vendor = schema_editor.connection.vendor
+    for statement in remove_postgresql() if vendor == "postgresql" else remove_sqlite():
+        schema_editor.execute(statement, params=None)
+
+
+def add_control(apps: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:
+    apps.get_model("refunds", "Control").objects.get_or_create(one=True)
+
+
+class Migration(migrations.Migration):
+    dependencies = [("refunds", "0001_initial")]
+
+    operations = [
+        migrations.RunPython(install, remove),
+        migrations.RunPython(add_control, migrations.RunPython.noop),
+    ]

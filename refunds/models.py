@@ -1,0 +1,616 @@
+"""The mirror (Order, Payment, SmartpayRefund), the ledger (Refund, Attempt, Evidence), the trail (AuditEntry, Search).
+
+What this file promises, the database enforces: constraints here, triggers in migrations/0002_guards.py.
+"""
+
+import secrets
+import uuid
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Case, F, Q, Value, When
+from django.utils.translation import gettext_lazy as _
+
+# Note [Keys in time order]
+# An order's key is its `createdAt` in milliseconds, shifted left by KEY_BITS, with a hash of its id below. Newest
+# first is then the primary key's own order on both databases: paging is `key < cursor`, a span of days is a range
+# of keys, and every search index ends in it. Never a COUNT, never an OFFSET.
+KEY_BITS = 22
+
+# Note [Binary collation]
+# Searched text is compared by code point ("C" on PostgreSQL, named "BINARY" by the first migration so that both
+# databases know it by one name). Only then can a B-tree answer "begins with".
+BINARY = "BINARY"
+
+# Note [Lock order]
+# Payments first (by id), then refunds, then the order: the triggers move a payment's counters after a refund's
+# change, and the order's sums after a payment's. Who locks an order before its payments will meet them in a deadlock.
+
+
+def _text(length: int, **kwargs: object) -> "models.CharField[str, str]":
+    """A column that is searched: compared by code point, empty when nothing is known."""
+    return models.CharField(max_length=length, blank=True, default="", db_collation=BINARY, **kwargs)  # type: ignore[arg-type]
+
+
+class Order(models.Model):
+    """A Smartpay order as last read, with the customer's name and mail from its checkout session or an import."""
+
+    class Status(models.TextChoices):
+        REQUIRES_AUTHORIZATION = "requires_authorization", _("手続き中")
+        PENDING = "pending", _("手続き中")
+        REJECTED = "rejected", _("審査否決")
+        REQUIRES_CAPTURE = "requires_capture", _("売上確定待ち")
+        SUCCEEDED = "succeeded", _("支払い済み")
+        CANCELED = "canceled", _("キャンセル")
+        FAILED = "failed", _("支払い失敗")
+
+    # Every started checkout makes an order; these were never paid and are hidden unless asked for.
+    UNPAID = (Status.REQUIRES_AUTHORIZATION, Status.PENDING, Status.REJECTED, Status.FAILED)
+
+    class RefundStatus(models.TextChoices):
+        NONE = "none", _("なし")
+        PARTIAL = "partial", _("一部返金")
+        FULL = "full", _("全額返金")
+        PROCESSING = "processing", _("返金処理中")
+
+    class CustomerSource(models.TextChoices):
+        NONE = "", _("登録なし")
+        SESSION = "session", _("決済時の入力")
+        IMPORT = "import", _("取り込み")
+
+    key = models.BigIntegerField(primary_key=True, editable=False, help_text="See Note [Keys in time order].")
+    order_id = models.CharField(_("注文ID"), max_length=80, db_collation=BINARY)
+    reference = _text(255, verbose_name=_("ショップ注文番号"), help_text=_("Smartpay の reference(参照番号)"))
+    amount = models.PositiveBigIntegerField(
+        _("金額"), help_text="In the currency's minor unit; yen has none."
+    )
+    currency = models.CharField(_("通貨"), max_length=3)
+    status = models.CharField(_("状態"), max_length=32, choices=Status)
+    description = models.TextField(_("説明"), blank=True, default="")
+    token_id = models.CharField(max_length=80, blank=True, default="")
+    test = models.BooleanField(_("テスト"))
+    line_items = models.JSONField(
+        _("明細"),
+        default=list,
+        help_text="[{name, quantity, amount, currency, kind}], as shown; amounts per line.",
+    )
+    created_at = models.DateTimeField(_("注文日時"))
+    expires_at = models.DateTimeField(null=True, blank=True)
+    read_at = models.DateTimeField(
+        _("最終確認"), help_text="When the read began that these values come from."
+    )
+
+    # The customer: from the checkout session, or from an import; an order of a token has none. smartpay-api.md 4.2.
+    customer_source = models.CharField(
+        _("お客様情報の出所"), max_length=8, choices=CustomerSource, blank=True, default=""
+    )
+    family_name = models.CharField(_("姓"), max_length=120, blank=True, default="")
+    given_name = models.CharField(_("名"), max_length=120, blank=True, default="")
+    family_kana = models.CharField(_("姓(カナ)"), max_length=120, blank=True, default="")
+    given_kana = models.CharField(_("名(カナ)"), max_length=120, blank=True, default="")
+    email = models.CharField(_("メールアドレス"), max_length=254, blank=True, default="")
+
+    # The same, folded by search.fold(): what is searched.
+    family_folded = _text(120)
+    given_folded = _text(120)
+    name_folded = _text(240)
+    name_turned_folded = _text(240, help_text="Given name first.")
+    family_kana_folded = _text(120)
+    given_kana_folded = _text(120)
+    kana_folded = _text(240)
+    kana_turned_folded = _text(240)
+    email_folded = _text(254)
+    reference_folded = _text(255)
+    order_id_reversed = _text(80, help_text="For the last characters, read out on the telephone.")
+
+    # Sums over the payments, kept by triggers: captured, refunded (ours and elsewhere), reserved by ours unsettled.
+    captured = models.PositiveBigIntegerField(default=0, editable=False)
+    refunded = models.PositiveBigIntegerField(_("返金済み額"), default=0, editable=False)
+    reserved = models.PositiveBigIntegerField(default=0, editable=False)
+    refund_status = models.GeneratedField(
+        expression=Case(
+            When(reserved__gt=0, then=Value("processing")),
+            When(refunded__gt=0, refunded__gte=F("captured"), then=Value("full")),
+            When(refunded__gt=0, then=Value("partial")),
+            default=Value("none"),
+        ),
+        output_field=models.CharField(max_length=10, choices=RefundStatus),
+        db_persist=True,
+    )
+
+    class Meta:
+        verbose_name = _("注文")
+        verbose_name_plural = _("注文")
+        ordering = ("-key",)
+        constraints = (models.UniqueConstraint(fields=["order_id"], name="order_one_per_order_id"),)
+        indexes = tuple(
+            models.Index(fields=[column, "key"], name=f"order_{short}")
+            for column, short in {
+                "status": "status",
+                "refund_status": "refund_status",
+                "family_folded": "family",
+                "given_folded": "given",
+                "name_folded": "name",
+                "name_turned_folded": "name_turned",
+                "family_kana_folded": "family_kana",
+                "given_kana_folded": "given_kana",
+                "kana_folded": "kana",
+                "kana_turned_folded": "kana_turned",
+                "email_folded": "email",
+                "reference_folded": "reference",
+                "order_id_reversed": "id_reversed",
+            }.items()
+        )
+
+    def __str__(self) -> str:
+        return self.order_id
+
+    @property
+    def customer_name(self) -> str:
+        """`田中 太郎`, family name first; empty when nothing is registered."""
+        return f"{self.family_name} {self.given_name}".strip()
+
+    @property
+    def customer_kana(self) -> str:
+        return f"{self.family_kana} {self.given_kana}".strip()
+
+    @property
+    def is_unpaid(self) -> bool:
+        return self.status in self.UNPAID
+
+
+class Payment(models.Model):
+    """A capture of an order, and the account that refunds are booked against.
+
+    `reserved` and `refunded` are moved only by the trigger on Refund; the trigger on this table refuses values that
+    are not the sums of the ledger's rows. `captured` and `external` are facts read from Smartpay and always
+    recorded, even where they break the sum.
+    """
+
+    id = models.CharField(_("支払いID"), max_length=80, primary_key=True, db_collation=BINARY)
+    order = models.ForeignKey(
+        Order, on_delete=models.PROTECT, related_name="payments", verbose_name=_("注文")
+    )
+    currency = models.CharField(_("通貨"), max_length=3)
+    captured = models.PositiveBigIntegerField(_("支払い額"))
+    reserved = models.PositiveBigIntegerField(_("処理中の返金"), default=0, editable=False)
+    refunded = models.PositiveBigIntegerField(_("このツールの返金"), default=0, editable=False)
+    external = models.PositiveBigIntegerField(_("このツール以外での返金"), default=0)
+    status = models.CharField(_("Smartpay の状態"), max_length=32, blank=True, default="")
+    description = models.TextField(_("説明"), blank=True, default="")
+    reference = models.CharField(_("参照番号"), max_length=255, blank=True, default="")
+    created_at = models.DateTimeField(_("支払い日時"))
+    read_at = models.DateTimeField(_("最終確認"))
+
+    class Meta:
+        verbose_name = _("支払い")
+        verbose_name_plural = _("支払い")
+        ordering = ("created_at", "id")
+
+    def __str__(self) -> str:
+        return self.id
+
+    def refundable(self) -> int:
+        """What is left to refund, in the minor unit: the one place where this sum is made.
+
+        Captured, less refunds that have not failed (ours or made elsewhere), less ours still unsettled. Never
+        below 0 for the reader, even where Smartpay's facts break the sum.
+        """
+        return max(0, self.captured - self.refunded - self.external - self.reserved)
+
+    def already_refunded(self) -> int:
+        return self.refunded + self.external
+
+
+class SmartpayRefund(models.Model):
+    """A refund that Smartpay shows, whoever made it. Written by mirror.py only; which are ours, it decides there."""
+
+    class Status(models.TextChoices):
+        SUCCEEDED = "succeeded", _("返金済み")
+        FAILED = "failed", _("返金不可")
+
+    id = models.CharField(_("Smartpay 返金ID"), max_length=80, primary_key=True, db_collation=BINARY)
+    # No constraint: Smartpay lists refunds on their own, and one may be read before its payment.
+    payment = models.ForeignKey(
+        Payment,
+        on_delete=models.DO_NOTHING,
+        related_name="smartpay_refunds",
+        db_constraint=False,
+        verbose_name=_("支払い"),
+    )
+    amount = models.PositiveBigIntegerField(_("金額"))
+    currency = models.CharField(_("通貨"), max_length=3)
+    status = models.CharField(
+        _("状態"), max_length=32, blank=True, default="", help_text="Absent in some answers."
+    )
+    reason = models.CharField(_("理由"), max_length=64, blank=True, default="")
+    description = models.TextField(_("説明"), blank=True, default="")
+    reference = models.CharField(_("参照番号"), max_length=255, blank=True, default="")
+    metadata = models.JSONField(default=dict)
+    created_at = models.DateTimeField(_("返金日時"))
+    read_at = models.DateTimeField(_("最終確認"))
+    ours = models.ForeignKey(
+        "Refund",
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="seen",
+        verbose_name=_("返金"),
+        help_text="The ledger row that this is; empty: made outside this tool.",
+    )
+
+    class Meta:
+        verbose_name = _("Smartpay の返金")
+        verbose_name_plural = _("Smartpay の返金")
+        ordering = ("-created_at", "id")
+
+    def __str__(self) -> str:
+        return self.id
+
+    @property
+    def counts(self) -> bool:
+        """Whether its amount is gone: every status but "failed", the unknown ones included."""
+        return self.status != self.Status.FAILED
+
+
+class Refund(models.Model):
+    """One line of the ledger: one decision of a person, one idempotency key, one frozen request.
+
+    The id is minted when the form is drawn. It is the form's `request_id`, the key and the `reference` at once.
+    """
+
+    class State(models.TextChoices):
+        AWAITING_APPROVAL = "awaiting_approval", _("承認待ち")  # a second person has to decide
+        QUEUED = "queued", _("送信待ち")  # may be sent; never sent yet
+        SENDING = "sending", _("送信中")  # committed; the request may be on its way
+        UNKNOWN = "unknown", _("結果不明")  # it may exist at Smartpay; the machine is finding out
+        REVIEW = "review", _("要調査")  # what Smartpay shows contradicts; two people decide
+        SUCCEEDED = "succeeded", _("返金済み")  # Smartpay showed it, with its id
+        REJECTED = "rejected", _("返金不可")  # Smartpay refused the first attempt; nothing happened
+        NOT_EXECUTED = "not_executed", _("返金不成立")  # proved absent after the window
+        CANCELLED = "cancelled", _("取り下げ")  # never sent
+
+    RESERVING = (State.AWAITING_APPROVAL, State.QUEUED, State.SENDING, State.UNKNOWN, State.REVIEW)
+    IN_FLIGHT = (State.SENDING, State.UNKNOWN)
+    BLOCKING = (State.UNKNOWN, State.REVIEW)  # a further refund of the payment is refused meanwhile
+
+    class Reason(models.TextChoices):
+        REQUESTED_BY_CUSTOMER = "requested_by_customer", _("お客様からの依頼")
+        FRAUDULENT = "fraudulent", _("不正利用")
+
+    class Cancelled(models.TextChoices):
+        WITHDRAWN = "withdrawn", _("取り下げ")
+        REFUSED = "refused", _("却下")
+        EXPIRED = "expired", _("期限切れ")
+        BALANCE = "balance", _("残額変更")
+        ENTITLEMENT = "entitlement", _("権限失効")
+
+    id = models.UUIDField(_("受付番号"), primary_key=True, default=uuid.uuid4, editable=False)
+    payment = models.ForeignKey(
+        Payment, on_delete=models.PROTECT, related_name="refunds", verbose_name=_("支払い"), db_index=False
+    )
+    amount = models.PositiveBigIntegerField(
+        _("返金額"), help_text="In the currency's minor unit; yen has none."
+    )
+    currency = models.CharField(_("通貨"), max_length=3)
+    reason = models.CharField(_("理由"), max_length=32, choices=Reason)
+    description = models.CharField(_("説明"), max_length=80, blank=True, default="")
+    memo = models.TextField(_("社内メモ"), blank=True, default="")
+    similar_reason = models.TextField(_("それでも返金する理由"), blank=True, default="")
+    refundable_before = models.PositiveBigIntegerField(
+        _("申請時の返金可能額"), help_text="What was approved is this amount of this remaining balance."
+    )
+    body = models.TextField(editable=False, help_text="The request as it is sent, byte for byte, for ever.")
+    state = models.CharField(_("状態"), max_length=20, choices=State)
+
+    requested_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="refunds", verbose_name=_("申請者")
+    )
+    requested_at = models.DateTimeField(_("申請日時"))
+    decided_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="refund_decisions",
+        verbose_name=_("承認者"),
+    )
+    decided_at = models.DateTimeField(_("承認日時"), null=True, blank=True)
+    decision_note = models.TextField(_("承認メモ"), blank=True, default="")
+    cancelled_because = models.CharField(
+        _("取り下げの理由"), max_length=12, choices=Cancelled, blank=True, default=""
+    )
+
+    attempt_no = models.PositiveIntegerField(_("送信回数"), default=0)
+    first_sent_at = models.DateTimeField(_("最初の送信"), null=True, blank=True)
+    last_sent_at = models.DateTimeField(_("最後の送信"), null=True, blank=True)
+    lease_until = models.DateTimeField(null=True, blank=True)
+    lease_owner = models.CharField(max_length=36, blank=True, default="")
+    turns = models.PositiveIntegerField(
+        default=0, help_text="Turns taken so far: what the back-off grows with."
+    )
+    next_check_at = models.DateTimeField(_("次の確認"), null=True, blank=True)
+    absent_since = models.DateTimeField(
+        null=True, blank=True, help_text="The first complete read without it."
+    )
+
+    smartpay_id = models.CharField(
+        _("Smartpay 返金ID"), max_length=80, null=True, blank=True, db_collation=BINARY
+    )
+    error_code = models.CharField(_("エラーコード"), max_length=64, blank=True, default="")
+    error_message = models.TextField(_("エラー内容"), blank=True, default="")
+    settled_at = models.DateTimeField(_("確定日時"), null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("返金")
+        verbose_name_plural = _("返金")
+        ordering = ("-requested_at", "-id")
+        permissions = (
+            ("request_refund", "Can ask for a refund"),
+            ("approve_refund", "Can approve or reject a refund"),
+        )
+        constraints = (
+            models.CheckConstraint(condition=Q(amount__gt=0), name="refund_amount_positive"),
+            models.CheckConstraint(
+                condition=Q(
+                    state__in=[
+                        "awaiting_approval",
+                        "queued",
+                        "sending",
+                        "unknown",
+                        "review",
+                        "succeeded",
+                        "rejected",
+                        "not_executed",
+                        "cancelled",
+                    ]
+                ),
+                name="refund_state_known",
+            ),
+            models.CheckConstraint(
+                condition=Q(decided_by__isnull=True) | ~Q(decided_by=F("requested_by")),
+                name="refund_four_eyes",
+            ),
+            models.CheckConstraint(
+                condition=~Q(state="succeeded") | Q(smartpay_id__isnull=False), name="refund_succeeded_has_id"
+            ),
+            models.CheckConstraint(
+                condition=~Q(state="cancelled") | Q(first_sent_at__isnull=True, cancelled_because__gt=""),
+                name="refund_cancelled_never_sent",
+            ),
+            models.CheckConstraint(
+                condition=~Q(state__in=["sending", "unknown"]) | Q(first_sent_at__isnull=False),
+                name="refund_in_flight_was_sent",
+            ),
+            models.UniqueConstraint(fields=["smartpay_id"], name="refund_one_per_smartpay_id"),
+            models.UniqueConstraint(
+                fields=["payment"], condition=Q(state__in=["sending", "unknown"]), name="refund_one_in_flight"
+            ),
+        )
+        indexes = (
+            models.Index(fields=["payment", "requested_at"], name="refund_payment"),
+            models.Index(fields=["requested_at", "id"], name="refund_ledger"),
+            models.Index(fields=["state", "requested_at", "id"], name="refund_state"),
+            models.Index(fields=["requested_by", "requested_at", "id"], name="refund_person"),
+            models.Index(
+                fields=["next_check_at"],
+                name="refund_unsettled",
+                condition=Q(state__in=["queued", "sending", "unknown"]),
+            ),
+        )
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+    @property
+    def label(self) -> str:
+        """The state in words; a cancelled one is named by its cause."""
+        if self.state == self.State.CANCELLED and self.cancelled_because:
+            return str(self.get_cancelled_because_display())
+        return str(self.get_state_display())
+
+    @property
+    def is_settled(self) -> bool:
+        return self.state not in self.RESERVING
+
+
+class Attempt(models.Model):
+    """One sending of a refund: written before the request leaves, finished once by its answer, never again."""
+
+    refund = models.ForeignKey(
+        Refund, on_delete=models.PROTECT, related_name="attempts", verbose_name=_("返金")
+    )
+    number = models.PositiveIntegerField(_("回"))
+    started_at = models.DateTimeField(_("送信"))
+    finished_at = models.DateTimeField(_("応答"), null=True, blank=True)
+    outcome = models.CharField(_("結果"), max_length=16, blank=True, default="")
+    http_status = models.PositiveSmallIntegerField(_("HTTP"), null=True, blank=True)
+    error_code = models.CharField(_("エラーコード"), max_length=64, blank=True, default="")
+    error_message = models.TextField(_("エラー内容"), blank=True, default="")
+    replayed = models.BooleanField(_("再応答"), default=False)
+    response_sha256 = models.CharField(max_length=64, blank=True, default="")
+
+    class Meta:
+        verbose_name = _("送信")
+        verbose_name_plural = _("送信")
+        ordering = ("refund", "number")
+        constraints = (models.UniqueConstraint(fields=["refund", "number"], name="attempt_one_per_number"),)
+
+    def __str__(self) -> str:
+        return f"{self.refund_id}#{self.number}"
+
+
+class Evidence(models.Model):
+    """What a read showed of a refund whose outcome was open: found, or absent from a complete read."""
+
+    class Kind(models.TextChoices):
+        ANSWER = "answer", _("送信への応答")
+        READ = "read", _("支払いの確認")
+        LIST = "list", _("返金一覧の確認")
+
+    refund = models.ForeignKey(
+        Refund, on_delete=models.PROTECT, related_name="evidence", verbose_name=_("返金")
+    )
+    kind = models.CharField(_("種類"), max_length=8, choices=Kind)
+    at = models.DateTimeField(_("日時"))
+    found = models.BooleanField(_("あり"))
+    smartpay_id = models.CharField(_("Smartpay 返金ID"), max_length=80, blank=True, default="")
+    detail = models.CharField(_("内容"), max_length=200, blank=True, default="")
+
+    class Meta:
+        verbose_name = _("確認の記録")
+        verbose_name_plural = _("確認の記録")
+        ordering = ("refund", "at")
+
+    def __str__(self) -> str:
+        return f"{self.refund_id} {self.kind}"
+
+
+class Control(models.Model):
+    """The switch for sending, one row: off, nothing is sent; reading and settling go on."""
+
+    one = models.BooleanField(primary_key=True, default=True, editable=False)
+    sends_enabled = models.BooleanField(_("送信"), default=True)
+    reason = models.CharField(_("理由"), max_length=200, blank=True, default="")
+    changed_at = models.DateTimeField(_("変更日時"), null=True, blank=True)
+    changed_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="+",
+        verbose_name=_("変更者"),
+    )
+
+    class Meta:
+        verbose_name = _("送信の停止と再開")
+        verbose_name_plural = _("送信の停止と再開")
+        constraints = (models.CheckConstraint(condition=Q(one=True), name="control_one_row"),)
+
+    def __str__(self) -> str:
+        return "on" if self.sends_enabled else f"off: {self.reason}"
+
+
+class SyncCursor(models.Model):
+    """Where the scan of one of Smartpay's lists stands, so that a killed one goes on at its page."""
+
+    collection = models.CharField(max_length=24, primary_key=True)  # "orders", "checkout-sessions", "refunds"
+    page_token = models.TextField(
+        blank=True, default="", help_text="The next page to read; empty: from the start."
+    )
+    scan_started_at = models.DateTimeField(null=True, blank=True, help_text="Of the scan under way.")
+    seen = models.PositiveBigIntegerField(default=0, help_text="Objects read by the scan under way.")
+    last_started_at = models.DateTimeField(
+        null=True, blank=True, help_text="Of the last scan that reached the end."
+    )
+    last_finished_at = models.DateTimeField(null=True, blank=True)
+    last_read_at = models.DateTimeField(
+        null=True, blank=True, help_text="Of the last page, or sweep, of any kind."
+    )
+
+    class Meta:
+        verbose_name = _("同期")
+        verbose_name_plural = _("同期")
+
+    def __str__(self) -> str:
+        return self.collection
+
+
+class WebhookEvent(models.Model):
+    """An event that Smartpay delivered: a hint to read, kept so that a repeat does nothing twice."""
+
+    event_id = models.CharField(max_length=80, primary_key=True)
+    subscription_id = models.CharField(max_length=80, blank=True, default="")
+    kind = models.CharField(max_length=64)
+    received_at = models.DateTimeField()
+    body_sha256 = models.CharField(max_length=64)
+
+    class Meta:
+        verbose_name = _("Webhook")
+        verbose_name_plural = _("Webhook")
+
+    def __str__(self) -> str:
+        return self.event_id
+
+
+def opaque_id() -> str:
+    """22 characters that nobody can guess: 128 bits."""
+    return secrets.token_urlsafe(16)
+
+
+class Search(models.Model):
+    """What a person typed into the search box. It opens only for them and for auditors, and is pruned."""
+
+    id = models.CharField(max_length=22, primary_key=True, default=opaque_id, editable=False)
+    person = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="searches", verbose_name=_("利用者")
+    )
+    text = models.CharField(_("検索語"), max_length=200)
+    created_at = models.DateTimeField(_("日時"))
+
+    class Meta:
+        verbose_name = _("検索")
+        verbose_name_plural = _("検索")
+        ordering = ("-created_at",)
+        indexes = (
+            models.Index(fields=["person", "created_at"], name="search_person"),
+            models.Index(fields=["created_at"], name="search_created"),
+        )
+
+    def __str__(self) -> str:
+        return self.id  # never the text: this ends up in logs and titles
+
+
+class AuditEntry(models.Model):
+    """Who did what to what. Inserted, sealed once by the worker, never changed: triggers refuse everything else.
+
+    `text` is the canonical JSON that the seal is computed over; the other columns repeat it for searching.
+    """
+
+    class Outcome(models.TextChoices):
+        DONE = "done", _("実行")
+        REFUSED = "refused", _("拒否")
+
+    at = models.DateTimeField(_("日時"))
+    actor = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="audit_entries",
+        verbose_name=_("利用者"),
+        db_index=False,
+    )
+    roles = models.CharField(_("役割"), max_length=64, blank=True, default="")
+    action = models.CharField(_("操作"), max_length=48)
+    outcome = models.CharField(_("結果"), max_length=8, choices=Outcome, default=Outcome.DONE)
+    object_type = models.CharField(_("対象の種類"), max_length=24, blank=True, default="")
+    object_id = models.CharField(_("対象"), max_length=80, blank=True, default="")
+    order_id = models.CharField(_("注文ID"), max_length=80, blank=True, default="")
+    data = models.JSONField(
+        _("内容"), default=dict, help_text="Ids, amounts, states; never a name or a mail."
+    )
+    ip = models.GenericIPAddressField(_("接続元"), null=True, blank=True)
+    session = models.CharField(
+        _("セッション"), max_length=16, blank=True, default="", help_text="A hash of it."
+    )
+    request_id = models.CharField(max_length=36, blank=True, default="")
+    text = models.TextField(editable=False)
+    previous_seal = models.CharField(max_length=64, null=True, blank=True, editable=False)
+    seal = models.CharField(max_length=64, null=True, blank=True, editable=False)
+
+    class Meta:
+        verbose_name = _("監査記録")
+        verbose_name_plural = _("監査記録")
+        ordering = ("-id",)
+        indexes = (
+            models.Index(fields=["actor", "id"], name="audit_actor"),
+            models.Index(fields=["action", "id"], name="audit_action"),
+            models.Index(fields=["object_id", "id"], name="audit_object"),
+            models.Index(fields=["order_id", "id"], name="audit_order"),
+            models.Index(fields=["at"], name="audit_at"),
+            models.Index(fields=["id"], name="audit_unsealed", condition=Q(seal__isnull=True)),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.id} {self.action}"

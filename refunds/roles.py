@@ -1,0 +1,45 @@
+"""Who may what: the four roles as Django groups, each with exactly the permissions of this table.
+
+The groups come from the company's claims at each sign-in (dashboard/sso.py). `sync` makes the table true after
+every `migrate`, so the database can never drift from what is read here.
+"""
+
+from typing import Any
+
+VIEW_ORDERS = "refunds.view_order"
+REQUEST_REFUND = "refunds.request_refund"
+APPROVE_REFUND = "refunds.approve_refund"
+AUDIT = "refunds.view_auditentry"
+
+ROLES = {
+    "viewer": [VIEW_ORDERS, "refunds.view_refund"],
+    "operator": [VIEW_ORDERS, "refunds.view_refund", REQUEST_REFUND],
+    "approver": [VIEW_ORDERS, "refunds.view_refund", REQUEST_REFUND, APPROVE_REFUND],
+    "auditor": [
+        VIEW_ORDERS,
+        "refunds.view_refund",
+        "refunds.view_payment",
+        "refunds.view_smartpayrefund",
+        "refunds.view_attempt",
+        "refunds.view_evidence",
+        "refunds.view_search",
+        "refunds.view_control",
+        "refunds.view_synccursor",
+        "dashboard.view_user",
+        AUDIT,
+    ],
+}
+STAFF_ROLES = {"auditor"}  # who may open /admin/
+
+
+def sync(**kwargs: Any) -> None:
+    """Make the groups and their permissions equal to ROLES. Called after every migration."""
+    from django.contrib.auth.models import Group, Permission
+
+    permissions = {
+        f"{p.content_type.app_label}.{p.codename}": p
+        for p in Permission.objects.select_related("content_type")
+    }
+    for role, names in ROLES.items():
+        group, _created = Group.objects.get_or_create(name=role)
+        group.permissions.set([permissions[name] for name in names if name in permissions])
