@@ -1,0 +1,706 @@
+"""Smartpay's API: typed answers, errors named by what happened to the money. No models, no database.
+
+The source of every fact is Smartpay's API reference and its official SDKs; where they are silent, the cautious
+reading is taken and said here. Amounts are integers in the currency's minor unit (¥2,500 is 2500).
+"""
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, Literal, Self
+from urllib.parse import quote
+
+import requests
+from django.conf import settings
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, NewConnectionError
+from urllib3.util.retry import Retry
+
+type Json = dict[str, Any]
+
+USER_AGENT = "refund-dashboard"
+LARGEST_REFUND_ANSWER = 1024 * 1024  # bytes
+LARGEST_READ_ANSWER = 16 * 1024 * 1024  # bytes: a page of expanded orders with all their products
+PAGE_SIZES = (100, 20)  # the upper bound of maxResults is unknown; 20 is the only size known to work
+RETRIED_READS = Retry(total=2, backoff_factor=0.3, status_forcelist=(502, 503, 504), allowed_methods=("GET",))
+
+_KEY = re.compile(r"sk_(test|live)_[0-9a-zA-Z]+")
+_ID = re.compile(r"(order|payment|refund|checkout)_(test|live)_[0-9a-zA-Z]+")
+
+type Kind = Literal["order", "payment", "refund", "checkout"]
+type Mode = Literal["test", "live"]
+
+
+# --- Errors -------------------------------------------------------------------------------------------------
+
+
+class SmartpayError(Exception):
+    """Smartpay did not do, or did not show, what was asked. The text holds no key, name or mail."""
+
+    outcome = "AMBIGUOUS"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        http_status: int | None = None,
+        error_code: str = "",
+        retry_after: float | None = None,
+        sha256: str = "",
+        replayed: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.http_status = http_status
+        self.error_code = error_code
+        self.retry_after = retry_after
+        self.sha256 = sha256
+        self.replayed = replayed
+
+
+class Refused(SmartpayError):
+    """Smartpay answered no, in its own words. On a first attempt nothing happened; on a later one it may have."""
+
+    outcome = "REFUSED"
+
+
+class NotFound(Refused):
+    """No such object for this key: unknown, or of the other mode."""
+
+
+class NotSent(SmartpayError):
+    """No byte of the request left: nothing happened, and it may be sent again."""
+
+    outcome = "NOT_SENT"
+
+
+class Unclear(SmartpayError):
+    """It may have been done: only the same request, under its key, may follow."""
+
+
+class NotAccepted(Unclear):
+    """Turned away before Smartpay's own rules were asked: a foreign 403 or 404, a 405, a 415."""
+
+    outcome = "NOT_ACCEPTED"
+
+
+class KeyRefused(NotAccepted):
+    """401: the secret key is missing, wrong or outdated. Every further call would get the same."""
+
+
+class InProgress(Unclear):
+    """409 or 425: the same key is being worked on, or was used with another body."""
+
+    outcome = "IN_PROGRESS"
+
+
+class Limited(Unclear):
+    """429: asked to wait."""
+
+    outcome = "LIMITED"
+
+
+class Contradiction(Unclear):
+    """A refund was answered that is not the one asked for: another payment, amount, currency, mode or reference."""
+
+    outcome = "CONTRADICTION"
+
+
+# --- Answers ------------------------------------------------------------------------------------------------
+
+
+def _moment(value: Any) -> datetime:
+    """Smartpay's milliseconds since 1970 as an aware datetime."""
+    return datetime.fromtimestamp(value / 1000, tz=UTC)
+
+
+def _whole(value: Any) -> int:
+    """An amount. Raises TypeError for anything but an integer: a fraction of a yen is not an amount."""
+    if type(value) is not int:
+        raise TypeError("An amount is an integer.")
+    return value
+
+
+def _text(value: Any) -> str:
+    """Absent and null are the same to Smartpay, and are "" to us."""
+    return value if isinstance(value, str) else ""
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _id(value: Any) -> str:
+    """A reference to an object: its id, or the object itself when expanded."""
+    return _text(value.get("id")) if isinstance(value, dict) else _text(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """A refund as Smartpay shows it. `status` is "succeeded", "failed" or, where absent, ""."""
+
+    id: str
+    payment: str
+    amount: int
+    currency: str
+    status: str
+    reason: str
+    description: str
+    reference: str
+    metadata: Json
+    test: bool
+    created_at: datetime
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        return cls(
+            id=data["id"],
+            payment=_id(data["payment"]),
+            amount=_whole(data["amount"]),
+            currency=data["currency"].upper(),
+            status=_text(data.get("status")),
+            reason=_text(data.get("reason")),
+            description=_text(data.get("description")),
+            reference=_text(data.get("reference")),
+            metadata=data.get("metadata") or {},
+            test=data["test"],
+            created_at=_moment(data["createdAt"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """A capture. `refund_ids` is None where the answer does not list refunds: the sources disagree whether it does."""
+
+    id: str
+    order: str
+    amount: int
+    currency: str
+    status: str
+    description: str
+    reference: str
+    refund_ids: tuple[str, ...] | None
+    test: bool
+    created_at: datetime
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        refunds = data.get("refunds")
+        return cls(
+            id=data["id"],
+            order=_id(data["order"]),
+            amount=_whole(data["amount"]),
+            currency=data["currency"].upper(),
+            status=_text(data.get("status")),
+            description=_text(data.get("description")),
+            reference=_text(data.get("reference")),
+            refund_ids=None if refunds is None else tuple(_id(refund) for refund in refunds),
+            test=data["test"],
+            created_at=_moment(data["createdAt"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    """What the merchant sent to prefill a checkout. Every field may be missing ("")."""
+
+    family_name: str = ""
+    given_name: str = ""
+    family_kana: str = ""
+    given_kana: str = ""
+    email: str = ""
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        return cls(
+            family_name=_text(data.get("lastName")),
+            given_name=_text(data.get("firstName")),
+            family_kana=_text(data.get("lastNameKana")),
+            given_kana=_text(data.get("firstNameKana")),
+            email=_text(data.get("emailAddress")) or _text(data.get("email")),  # official samples send either
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.family_name or self.given_name or self.family_kana or self.given_kana or self.email)
+
+    def __repr__(self) -> str:
+        return "Customer(…)"  # a person's data never reaches a log through a repr
+
+
+@dataclass(frozen=True, slots=True)
+class LineItem:
+    """A line of an order; `amount` is that of one piece. `kind` is "product", "tax" or "discount"."""
+
+    name: str
+    quantity: int
+    amount: int
+    currency: str
+    kind: str
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        price = data.get("price")
+        price = price if isinstance(price, dict) else {}
+        product = price.get("product")
+        product = product if isinstance(product, dict) else {}
+        return cls(
+            name=_text(product.get("name")) or _text(data.get("description")) or _text(price.get("label")),
+            quantity=data.get("quantity") or 1,
+            amount=_whole(data["amount"] if data.get("amount") is not None else price.get("amount") or 0),
+            currency=_text(data.get("currency") or price.get("currency")).upper(),
+            kind=_text(data.get("kind")) or "product",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An order, read with `expand=all`. It carries no customer: see CheckoutSession."""
+
+    id: str
+    amount: int
+    currency: str
+    status: str
+    reference: str
+    description: str
+    token_id: str
+    test: bool
+    created_at: datetime
+    expires_at: datetime | None
+    payments: tuple[Payment, ...]
+    line_items: tuple[LineItem, ...]
+    customer: Customer = field(default_factory=Customer)
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        return cls(
+            id=data["id"],
+            amount=_whole(data["amount"]),
+            currency=data["currency"].upper(),
+            status=data["status"],
+            reference=_text(data.get("reference")),
+            description=_text(data.get("description")),
+            token_id=_text(data.get("tokenId")),
+            test=data["test"],
+            created_at=_moment(data["createdAt"]),
+            expires_at=None if data.get("expiresAt") is None else _moment(data["expiresAt"]),
+            payments=tuple(Payment.parse(payment) for payment in _list(data.get("payments"))),
+            line_items=tuple(LineItem.parse(item) for item in _list(data.get("lineItems"))),
+            # In no schema; read if the live API returns it all the same, never required.
+            customer=Customer.parse(data.get("customerInfo") or {}),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CheckoutSession:
+    """A checkout, the only home of a customer's name and mail. `order` is None in token mode."""
+
+    id: str
+    order: Order | None
+    customer: Customer
+    reference: str
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        order = data.get("order")
+        return cls(
+            id=data["id"],
+            order=Order.parse(order) if isinstance(order, dict) else None,
+            customer=Customer.parse(data.get("customerInfo") or {}),
+            reference=_text(data.get("reference")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Page[T]:
+    """One page of a list. `next_token` is "" at the end."""
+
+    items: tuple[T, ...]
+    next_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a refund request that named our refund: its contents, and what is kept of the answer."""
+
+    refund: Refund
+    outcome: Literal["EXECUTED", "FAILED"]
+    http_status: int
+    replayed: bool
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Response:
+    status: int
+    headers: requests.structures.CaseInsensitiveDict[str]
+    body: bytes
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.body).hexdigest()
+
+    @property
+    def replayed(self) -> bool:
+        """The header's full name is cut in the documents: "Idempotency-R…"."""
+        return any(name.lower().startswith("idempotency-re") for name in self.headers)
+
+    @property
+    def json(self) -> Json | None:
+        """The body as an object, or None where it is not one or is not declared as JSON."""
+        kind = self.headers.get("Content-Type", "").split(";")[0].strip().lower()
+        if kind not in {"application/json", "text/json"}:
+            return None
+        try:
+            data = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+        return data if isinstance(data, dict) else None
+
+
+# --- Ids and modes ------------------------------------------------------------------------------------------
+
+
+def mode_of(secret_key: str) -> Mode:
+    """Return "test" or "live". Raises ValueError for what is not a secret key; the message does not hold it."""
+    match = _KEY.fullmatch(secret_key)
+    if not match:
+        raise ValueError("Not a Smartpay secret key: sk_test_… or sk_live_… is expected.")
+    return "test" if match[1] == "test" else "live"
+
+
+def id_kind(text: str) -> tuple[Kind, Mode] | None:
+    """Tell what a whole id names: ("order", "test") for "order_test_…"; None for anything else."""
+    match = _ID.fullmatch(text)
+    return (match[1], match[2]) if match else None  # type: ignore[return-value]
+
+
+def refund_body(
+    *, payment_id: str, amount: int, currency: str, reason: str, description: str, key: str
+) -> str:
+    """Return the request for a refund, to be kept and sent byte for byte for as long as it lives.
+
+    `amount` is always there: left out, Smartpay would refund all that is left. The key goes into `reference` and
+    into `metadata`, since not every schema of Smartpay shows both again. An empty description is left out.
+
+    Raises: TypeError for an amount that is not an int (a bool is none), ValueError for one below 1.
+    Source: Smartpay API reference, "Create a refund" (POST /refunds).
+    """
+    if type(amount) is not int:
+        raise TypeError("An amount is an integer in the currency's minor unit.")
+    if amount < 1:
+        raise ValueError("An amount is at least 1.")
+    body: Json = {
+        "payment": payment_id,
+        "amount": amount,
+        "currency": currency,
+        "reason": reason,
+        "reference": key,
+        "metadata": {"refund_dashboard_id": key},
+    }
+    if description:
+        body["description"] = description
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+
+
+# --- The client ---------------------------------------------------------------------------------------------
+
+
+class Client:
+    """One merchant's Smartpay. Reads share connections and are repeated; a refund is sent once, on a fresh one."""
+
+    def __init__(self, *, base_url: str, secret_key: str, deadline: float | None = None) -> None:
+        """`deadline`: seconds a whole call may take, however slowly it drips; default SMARTPAY_DEADLINE."""
+        self.mode = mode_of(secret_key)
+        self._base_url = base_url
+        self._authorization = f"Basic {secret_key}"  # the key as it is: Smartpay takes no base64
+        self._timeout = (settings.SMARTPAY_CONNECT_TIMEOUT, settings.SMARTPAY_READ_TIMEOUT)
+        self._deadline: float = settings.SMARTPAY_DEADLINE if deadline is None else deadline
+        self._reads = self._session(RETRIED_READS)
+        self._page_size = PAGE_SIZES[0]
+
+    def __repr__(self) -> str:
+        return f"<Client {self.mode} {self._base_url}>"
+
+    def within(self, seconds: float) -> "Client":
+        """The same client with a shorter deadline: for a page that somebody waits for."""
+        other = Client.__new__(Client)
+        other.__dict__ = self.__dict__ | {"_deadline": seconds}
+        return other
+
+    # -- reads
+
+    def get_order(self, order_id: str) -> Order:
+        """Return an order with its payments and line items. Raises: NotFound, Refused, NotSent, Unclear."""
+        return self._parsed(
+            Order.parse, self._read(f"/orders/{quote(order_id, safe='')}", {"expand": "all"}), "order"
+        )
+
+    def get_payment(self, payment_id: str) -> Payment:
+        """Return a payment. Raises: NotFound, Refused, NotSent, Unclear."""
+        path = f"/payments/{quote(payment_id, safe='')}"
+        return self._parsed(Payment.parse, self._read(path, {"expand": "all"}), "payment")
+
+    def get_refund(self, refund_id: str) -> Refund:
+        """Return a refund. Raises: NotFound, Refused, NotSent, Unclear."""
+        return self._parsed(Refund.parse, self._read(f"/refunds/{quote(refund_id, safe='')}", {}), "refund")
+
+    def list_orders(self, page_token: str = "") -> Page[Order]:
+        """Return a page of orders, expanded. Raises: Refused (a token that expired, too), NotSent, Unclear."""
+        return self._page("/orders", page_token, Order.parse, "order", expand="all")
+
+    def list_checkout_sessions(self, page_token: str = "") -> Page[CheckoutSession]:
+        """Return a page of checkout sessions with their orders. Raises: as list_orders."""
+        return self._page(
+            "/checkout-sessions", page_token, CheckoutSession.parse, "checkoutSession", expand="all"
+        )
+
+    def list_refunds(self, page_token: str = "") -> Page[Refund]:
+        """Return a page of refunds, in no promised order; there is no filter. Raises: as list_orders."""
+        return self._page("/refunds", page_token, Refund.parse, "refund")
+
+    # -- the one write
+
+    def create_refund(self, *, body: str, key: str, payment_id: str, amount: int, currency: str) -> Answer:
+        """Send a refund request; repeated within six hours under one key, Smartpay does it once.
+
+        Args:
+            body: the frozen text of refund_body().
+            key: a UUID's text; the Idempotency-Key and the body's `reference`.
+            payment_id, amount, currency: what the answer has to say too.
+
+        Returns the refund as Smartpay answered it: done, or failed by its own `status`.
+        Raises: Refused, NotSent, Unclear (and what is below it): see Note [What an answer means].
+        Source: Smartpay API reference, "Create a refund" (POST /refunds) and "Idempotency".
+        """
+        response = self._call(
+            lambda session: session.post(
+                f"{self._base_url}/refunds",
+                data=body.encode(),
+                headers={
+                    "Authorization": self._authorization,
+                    "Content-Type": "application/json",
+                    "Idempotency-Key": key,
+                    "Connection": "close",
+                },
+                timeout=self._timeout,
+                allow_redirects=False,  # a 307 would post the refund, and the key, to another place
+                stream=True,
+            ),
+            # A connection of its own: one that the server is closing would lose the answer for nothing.
+            session=self._session(Retry(0)),
+            largest=LARGEST_REFUND_ANSWER,
+        )
+        if not 200 <= response.status < 300:
+            raise self._error(response, refusals=REFUSALS)
+        return self._judged(response, payment_id=payment_id, amount=amount, currency=currency, key=key)
+
+    def _judged(
+        self, response: _Response, *, payment_id: str, amount: int, currency: str, key: str
+    ) -> Answer:
+        """Tell whether a 2xx answer is the refund that was asked for. See Note [What an answer means]."""
+        data = response.json
+        seen: Json = {
+            "http_status": response.status,
+            "sha256": response.sha256,
+            "replayed": response.replayed,
+        }
+        if data is None:
+            raise Unclear("The answer is not JSON.", **seen)
+        required = ("object", "id", "payment", "amount", "currency", "test")
+        if any(data.get(name) is None for name in required):
+            raise Unclear("The answer lacks a field.", **seen)
+        if type(data["amount"]) is not int or not isinstance(data["currency"], str):
+            raise Unclear("The answer has a field of another type.", **seen)
+        metadata = data.get("metadata")
+        echo = metadata.get("refund_dashboard_id") if isinstance(metadata, dict) else None
+        contradictions = {
+            "object": data["object"] != "refund",
+            "id": id_kind(_text(data["id"])) != ("refund", self.mode),
+            "payment": _id(data["payment"]) != payment_id,
+            "amount": data["amount"] != amount,
+            "currency": data["currency"].upper() != currency,
+            "test": data["test"] is not (self.mode == "test"),
+            "reference": data.get("reference") not in (None, key),
+            "metadata": echo not in (None, key),
+        }
+        if wrong := [name for name, differs in contradictions.items() if differs]:
+            raise Contradiction(f"The answer differs in: {', '.join(wrong)}.", **seen)
+        if data.get("status") not in (None, "succeeded", "failed"):
+            raise Unclear("The refund's status is one that we do not know.", **seen)
+        try:
+            refund = Refund.parse(data)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise Unclear("The answer lacks a field.", **seen) from error
+        return Answer(refund=refund, outcome="FAILED" if refund.status == "failed" else "EXECUTED", **seen)
+
+    # -- how a call is made
+
+    def _session(self, retries: Retry) -> requests.Session:
+        session = requests.Session()
+        session.trust_env = (
+            False  # a .netrc would replace our Authorization, a proxy variable would reroute money
+        )
+        # Compressed bodies could be small on the wire and huge here.
+        session.headers.update(
+            {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
+        )
+        adapter = HTTPAdapter(max_retries=retries)
+        session.mount("https://", adapter)
+        session.mount("http://", adapter)
+        return session
+
+    def _read(self, path: str, query: Json) -> Json:
+        response = self._call(
+            lambda session: session.get(
+                f"{self._base_url}{path}",
+                params=query,
+                headers={"Authorization": self._authorization},
+                timeout=self._timeout,
+                allow_redirects=False,
+                stream=True,
+            ),
+            session=self._reads,
+            largest=LARGEST_READ_ANSWER,
+        )
+        if response.status != 200:
+            raise self._error(response, refusals=None)
+        if response.json is None:
+            raise Unclear("The answer is not JSON.", http_status=response.status)
+        return response.json
+
+    def _page[T](
+        self, path: str, page_token: str, parse: Callable[[Json], T], kind: str, **query: str
+    ) -> Page[T]:
+        if page_token:
+            query["pageToken"] = page_token
+        try:
+            data = self._read(path, query | {"maxResults": str(self._page_size)})
+        except Refused as error:
+            if error.http_status != 400 or self._page_size == PAGE_SIZES[-1]:
+                raise
+            self._page_size = PAGE_SIZES[-1]
+            data = self._read(path, query | {"maxResults": str(self._page_size)})
+        if not isinstance(data.get("data"), list):
+            raise Unclear("The answer is not a collection.")
+        items = tuple(self._parsed(parse, item, kind) for item in data["data"])
+        return Page(items=items, next_token=_text(data.get("nextPageToken")))
+
+    def _parsed[T](self, parse: Callable[[Json], T], data: Any, kind: str) -> T:
+        """Read one object; what is not of our mode, or not of its kind, is not believed."""
+        try:
+            if data["object"] != kind or data["test"] is not (self.mode == "test"):
+                raise Unclear(f"Not a {kind} of {self.mode} mode.")
+            return parse(data)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise Unclear(f"The {kind} lacks a field.") from error
+
+    def _call(
+        self,
+        send: Callable[[requests.Session], requests.Response],
+        *,
+        session: requests.Session,
+        largest: int,
+    ) -> _Response:
+        """Make one call and return its whole body, within the deadline. Raises: NotSent, Unclear.
+
+        The call runs in a thread of its own: timeouts count from byte to byte, so that neither a dripping header
+        nor a name server that hangs would ever meet one. Past the deadline it is left alone, its outcome unclear.
+        """
+        ends = time.monotonic() + self._deadline
+        result: list[_Response | SmartpayError] = []
+
+        def run() -> None:
+            try:
+                with send(session) as response:
+                    body = b"".join(_chunks(response, largest=largest, ends=ends))
+                    result.append(_Response(response.status_code, response.headers, body))
+            except (requests.RequestException, HTTPError) as error:
+                # Only the kind is told: the error's own text may hold the address asked, with ids in it.
+                kind = NotSent if _nothing_left(error) else Unclear
+                result.append(kind(f"No answer: {type(error).__name__}."))
+            except SmartpayError as error:
+                result.append(error)
+
+        thread = threading.Thread(target=run, name="smartpay", daemon=True)
+        thread.start()
+        thread.join(self._deadline)
+        if not result:
+            raise Unclear("No answer within the deadline.")
+        if isinstance(result[0], SmartpayError):
+            raise result[0]
+        return result[0]
+
+    def _error(self, response: _Response, *, refusals: set[tuple[int, str]] | None) -> SmartpayError:
+        """Name an answer that is not 2xx. `refusals`: what counts as Smartpay's own no; None: all of its shape."""
+        data = response.json or {}
+        code = _text(data.get("errorCode"))
+        is_smartpays = bool(code) and data.get("statusCode") == response.status
+        about: Json = {
+            "http_status": response.status,
+            "error_code": code[:64],
+            "retry_after": _retry_after(response.headers.get("Retry-After", "")),
+            "sha256": response.sha256,
+            "replayed": response.replayed,
+        }
+        message = _text(data.get("message"))[:500] if is_smartpays else ""
+        match response.status:
+            case 401:
+                return KeyRefused(message, **about)
+            case 409 | 425:
+                return InProgress(message, **about)
+            case 429:
+                return Limited(message, **about)
+            case 400 | 403 | 404 if is_smartpays and (
+                refusals is None or (response.status, code) in refusals
+            ):
+                return (NotFound if response.status == 404 else Refused)(message, **about)
+            case 403 | 404 | 405 | 415:
+                return NotAccepted(message, **about)
+            case _:
+                return Unclear(message, **about)
+
+
+# Note [What an answer means]
+# Only these, in Smartpay's own error shape, say of a first attempt that nothing happened. Everything that is not
+# plainly a refund as asked, or plainly one of these, leaves the outcome open: silence is never "failed".
+REFUSALS = {(400, "request.invalid"), (403, "amount.insufficient"), (404, "payment.not-found")}
+
+
+def _chunks(response: requests.Response, *, largest: int, ends: float) -> Iterator[bytes]:
+    """The body as it comes in, until it is too large or too late."""
+    size = 0
+    while chunk := response.raw.read1(64 * 1024):
+        size += len(chunk)
+        if size > largest:
+            raise Unclear("The answer is too large.", http_status=response.status_code)
+        if time.monotonic() > ends:
+            raise Unclear("No answer within the deadline.", http_status=response.status_code)
+        yield chunk
+    declared = response.headers.get("Content-Length", "")
+    if declared.isdigit() and int(declared) != size:
+        raise Unclear("The answer was cut off.", http_status=response.status_code)
+
+
+def _nothing_left(error: Exception) -> bool:
+    """Whether a network error came before the first byte: no such host, refused, or no connection in time."""
+    cause = error.args[0] if error.args else None
+    if isinstance(cause, MaxRetryError):
+        cause = cause.reason
+    return isinstance(cause, (NewConnectionError, ConnectTimeoutError))
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds of a Retry-After header; a date, or nonsense, counts as absent."""
+    return float(value) if value.isascii() and value.isdigit() and len(value) < 6 else None
+
+
+@cache
+def client() -> Client:
+    """The client of this process, for SMARTPAY_API_URL and SMARTPAY_SECRET_KEY."""
+    return Client(base_url=settings.SMARTPAY_API_URL, secret_key=settings.SMARTPAY_SECRET_KEY)
