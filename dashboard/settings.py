@@ -28,10 +28,10 @@ if not HTTPS and not set(ALLOWED_HOSTS) <= LOOPBACK:
 STATE_DIR = Path(env.str("STATE_DIR", default=str(BASE_DIR / ".state")))
 
 INSTALLED_APPS = [
+    "django.contrib.auth",
     "dashboard",
     "refunds",
     "dashboard.apps.AuditorAdminConfig",
-    "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
@@ -144,9 +144,8 @@ LOGIN_REDIRECT_URL = "/"
 OIDC_ISSUER = env.str("OIDC_ISSUER")  # to the letter: some providers' names end in a slash
 OIDC_RP_CLIENT_ID = env.str("OIDC_CLIENT_ID")
 OIDC_RP_CLIENT_SECRET = env.str("OIDC_CLIENT_SECRET")
-OIDC_CA_BUNDLE = env.str(
-    "OIDC_CA_BUNDLE", default=""
-)  # a file, where the company's own authority signs for it
+# A file, where the company's own certificate authority vouches for the provider.
+OIDC_CA_BUNDLE = env.str("OIDC_CA_BUNDLE", default="")
 OIDC_ROLES_CLAIM = env.str("OIDC_ROLES_CLAIM", default="groups")
 OIDC_ROLE_VALUES = {  # the claim's value -> our role
     env.str(f"OIDC_ROLE_{role.upper()}", default=role): role

@@ -487,6 +487,11 @@ class Control(models.Model):
         verbose_name_plural = _("送信の停止と再開")
         constraints = (models.CheckConstraint(condition=Q(one=True), name="control_one_row"),)
 
+    @classmethod
+    def sends_are_on(cls) -> bool:
+        """Whether refunds may be sent; nobody having touched the switch, they may."""
+        return not cls.objects.filter(sends_enabled=False).exists()
+
     def __str__(self) -> str:
         return "on" if self.sends_enabled else f"off: {self.reason}"
 

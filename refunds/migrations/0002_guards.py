@@ -262,14 +262,9 @@ def remove(apps: Apps | None, schema_editor: BaseDatabaseSchemaEditor) -> None:
         schema_editor.execute(statement, params=None)
 
 
-def add_control(apps: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:
-    apps.get_model("refunds", "Control").objects.get_or_create(one=True)
-
-
 class Migration(migrations.Migration):
     dependencies = [("refunds", "0001_initial")]
 
     operations = [
         migrations.RunPython(install, remove),
-        migrations.RunPython(add_control, migrations.RunPython.noop),
     ]

@@ -1,0 +1,298 @@
+"""The ledger, the mirror and the trail for auditors: everything to be read, nothing to be changed, reads recorded."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin
+from django.contrib.auth.models import Group
+from django.core.paginator import Paginator
+from django.db import models
+from django.http import HttpRequest, HttpResponse
+from django.utils.functional import cached_property
+from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+
+from dashboard.models import User
+from refunds import audit, search
+from refunds.models import (
+    Attempt,
+    AuditEntry,
+    Control,
+    Evidence,
+    Order,
+    Payment,
+    Refund,
+    Search,
+    SmartpayRefund,
+    SyncCursor,
+)
+from refunds.templatetags.money import money
+
+if TYPE_CHECKING:
+    ModelAdmin = admin.ModelAdmin[models.Model]
+    TabularInline = admin.TabularInline[models.Model, models.Model]
+else:
+    ModelAdmin = admin.ModelAdmin
+    TabularInline = admin.TabularInline
+
+MOST_ROWS = 10_000  # what a list counts and pages through; past it, a filter is the way
+
+admin.site.unregister(Group)  # the roles are a table in roles.py, not rows to be edited
+
+
+class CappedPaginator(Paginator):  # type: ignore[type-arg]  # generic for the type checker alone
+    """Counts at most MOST_ROWS rows: counting all of a growing table would cost more than the page."""
+
+    @cached_property
+    def count(self) -> int:
+        return len(self.object_list.values_list("pk")[:MOST_ROWS])  # type: ignore[union-attr]
+
+
+class ReadOnly:
+    """Adding, changing and deleting is refused to everybody; seeing follows the person's permissions."""
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class AuditorAdmin(ReadOnly, ModelAdmin):
+    actions = None
+    list_per_page = 50
+    show_full_result_count = False
+    paginator = CappedPaginator
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The list; that it was read, and by which filters, is recorded. What was searched for is kept as a hash."""
+        typed = request.GET.get("q", "")
+        filters = {name: value for name, value in request.GET.items() if name != "q"}
+        words = audit.keyed_hash(search.fold(typed)) if typed else ""
+        audit.record(
+            request.user, "admin.listed", None, model=self.opts.model_name, filters=filters, words=words
+        )
+        return super().changelist_view(request, extra_context)
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """One row, to be read; that it was is recorded."""
+        obj = self.get_object(request, object_id)
+        audit.record(request.user, "admin.viewed", obj, model=self.opts.model_name)
+        return super().change_view(request, object_id, form_url, extra_context)
+
+
+class AuditorInline(ReadOnly, TabularInline):
+    extra = 0
+    can_delete = False
+
+
+class AttemptInline(AuditorInline):
+    model = Attempt
+    fields = ("number", "started_at", "finished_at", "outcome", "http_status", "error_code", "replayed")
+
+
+class EvidenceInline(AuditorInline):
+    model = Evidence
+    fields = ("kind", "at", "found", "smartpay_id", "detail")
+
+
+@admin.register(AuditEntry)
+class AuditEntryAdmin(AuditorAdmin):
+    """The trail: by person, action, order and day."""
+
+    list_display = ("at", "actor", "roles", "action", "outcome", "object_id", "order_id", "contents")
+    list_filter = ("outcome", "action", ("actor", admin.RelatedOnlyFieldListFilter))
+    list_select_related = ("actor",)
+    date_hierarchy = "at"
+    search_fields = ("=object_id", "=order_id", "=action", "=actor__username", "actor__name")
+    search_help_text = _("利用者の氏名、注文ID、返金の受付番号、操作")
+    fields = (
+        "at",
+        "actor",
+        "roles",
+        "action",
+        "outcome",
+        "object_type",
+        "object_id",
+        "order_id",
+        "contents",
+        "ip",
+        "session",
+        "request_id",
+        "previous_seal",
+        "seal",
+    )
+
+    @admin.display(description=_("内容"))
+    def contents(self, entry: AuditEntry) -> str:
+        return json.dumps(entry.data, ensure_ascii=False)
+
+
+@admin.register(Refund)
+class RefundAdmin(AuditorAdmin):
+    list_display = (
+        "requested_at",
+        "shown_amount",
+        "label",
+        "requested_by",
+        "decided_by",
+        "order_id",
+        "smartpay_id",
+    )
+    list_filter = ("state", ("requested_by", admin.RelatedOnlyFieldListFilter), "reason")
+    list_select_related = ("payment__order", "requested_by", "decided_by")
+    date_hierarchy = "requested_at"
+    search_fields = ("=id", "=smartpay_id", "=payment__id", "=payment__order__order_id", "requested_by__name")
+    search_help_text = _("受付番号、Smartpay 返金ID、支払いID、注文ID、申請者の氏名")
+    exclude = ("lease_until", "lease_owner", "turns")
+    inlines = (AttemptInline, EvidenceInline)
+
+    @admin.display(description=_("返金額"), ordering="amount")
+    def shown_amount(self, refund: Refund) -> str:
+        return money(refund.amount, refund.currency)
+
+    @admin.display(description=_("状態"), ordering="state")
+    def label(self, refund: Refund) -> str:
+        return refund.label
+
+    @admin.display(description=_("注文ID"))
+    def order_id(self, refund: Refund) -> str:
+        return refund.payment.order.order_id
+
+
+class PaymentInline(AuditorInline):
+    model = Payment
+    fields = ("id", "captured", "refunded", "external", "reserved", "created_at")
+    show_change_link = True
+
+
+@admin.register(Order)
+class OrderAdmin(AuditorAdmin):
+    list_display = (
+        "created_at",
+        "order_id",
+        "reference",
+        "customer_name",
+        "shown_amount",
+        "status",
+        "refund_status",
+    )
+    list_filter = ("status", "refund_status", "customer_source")
+    search_fields = ("order_id",)  # opens the box; what is typed goes the way of 注文一覧
+    search_help_text = _("注文ID・ショップ注文番号・お客様名・メールアドレス")
+    fields = (
+        "order_id",
+        "reference",
+        "created_at",
+        "amount",
+        "currency",
+        "status",
+        "refund_status",
+        "captured",
+        "refunded",
+        "reserved",
+        "family_name",
+        "given_name",
+        "family_kana",
+        "given_kana",
+        "email",
+        "customer_source",
+        "items",
+        "read_at",
+    )
+    inlines = (PaymentInline,)
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: models.QuerySet[Order], search_term: str
+    ) -> tuple[models.QuerySet[Order], bool]:
+        if not search_term:
+            return queryset, False
+        found = search.find(search_term, filters=search.Filters(status="any"))
+        return queryset.filter(pk__in=[order.pk for order in found.orders]), False
+
+    @admin.display(description=_("お客様名"))
+    def customer_name(self, order: Order) -> str:
+        return order.customer_name
+
+    @admin.display(description=_("金額"), ordering="amount")
+    def shown_amount(self, order: Order) -> str:
+        return money(order.amount, order.currency)
+
+    @admin.display(description=_("明細"))
+    def items(self, order: Order) -> str:
+        return format_html("<pre>{}</pre>", json.dumps(order.line_items, ensure_ascii=False, indent=1))
+
+
+@admin.register(Payment)
+class PaymentAdmin(AuditorAdmin):
+    list_display = ("created_at", "id", "order", "captured", "refunded", "external", "reserved")
+    list_select_related = ("order",)
+    date_hierarchy = "created_at"
+    search_fields = ("=id", "=order__order_id")
+
+
+@admin.register(SmartpayRefund)
+class SmartpayRefundAdmin(AuditorAdmin):
+    list_display = ("created_at", "id", "payment_id", "amount", "currency", "status", "ours")
+    list_filter = ("status", ("ours", admin.EmptyFieldListFilter))
+    list_select_related = ("ours",)
+    date_hierarchy = "created_at"
+    search_fields = ("=id", "=payment__id", "=reference")
+
+
+@admin.register(Attempt)
+class AttemptAdmin(AuditorAdmin):
+    list_display = ("started_at", "refund", "number", "outcome", "http_status", "error_code", "replayed")
+    list_filter = ("outcome",)
+    list_select_related = ("refund",)
+    date_hierarchy = "started_at"
+    search_fields = ("=refund__id",)
+
+
+@admin.register(Search)
+class SearchAdmin(AuditorAdmin):
+    list_display = ("created_at", "person", "text")
+    list_filter = (("person", admin.RelatedOnlyFieldListFilter),)
+    list_select_related = ("person",)
+    date_hierarchy = "created_at"
+    search_fields = ("=id", "person__name")
+    search_help_text = _("検索の番号、利用者の氏名")
+
+
+@admin.register(User)
+class UserAdmin(AuditorAdmin):
+    list_display = ("name", "username", "role_list", "is_active", "last_login")
+    search_fields = ("name", "=username", "=subject")
+    fields = ("name", "username", "issuer", "subject", "role_list", "is_active", "last_login", "date_joined")
+
+    @admin.display(description=_("役割"))
+    def role_list(self, user: User) -> str:
+        return ", ".join(user.role_names)
+
+
+@admin.register(Control)
+class ControlAdmin(AuditorAdmin):
+    list_display = ("sends_enabled", "reason", "changed_at", "changed_by")
+
+
+@admin.register(SyncCursor)
+class SyncCursorAdmin(AuditorAdmin):
+    list_display = (
+        "collection",
+        "scan_started_at",
+        "seen",
+        "last_started_at",
+        "last_finished_at",
+        "last_read_at",
+    )

@@ -1,0 +1,219 @@
+"""The shape of the input: what was typed, folded to what was meant. No rule of money is here."""
+
+import re
+import unicodedata
+from datetime import date, datetime, time, timedelta
+from typing import Any
+
+from django import forms
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from dashboard.models import User
+from refunds import search, services
+from refunds.models import Order, Payment, Refund
+
+DESCRIPTION_LENGTH = (
+    80  # code points: Smartpay's own limit is unknown, this is that of a checkout's description
+)
+MEMO_LENGTH = 1000
+AMOUNT_DIGITS = 12
+
+GROUPED = re.compile(r"\d{1,3}(,\d{3})+")
+
+
+class YenField(forms.CharField):
+    """Whole yen as people type them: `1000`, `1,000`, `¥1,000`, `１０００円`. Cleans to an int of 1 or more."""
+
+    default_error_messages = {
+        "required": _("返金額を入力してください。"),
+        "number": _("返金額は数字で入力してください(例: 1000)。"),
+        "whole": _("1円未満は返金できません。整数で入力してください。"),
+        "positive": _("返金額は1円以上で入力してください。"),
+        "huge": _("返金額が大きすぎます。"),
+    }
+
+    def clean(self, value: Any) -> int:
+        text = super().clean(value)
+        text = (
+            unicodedata.normalize("NFKC", text).replace(" ", "").removeprefix("¥").removesuffix("円").strip()
+        )
+        negative = text.startswith(("-", "−", "△", "▲"))
+        text = text.lstrip("-−△▲").removeprefix("¥")
+        if GROUPED.fullmatch(text):
+            text = text.replace(",", "")
+        if re.fullmatch(r"\d+\.\d+", text, re.ASCII):
+            raise forms.ValidationError(self.error_messages["whole"], "whole")
+        if not re.fullmatch(r"\d+", text, re.ASCII):
+            raise forms.ValidationError(self.error_messages["number"], "number")
+        if negative or not text.strip("0"):
+            raise forms.ValidationError(self.error_messages["positive"], "positive")
+        if len(text.lstrip("0")) > AMOUNT_DIGITS:
+            raise forms.ValidationError(self.error_messages["huge"], "huge")
+        return int(text)
+
+
+class PlainText(forms.CharField):
+    """Text in NFC, trimmed, blank as absent; control, bidi and invisible characters are refused.
+
+    `lines` lets line breaks pass. The length counts code points.
+    """
+
+    default_error_messages = {
+        "control": _("使えない文字(改行・制御文字・見えない文字など)が含まれています。"),
+        "long": _("%(limit)s 文字以内で入力してください(現在 %(length)s 文字)。"),
+    }
+
+    def __init__(self, *, limit: int, lines: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.limit = limit
+        self.lines = lines
+        self.validators = []  # Django's own refusal of NUL is part of ours
+
+    def clean(self, value: Any) -> str:
+        text = unicodedata.normalize("NFC", super().clean(value)).replace("\r\n", "\n")
+        seen = text.replace("\n", "") if self.lines else text
+        if any(unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn"} for character in seen):
+            raise forms.ValidationError(self.error_messages["control"], "control")
+        if len(text) > self.limit:
+            raise forms.ValidationError(
+                self.error_messages["long"], "long", {"limit": self.limit, "length": len(text)}
+            )
+        return text
+
+
+class RefundForm(forms.Form):
+    """返金フォーム. `request_id` is the refund's id for ever; it is minted when an empty form is drawn."""
+
+    request_id = forms.UUIDField(widget=forms.HiddenInput)
+    payment = forms.ChoiceField(
+        label=_("支払い"),
+        widget=forms.RadioSelect,
+        error_messages={
+            "required": _("返金する支払いを選んでください。"),
+            "invalid_choice": _("この注文の支払いを選んでください。"),
+        },
+    )
+    amount = YenField(label=_("返金額"))
+    reason = forms.ChoiceField(
+        label=_("理由"),
+        choices=Refund.Reason,
+        initial=Refund.Reason.REQUESTED_BY_CUSTOMER,
+        widget=forms.RadioSelect,
+        error_messages={
+            "required": _("理由を選んでください。"),
+            "invalid_choice": _("理由は「お客様からの依頼」か「不正利用」から選んでください。"),
+        },
+    )
+    description = PlainText(label=_("説明"), required=False, limit=DESCRIPTION_LENGTH)
+    memo = PlainText(
+        label=_("社内メモ"), required=False, limit=MEMO_LENGTH, lines=True, widget=forms.Textarea
+    )
+
+    def __init__(self, *args: Any, payments: list[Payment], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.payments = payments
+        choice = self.fields["payment"]
+        assert isinstance(choice, forms.ChoiceField)  # noqa: S101  (declared above)
+        choice.choices = [(payment.pk, payment.pk) for payment in payments]
+
+    @property
+    def chosen(self) -> Payment | None:
+        """The payment chosen so far, also in a form that is not valid yet."""
+        pk = self["payment"].value()
+        return next((payment for payment in self.payments if payment.pk == pk), None)
+
+    def request(self) -> services.Request:
+        """What is asked for. Only of a valid form."""
+        data = self.cleaned_data
+        return services.Request(
+            request_id=data["request_id"],
+            payment_id=data["payment"],
+            amount=data["amount"],
+            reason=data["reason"],
+            description=data["description"],
+            memo=data["memo"],
+        )
+
+
+class SimilarForm(forms.Form):
+    """The one field of the confirmation, where a similar refund was found."""
+
+    similar_reason = PlainText(
+        label=_("それでも返金する理由"),
+        limit=MEMO_LENGTH,
+        error_messages={"required": _("よく似た返金があります。それでも返金する理由を入力してください。")},
+    )
+
+
+class PeriodForm(forms.Form):
+    """期間: Japan's days, counted back from today."""
+
+    PERIODS = {"today": 1, "week": 7, "month": 30, "quarter": 90, "year": 365}
+
+    period = forms.ChoiceField(
+        label=_("期間"),
+        required=False,
+        choices=[
+            ("", _("すべて")),
+            ("today", _("今日")),
+            ("week", _("過去7日間")),
+            ("month", _("過去30日間")),
+            ("quarter", _("過去90日間")),
+            ("year", _("過去1年間")),
+        ],
+    )
+
+    def since(self) -> datetime | None:
+        """The first moment of the span in Japan's time; None for all."""
+        days = self.PERIODS.get(self.cleaned_data.get("period", ""))
+        if days is None:
+            return None
+        first: date = timezone.localdate() - timedelta(days=days - 1)
+        return timezone.make_aware(datetime.combine(first, time.min))
+
+
+class OrderFilterForm(PeriodForm):
+    """The filters of 注文一覧; they live in the URL."""
+
+    search = forms.CharField(required=False, widget=forms.HiddenInput, max_length=22)
+    status = forms.ChoiceField(
+        label=_("状態"),
+        required=False,
+        choices=[
+            ("", _("すべて(未払いを除く)")),
+            ("in_progress", _("手続き中")),
+            *[
+                (status.value, status.label)
+                for status in Order.Status
+                if status not in (Order.Status.REQUIRES_AUTHORIZATION, Order.Status.PENDING)
+            ],
+        ],
+    )
+    refund_status = forms.ChoiceField(
+        label=_("返金状況"), required=False, choices=[("", _("すべて")), *Order.RefundStatus.choices]
+    )
+
+    def filters(self) -> search.Filters:
+        """The filters that can be read; what can't is taken as not given."""
+        self.is_valid()
+        data = self.cleaned_data
+        return search.Filters(
+            status=data.get("status", ""),
+            refund_status=data.get("refund_status", ""),
+            period_from=self.since(),
+            period_to=None,
+        )
+
+
+class RefundFilterForm(PeriodForm):
+    """The filters of 返金一覧."""
+
+    state = forms.ChoiceField(
+        label=_("状態"), required=False, choices=[("", _("すべて")), *Refund.State.choices]
+    )
+    person = forms.ModelChoiceField(
+        label=_("申請者"), required=False, queryset=User.objects.none(), empty_label=_("すべて")
+    )
+    min_amount = YenField(label=_("金額(下限)"), required=False)
+    max_amount = YenField(label=_("金額(上限)"), required=False)

@@ -1,0 +1,20 @@
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from refunds import services
+
+
+class Command(BaseCommand):
+    help = "Stop or resume sending refunds to Smartpay. Reading and settling go on either way."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("switch", choices=["on", "off"])
+        parser.add_argument(
+            "--reason", required=True, help="kept in the trail and shown to the staff's engineers"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        services.set_sends(enabled=options["switch"] == "on", reason=options["reason"])
+        self.stdout.write(f"sends: {options['switch']}")

@@ -1,0 +1,70 @@
+"""What pages say often: an amount, a shortened id, how long ago."""
+
+from datetime import datetime
+
+from django import template
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+
+register = template.Library()
+
+SIGNS = {"JPY": "¥"}
+DECIMALS = {"JPY": 0, "KRW": 0, "VND": 0}  # of the minor unit; every other currency has two
+SHORT_ID = 4  # characters kept on either side of the dots
+OUTCOMES = {  # what an attempt's answer meant: refunds/smartpay.py names them
+    "": _("まだありません"),
+    "EXECUTED": _("返金済み"),
+    "FAILED": _("返金不可"),
+    "REFUSED": _("断られました"),
+    "NOT_SENT": _("届いていません"),
+    "NOT_ACCEPTED": _("受け付けられませんでした"),
+    "IN_PROGRESS": _("処理中と言われました"),
+    "LIMITED": _("混雑中と言われました"),
+    "CONTRADICTION": _("食い違いがあります"),
+    "AMBIGUOUS": _("はっきりした応答がありません"),
+}
+
+
+@register.filter
+def money(amount: int | None, currency: str = "JPY") -> str:
+    """`¥1,000`; `USD 12.50`; `–` where there is no amount. Amounts are in the currency's minor unit."""
+    if amount is None or amount == "":
+        return "–"
+    sign = SIGNS.get(currency) or f"{currency} "
+    decimals = DECIMALS.get(currency, 2)
+    if not decimals:
+        return f"{sign}{amount:,}"
+    whole, rest = divmod(amount, 10**decimals)
+    return f"{sign}{whole:,}.{rest:0{decimals}}"
+
+
+@register.filter
+def short_id(value: object) -> str:
+    """`order_test_bA1znhGULw5lROfDTpHChv` as `order_test_bA1z…HChv`; the prefix is kept, short ids stay whole."""
+    text = str(value)
+    start = text.rfind("_", 0, 16) + 1  # a random part may hold an underscore too
+    if len(text) - start <= 2 * SHORT_ID + 1:
+        return text
+    return f"{text[: start + SHORT_ID]}…{text[-SHORT_ID:]}"
+
+
+@register.filter
+def ago(moment: datetime | None, now: datetime | None = None) -> str:
+    """`12 秒前`, `3 分前`, `5 時間前`; after a day the date and time; empty when never."""
+    if moment is None:
+        return ""
+    seconds = max(0, int(((now or timezone.now()) - moment).total_seconds()))
+    if seconds < 60:
+        return ngettext("%(count)d 秒前", "%(count)d 秒前", seconds) % {"count": seconds}
+    if seconds < 3600:
+        return ngettext("%(count)d 分前", "%(count)d 分前", seconds // 60) % {"count": seconds // 60}
+    if seconds < 86400:
+        return ngettext("%(count)d 時間前", "%(count)d 時間前", seconds // 3600) % {"count": seconds // 3600}
+    return timezone.localtime(moment).strftime("%Y/%m/%d %H:%M")
+
+
+@register.filter
+def outcome(code: str) -> str:
+    """An attempt's outcome in words."""
+    return str(OUTCOMES.get(code, code))

@@ -1,0 +1,18 @@
+"""The addresses of the screens. Others rely on them: none is renamed."""
+
+from django.urls import path
+
+from refunds import views, webhooks
+
+app_name = "refunds"
+urlpatterns = [
+    path("", views.start, name="start"),
+    path("orders/", views.order_list, name="order_list"),
+    path("orders/search/", views.order_search, name="order_search"),
+    path("orders/<str:order_id>/", views.order_detail, name="order"),
+    path("orders/<str:order_id>/refund/", views.refund_form, name="refund_form"),
+    path("refunds/", views.refund_list, name="refund_list"),
+    path("refunds/<uuid:refund_id>/", views.refund_detail, name="refund"),
+    path("refunds/<uuid:refund_id>/withdraw/", views.refund_withdraw, name="refund_withdraw"),
+    path("webhooks/smartpay/", webhooks.receive, name="webhook"),
+]

@@ -1,0 +1,623 @@
+"""One view a screen or button: load, check, one call, answer."""
+
+import uuid
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlencode
+
+from django.conf import settings
+from django.contrib import messages
+from django.contrib.auth.decorators import permission_required
+from django.core import signing
+from django.core.exceptions import PermissionDenied
+from django.db.models import Q
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
+
+from dashboard.models import User
+from refunds import audit, mirror, roles, search, services, smartpay
+from refunds.forms import OrderFilterForm, RefundFilterForm, RefundForm, SimilarForm
+from refunds.models import Control, Order, Payment, Refund, Search, SmartpayRefund
+from refunds.templatetags.money import money
+
+PAGE = 50
+CONFIRMATION = "refunds.confirmation"  # the salt of its signature
+CONFIRMATION_SECONDS = 3600
+RENEW_SECONDS = 3
+
+may_see = permission_required(roles.VIEW_ORDERS, raise_exception=True)
+
+
+def every_page(request: HttpRequest) -> dict[str, Any]:
+    """Context of every page: test or live, what the person may open, and whether sending is stopped."""
+    context: dict[str, Any] = {"mode": smartpay.mode_of(settings.SMARTPAY_SECRET_KEY)}
+    if request.user.is_authenticated:
+        context["nav"] = {
+            "can_request": request.user.has_perm(roles.REQUEST_REFUND),
+            "can_approve": request.user.has_perm(roles.APPROVE_REFUND),
+            "can_audit": request.user.has_perm(roles.AUDIT),
+        }
+        context["sends_enabled"] = Control.sends_are_on()
+    return context
+
+
+@require_safe
+@may_see
+def start(request: HttpRequest) -> HttpResponse:
+    """A person's start page: the search box, and own refunds that are not settled."""
+    unsettled = (
+        Refund.objects.filter(requested_by=_person(request), state__in=Refund.RESERVING)
+        .select_related("payment__order")
+        .order_by("-requested_at", "-id")[:PAGE]
+    )
+    return render(request, "refunds/start.html", {"unsettled": unsettled, "waiting": 0})
+
+
+# --- 注文一覧 -------------------------------------------------------------------------------------------------
+
+
+@require_safe
+@may_see
+def order_list(request: HttpRequest) -> HttpResponse:
+    """Orders, newest first, or what a search found. What was typed is never in the address."""
+    if request.GET.get("q"):
+        return _searched(request, request.GET["q"])
+    typed = _own_search(request, request.GET.get("search", ""))
+    form = OrderFilterForm(request.GET)
+    filters = form.filters()
+    cursor = request.GET.get("page", "")
+    result = (
+        search.find(typed.text, filters=filters, cursor=cursor)
+        if typed
+        else search.list_orders(filters, cursor)
+    )
+    shown = [order.order_id for order in result.orders]
+    if typed:
+        words = audit.keyed_hash(search.fold(typed.text))
+        audit.record(request.user, "orders.searched", typed, words=words, shown=shown)
+        request.session["search"] = typed.pk
+    else:
+        audit.record(request.user, "orders.listed", None, shown=shown)
+        request.session.pop("search", None)
+    context = {
+        "orders": result.orders,
+        "search": typed,
+        "filters": form,
+        "newer_url": _page_url(request, result.newer),
+        "older_url": _page_url(request, result.older),
+        "hidden_by_filters": result.hidden_by_filters,
+        "clear_filters_url": "?" + urlencode({"search": typed.pk if typed else "", "status": "any"}),
+        "partial": result.partial,
+        "synced_at": mirror.freshness(),
+        "now": timezone.now(),
+    }
+    return render(request, "refunds/order_list.html", context)
+
+
+@require_POST
+@may_see
+def order_search(request: HttpRequest) -> HttpResponse:
+    return _searched(request, request.POST.get("q", ""))
+
+
+def _searched(request: HttpRequest, typed: str) -> HttpResponse:
+    """Keep what was typed on our side and go on to an address without it; a whole order ID opens the order."""
+    text = "".join(character for character in typed if character.isprintable()).strip()[:200]
+    if not text:
+        return redirect("refunds:order_list")
+    if order_id := search.whole_order_id(text):
+        return redirect("refunds:order", order_id)
+    kept = Search.objects.create(person=_person(request), text=text, created_at=timezone.now())
+    return redirect(f"{reverse('refunds:order_list')}?{urlencode({'search': kept.pk})}")
+
+
+def _own_search(request: HttpRequest, search_id: str) -> Search | None:
+    """The search of this id, for its person and for auditors; to everybody else it does not exist."""
+    if not search_id:
+        return None
+    kept = get_object_or_404(Search, pk=search_id)
+    if kept.person_id != request.user.pk and not request.user.has_perm(roles.AUDIT):
+        raise Http404
+    return kept
+
+
+def _page_url(request: HttpRequest, cursor: str) -> str:
+    """This page's address at another place of the list; "" without one."""
+    if not cursor:
+        return ""
+    query = request.GET.copy()
+    query["page"] = cursor
+    return f"?{query.urlencode()}"
+
+
+# --- 注文詳細 -------------------------------------------------------------------------------------------------
+
+
+@require_safe
+@may_see
+def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:
+    """An order, read afresh from Smartpay; the mirror's copy, with its age, where Smartpay does not answer."""
+    client = smartpay.client()
+    problem: smartpay.SmartpayError | None = None
+    if smartpay.id_kind(order_id) == ("order", client.mode):
+        try:
+            services.read_order(order_id, client=client.within(settings.SMARTPAY_VIEW_DEADLINE))
+        except smartpay.SmartpayError as error:
+            problem = error
+    order = Order.objects.filter(order_id=order_id).prefetch_related("payments").first()
+    if order is None:
+        return _order_missing(request, order_id, problem)
+    payments = list(order.payments.all())
+    audit.record(request.user, "order.viewed", order, fresh=not problem)
+    blocked = _why_no_refund(request, order, payments)
+    kept = request.session.get("search", "")
+    context = {
+        "order": order,
+        "payments": payments,
+        "totals": {
+            "amount": order.amount,
+            "refunded": sum(payment.already_refunded() for payment in payments),
+            "refundable": sum(payment.refundable() for payment in payments),
+            "reserved": sum(payment.reserved for payment in payments),
+        },
+        "line_items": order.line_items,
+        "timeline": _timeline(order, payments),
+        "refund_url": "" if blocked else reverse("refunds:refund_form", args=[order.order_id]),
+        "refund_blocked": blocked,
+        "fresh": not problem,
+        "read_at": order.read_at,
+        "problem": _problem_text(problem) if problem else "",
+        "back_url": reverse("refunds:order_list") + (f"?{urlencode({'search': kept})}" if kept else ""),
+    }
+    return render(request, "refunds/order_detail.html", context)
+
+
+def _order_missing(
+    request: HttpRequest, order_id: str, problem: smartpay.SmartpayError | None
+) -> HttpResponse:
+    """404 where there is no such order for us; 503 where nobody could tell."""
+    audit.record(request.user, "order.viewed", None, refused=True, order_id=order_id[:80])
+    if problem is None:
+        explanation = _(
+            "注文IDの形が正しくないか、別の環境(テスト・本番)の注文です。注文IDをもう一度確認してください。"
+        )
+    elif isinstance(problem, smartpay.NotFound):
+        explanation = _(
+            "Smartpay にこの注文は見つかりません。注文IDをもう一度確認するか、お名前などで検索してください。"
+        )
+    else:
+        explanation = _problem_text(problem)
+    context = {"order_id": order_id[:80], "explanation": explanation}
+    found_out = problem is None or isinstance(problem, smartpay.NotFound)
+    return render(request, "refunds/order_missing.html", context, status=404 if found_out else 503)
+
+
+def _problem_text(problem: smartpay.SmartpayError) -> str:
+    """What an operator has to know of a read that failed."""
+    if isinstance(problem, smartpay.KeyRefused):
+        return _("Smartpay が API キーを受け付けません。システム担当者に連絡してください。")
+    if isinstance(problem, smartpay.NotFound):
+        return _("Smartpay にこの注文は見つかりません。システム担当者に連絡してください。")
+    return _("Smartpay から応答がありません。時間をおいて開き直してください。")
+
+
+def _why_no_refund(request: HttpRequest, order: Order, payments: list[Payment]) -> str:
+    """Why this person can't refund this order now, in words; "" if they can."""
+    if not request.user.has_perm(roles.REQUEST_REFUND):
+        return _("返金の権限がありません。返金は返金担当者に依頼してください。")
+    if not payments:
+        if order.status == Order.Status.REQUIRES_CAPTURE:
+            return _("売上がまだ確定していないため返金できません。Smartpay で注文をキャンセルしてください。")
+        return _("支払いがないため、返金するものがありません。")
+    if any(payment.refundable() for payment in payments):
+        return ""
+    if any(payment.reserved for payment in payments):
+        return _("残額はすべて処理中の返金に充てられています。")
+    return _("全額が返金済みです。")
+
+
+def _timeline(order: Order, payments: list[Payment]) -> list[dict[str, Any]]:
+    """What happened to an order, newest first: the order, its payments, our refunds, and those made elsewhere."""
+    ours = Refund.objects.filter(payment__in=payments).select_related("requested_by")
+    elsewhere = SmartpayRefund.objects.filter(payment__in=payments, ours=None)
+    entries: list[dict[str, Any]] = [
+        {
+            "at": order.created_at,
+            "kind": "order",
+            "label": _("注文"),
+            "amount": order.amount,
+            "currency": order.currency,
+        }
+    ]
+    entries += [
+        {
+            "at": payment.created_at,
+            "kind": "payment",
+            "label": _("支払い"),
+            "amount": payment.captured,
+            "currency": payment.currency,
+            "description": payment.description,
+        }
+        for payment in payments
+    ]
+    entries += [
+        {
+            "at": refund.requested_at,
+            "kind": "refund",
+            "label": refund.label,
+            "state": refund.state,
+            "amount": refund.amount,
+            "currency": refund.currency,
+            "person": refund.requested_by,
+            "refund": refund,
+            "description": refund.description,
+        }
+        for refund in ours
+    ]
+    entries += [
+        {
+            "at": seen.created_at,
+            "kind": "external",
+            "label": _("このツール以外での返金") if seen.counts else _("このツール以外での返金(不成立)"),
+            "state": Refund.State.SUCCEEDED if seen.counts else Refund.State.REJECTED,
+            "amount": seen.amount,
+            "currency": seen.currency,
+            "description": seen.description,
+            "smartpay_id": seen.pk,
+        }
+        for seen in elsewhere
+    ]
+    return sorted(entries, key=lambda entry: entry["at"], reverse=True)
+
+
+# --- 返金フォーム ----------------------------------------------------------------------------------------------
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@permission_required(roles.REQUEST_REFUND, raise_exception=True)
+def refund_form(request: HttpRequest, order_id: str) -> HttpResponse:
+    """The form, its confirmation, and the refund: three answers of one address, told apart by what is posted."""
+    order = get_object_or_404(Order.objects.prefetch_related("payments"), order_id=order_id)
+    payments = list(order.payments.all())
+    if request.method != "POST":
+        return _draw_form(request, order, _empty_form(request, order, payments))
+    form = RefundForm(request.POST, payments=payments)
+    if "all" in request.POST or "back" in request.POST:
+        return _draw_form(request, order, _typed_form(request, payments))
+    if not form.is_valid():
+        codes = {name: [error.code for error in errors.as_data()] for name, errors in form.errors.items()}
+        audit.record(request.user, "refund.requested", order, refused=True, errors=codes)
+        return _draw_form(request, order, form, status=422)
+    asked = form.request()
+    try:
+        if made := services.find_request(asked, by=_person(request)):
+            return redirect("refunds:refund", made.pk)
+        services.read_payment(
+            asked.payment_id, client=smartpay.client().within(settings.SMARTPAY_VIEW_DEADLINE)
+        )
+        if "confirm" in request.POST:
+            return _confirmed(request, order, asked)
+        return _confirmation(request, order, asked)
+    except services.RequestReused as error:
+        audit.record(request.user, "refund.requested", error.refund, refused=True, why="request_id reused")
+        return render(request, "refunds/conflict.html", {"refund": error.refund}, status=409)
+    except services.SimilarRefund as error:
+        _refused(request, order, asked, error)
+        return _confirmation(request, order, asked, similar_form=SimilarForm(request.POST), status=422)
+    except services.RefundError as error:
+        _refused(request, order, asked, error)
+        form.add_error(error.field, str(error))
+        return _draw_form(request, order, form, status=422)
+    except smartpay.SmartpayError as error:
+        form.add_error(None, _not_now(error))
+        return _draw_form(request, order, form, status=503)
+
+
+def _empty_form(request: HttpRequest, order: Order, payments: list[Payment]) -> RefundForm:
+    """A new form with a new id; or, after Back from the confirmation, the one that was typed, with its own id.
+
+    A draft lives until its refund is made: then the next form is another refund.
+    """
+    draft = request.session.get("draft") or {}
+    if (
+        draft.get("order") == order.order_id
+        and not Refund.objects.filter(pk=draft["fields"]["request_id"]).exists()
+    ):
+        return RefundForm(initial=draft["fields"], payments=payments)
+    open_ones = [payment.pk for payment in payments if payment.refundable()]
+    initial = {"request_id": uuid.uuid4(), "payment": open_ones[0] if len(open_ones) == 1 else None}
+    return RefundForm(initial=initial, payments=payments)
+
+
+def _typed_form(request: HttpRequest, payments: list[Payment]) -> RefundForm:
+    """The form as it was typed, unjudged; with 残額すべて, the amount is what is left of the payment chosen."""
+    typed = {name: request.POST.get(name, "") for name in RefundForm.base_fields}
+    form = RefundForm(initial=typed, payments=payments)
+    if "all" in request.POST and form.chosen:
+        form.initial["amount"] = form.chosen.refundable()
+    return form
+
+
+def _draw_form(request: HttpRequest, order: Order, form: RefundForm, status: int = 200) -> HttpResponse:
+    payment = form.chosen or (form.payments[0] if len(form.payments) == 1 else None)
+    context = {
+        "order": order,
+        "payments": form.payments,
+        "payment": payment,
+        "form": form,
+        "refundable": payment.refundable() if payment else None,
+    }
+    return render(request, "refunds/refund_form.html", context, status=status)
+
+
+def _confirmation(
+    request: HttpRequest,
+    order: Order,
+    asked: services.Request,
+    *,
+    similar_form: SimilarForm | None = None,
+    status: int = 200,
+) -> HttpResponse:
+    """What would happen, drawn by the server, signed over every field, the person and the balance shown."""
+    preview = services.preview_refund(asked, by=_person(request))
+    fields = _fields(asked)
+    request.session["draft"] = {"order": order.order_id, "fields": fields}
+    shown = money(asked.amount, preview.payment.currency)
+    context = {
+        "order": order,
+        "payment": preview.payment,
+        "refund": {
+            "amount": asked.amount,
+            "currency": preview.payment.currency,
+            "reason_label": Refund.Reason(asked.reason).label,
+            "description": asked.description,
+            "memo": asked.memo,
+        },
+        "refundable_before": preview.refundable_before,
+        "refundable_after": preview.refundable_after,
+        "similar": [_similar(each, order) for each in preview.similar],
+        "similar_form": (similar_form or SimilarForm()) if preview.similar else None,
+        "fields": [*fields.items(), ("signature", _sign(request, fields, preview.refundable_before))],
+        "final_label": (
+            _("%(amount)s の返金を申請する") if preview.needs_approval else _("%(amount)s を返金する")
+        )
+        % {"amount": shown},
+        "needs_approval": preview.needs_approval,
+    }
+    return render(request, "refunds/refund_confirm.html", context, status=status)
+
+
+def _confirmed(request: HttpRequest, order: Order, asked: services.Request) -> HttpResponse:
+    """The final button: the money leaves here."""
+    signed = _signed(request, _fields(asked))
+    if signed is None:
+        raise services.RefundError(
+            _(
+                "確認画面の有効期限が切れたか、内容が変わっています。もう一度確認してください。何も送られていません。"
+            )
+        )
+    similar_form = SimilarForm(request.POST)
+    reason = similar_form.cleaned_data["similar_reason"] if similar_form.is_valid() else ""
+    refund = services.refund_payment(asked, refundable=signed, by=_person(request), similar_reason=reason)
+    request.session.pop("draft", None)
+    response = redirect("refunds:refund", refund.pk)
+    response.status_code = 303
+    return response
+
+
+def _fields(asked: services.Request) -> dict[str, str]:
+    """The form's fields as text: what is posted again, and what is signed."""
+    return {
+        "request_id": str(asked.request_id),
+        "payment": asked.payment_id,
+        "amount": str(asked.amount),
+        "reason": asked.reason,
+        "description": asked.description,
+        "memo": asked.memo,
+    }
+
+
+def _sign(request: HttpRequest, fields: dict[str, str], refundable: int) -> str:
+    digest = audit.keyed_hash("\0".join(fields.values()))
+    return signing.dumps([digest, request.user.pk, refundable], salt=CONFIRMATION)
+
+
+def _signed(request: HttpRequest, fields: dict[str, str]) -> int | None:
+    """The balance that was shown to this person with these fields; None if that is not what was signed."""
+    try:
+        digest, person, refundable = signing.loads(
+            request.POST.get("signature", ""), salt=CONFIRMATION, max_age=CONFIRMATION_SECONDS
+        )
+    except (signing.BadSignature, ValueError):
+        return None
+    right = digest == audit.keyed_hash("\0".join(fields.values())) and person == request.user.pk
+    return int(refundable) if right else None
+
+
+def _similar(each: services.Similar, order: Order) -> dict[str, Any]:
+    return {
+        "refund": each.refund,
+        "at": each.at,
+        "person": each.person,
+        "amount": each.amount,
+        "currency": each.currency,
+        "same_order": each.order_id == order.order_id,
+        "order_id": each.order_id,
+        "elsewhere": each.refund is None,
+        "url": reverse("refunds:refund", args=[each.refund.pk])
+        if each.refund
+        else reverse("refunds:order", args=[each.order_id]),
+    }
+
+
+def _refused(
+    request: HttpRequest, order: Order, asked: services.Request, error: services.RefundError
+) -> None:
+    audit.record(
+        request.user,
+        "refund.requested",
+        order,
+        refused=True,
+        why=type(error).__name__,
+        amount=asked.amount,
+        payment=asked.payment_id,
+    )
+
+
+def _not_now(error: smartpay.SmartpayError) -> str:
+    """Why nothing was sent: the payment could not be read first."""
+    if isinstance(error, smartpay.KeyRefused):
+        return _(
+            "Smartpay が API キーを受け付けないため、いまは返金できません。何も送られていません。"
+            "システム担当者に連絡してください。"
+        )
+    return _(
+        "Smartpay から応答がないため、いまは返金できません。何も送られていません。"
+        "時間をおいてもう一度お試しください。"
+    )
+
+
+# --- 返金 ----------------------------------------------------------------------------------------------------
+
+
+@require_safe
+@may_see
+def refund_detail(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
+    """The one page of a refund. Reading it again never sends anything."""
+    refund = get_object_or_404(
+        Refund.objects.select_related("payment__order", "requested_by", "decided_by"), pk=refund_id
+    )
+    if "renew" not in request.GET:
+        audit.record(request.user, "refund.viewed", refund)
+    explanation, what_now = _meaning(refund)
+    context = {
+        "refund": refund,
+        "order": refund.payment.order,
+        "attempts": refund.attempts.all(),
+        "evidence": refund.evidence.order_by("-at")[:PAGE],
+        "explanation": explanation,
+        "what_now": what_now,
+        "renew_seconds": RENEW_SECONDS if refund.state in (*Refund.IN_FLIGHT, Refund.State.QUEUED) else 0,
+        "can_withdraw": refund.requested_by_id == request.user.pk
+        and refund.state in (Refund.State.AWAITING_APPROVAL, Refund.State.QUEUED),
+    }
+    return render(request, "refunds/refund_detail.html", context)
+
+
+def _meaning(refund: Refund) -> tuple[str, str]:
+    """What a state means for the money, and what happens next."""
+    return {
+        Refund.State.AWAITING_APPROVAL: (
+            _("もう一人の承認を待っています。まだ Smartpay に送られていません。"),
+            _("承認されるまで、この金額は返金可能額から差し引かれています。"),
+        ),
+        Refund.State.QUEUED: (
+            _("受け付けました。まだ Smartpay に送られていません。"),
+            _("順番が来ると自動で送信します。もう一度返金しないでください。"),
+        ),
+        Refund.State.SENDING: (
+            _("Smartpay に送信しています。返金されたかどうかはまだ分かりません。"),
+            _("応答を待っています。もう一度返金しないでください。"),
+        ),
+        Refund.State.UNKNOWN: (
+            _("Smartpay から応答がありません。返金されたかどうかはまだ分かりません。"),
+            _("自動で確認しています。もう一度返金しないでください。"),
+        ),
+        Refund.State.REVIEW: (
+            _("Smartpay の表示と記録が食い違っています。返金されたかどうかは確定していません。"),
+            _("担当者が調べるまで、この支払いの返金はできません。もう一度返金しないでください。"),
+        ),
+        Refund.State.SUCCEEDED: (
+            _("Smartpay が返金を確認しました。"),
+            _("お客様には Smartpay からメールが届きます。"),
+        ),
+        Refund.State.REJECTED: (
+            _("Smartpay が返金を断りました。お金は動いていません。"),
+            _("内容を確かめて、必要なら注文からあらためて返金してください。"),
+        ),
+        Refund.State.NOT_EXECUTED: (
+            _("返金は行われていないことを確認しました。お金は動いていません。"),
+            _("必要なら注文からあらためて返金してください。"),
+        ),
+        Refund.State.CANCELLED: (_("この返金は送信されませんでした。お金は動いていません。"), ""),
+    }[Refund.State(refund.state)]
+
+
+@require_POST
+@permission_required(roles.REQUEST_REFUND, raise_exception=True)
+def refund_withdraw(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
+    refund = get_object_or_404(Refund, pk=refund_id)
+    try:
+        services.withdraw(refund_id, by=_person(request))
+    except PermissionDenied:
+        audit.record(request.user, "refund.cancelled", refund, refused=True)
+        raise
+    except services.NotWaiting as error:
+        messages.warning(request, str(error))
+    return redirect("refunds:refund", refund_id)
+
+
+@require_safe
+@may_see
+def refund_list(request: HttpRequest) -> HttpResponse:
+    """The ledger, newest first: by state, person, period and amount."""
+    form = RefundFilterForm(request.GET)
+    people = User.objects.filter(groups__name__in=["operator", "approver"]).distinct().order_by("name")
+    form.fields["person"].queryset = people  # type: ignore[attr-defined]
+    refunds = Refund.objects.select_related("payment__order", "requested_by")
+    form.is_valid()
+    data = form.cleaned_data
+    wanted = {
+        "state": data.get("state"),
+        "requested_by": data.get("person"),
+        "requested_at__gte": form.since(),
+        "amount__gte": data.get("min_amount"),
+        "amount__lte": data.get("max_amount"),
+    }
+    refunds = refunds.filter(**{name: value for name, value in wanted.items() if value})
+    rows, newer, older = _ledger_page(refunds, request.GET.get("page", ""))
+    audit.record(request.user, "refunds.listed", None, shown=[str(refund.pk) for refund in rows])
+    context = {
+        "refunds": rows,
+        "filters": form,
+        "newer_url": _page_url(request, newer),
+        "older_url": _page_url(request, older),
+        "export_url": "",
+    }
+    return render(request, "refunds/refund_list.html", context)
+
+
+def _ledger_page(refunds: Any, cursor: str) -> tuple[list[Refund], str, str]:
+    """One page by keyset, and the cursors of its neighbours ("" at an end). A cursor that can't be read is page one."""
+    way, _sep, place = cursor.partition("~")
+    moment, _sep, key = place.partition("~")
+    at: datetime | None = None
+    try:
+        at, key = datetime.fromisoformat(moment), str(uuid.UUID(key))
+    except ValueError:
+        way = ""
+    newest_first = ("-requested_at", "-id")
+    if way == "older":
+        refunds = refunds.filter(Q(requested_at__lt=at) | Q(requested_at=at, id__lt=key))
+    elif way == "newer":
+        refunds = refunds.filter(Q(requested_at__gt=at) | Q(requested_at=at, id__gt=key))
+    rows = list(refunds.order_by(*(("requested_at", "id") if way == "newer" else newest_first))[: PAGE + 1])
+    more, rows = len(rows) > PAGE, rows[:PAGE]
+    if way == "newer":
+        rows.reverse()
+    if not rows:
+        return rows, "", ""
+    first, last = (f"{row.requested_at.isoformat()}~{row.pk}" for row in (rows[0], rows[-1]))
+    has_newer = more if way == "newer" else bool(way)
+    has_older = True if way == "newer" else more
+    return rows, f"newer~{first}" if has_newer else "", f"older~{last}" if has_older else ""
+
+
+def _person(request: HttpRequest) -> User:
+    """The person signed in; every view here stands behind the sign-in."""
+    assert isinstance(request.user, User)  # noqa: S101
+    return request.user
