@@ -10,7 +10,7 @@ class DashboardConfig(AppConfig):
     verbose_name = _("利用者")
 
     def ready(self) -> None:
-        from dashboard import checks  # noqa: F401  (registers them)
+        from dashboard import checks, sso  # noqa: F401  (registers its checks; connects its receivers)
 
 
 class AuditorAdminConfig(admin.AdminConfig):

@@ -1,0 +1,92 @@
+"""What holds for every page: it is private, and its reader is asked for again from time to time."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from django.conf import settings
+from django.contrib import messages
+from django.contrib.auth.views import redirect_to_login
+from django.http import (
+    HttpRequest,
+    HttpResponseBase,
+    HttpResponseNotAllowed,
+    HttpResponseRedirect,
+    QueryDict,
+)
+from django.utils.translation import gettext as _
+
+from dashboard import sso
+
+METHODS = ["GET", "HEAD", "POST", "OPTIONS"]
+UNUSED = ["camera", "display-capture", "geolocation", "microphone", "payment", "usb"]
+
+type GetResponse = Callable[[HttpRequest], HttpResponseBase]
+
+
+class PrivatePages:
+    """No page is kept by a browser or a proxy, used by another site, or reached by a method we do not use.
+
+    Static files are answered before this and are none of its business.
+    """
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        known = request.method in METHODS
+        response = self.get_response(request) if known else HttpResponseNotAllowed(METHODS)
+        response["Cache-Control"] = "no-store"
+        response["Cross-Origin-Resource-Policy"] = "same-origin"
+        response["Permissions-Policy"] = ", ".join(f"{feature}=()" for feature in UNUSED)
+        return response
+
+
+class SessionPolicy:
+    """Ends a session that rests or lasts too long, and asks the provider again every SSO_RECHECK_SECONDS.
+
+    It works in process_view, after the CSRF check and before LoginRequiredMiddleware: a form is parked only
+    if it is ours, and a session that it ends is met by the sign-in page.
+    """
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        request.parked = QueryDict()  # type: ignore[attr-defined]  # See Note [Parked forms]
+        request.parked_for = ""  # type: ignore[attr-defined]
+        return self.get_response(request)
+
+    def process_view(
+        self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
+    ) -> HttpResponseBase | None:
+        if not getattr(view, "login_required", True) or not request.user.is_authenticated:
+            return None
+        # A script asks, not a person. That is no sign of life, or a page that renews itself would keep a forgotten
+        # screen signed in; and a script cannot be taken to the provider, so that its page has to be loaded anew.
+        by_script = request.headers.get("Sec-Fetch-Dest") == "empty"
+        session, now = request.session, time.time()
+        over = self.over(request, now)
+        if not over and now < session.get("oidc_id_token_expiration", 0):
+            if now - session["seen_at"] > min(30, settings.SSO_IDLE_SECONDS / 10) and not by_script:
+                session["seen_at"] = now
+            if request.method == "GET" and not by_script:
+                sso.take_parked(request)
+            return None
+        if by_script:
+            return redirect_to_login(request.get_full_path())
+        posted = request.method == "POST"
+        page = sso.park(request) if posted else request.get_full_path()
+        if over:
+            sso.end_session(request)
+            messages.info(request, over)
+            return redirect_to_login(page)
+        return HttpResponseRedirect(page, status=303) if posted else sso.recheck(request)
+
+    def over(self, request: HttpRequest, now: float) -> str:
+        """Why the session has come to its end, in words, or nothing."""
+        if now - request.session.get("signed_in_at", 0) > settings.SSO_ABSOLUTE_SECONDS:
+            return _("サインインから時間がたったため、サインアウトしました。もう一度サインインしてください。")
+        if now - request.session.get("seen_at", 0) > settings.SSO_IDLE_SECONDS:
+            return _("しばらく操作がなかったため、サインアウトしました。もう一度サインインしてください。")
+        return ""

@@ -1,0 +1,262 @@
+"""The company's identity provider: where it answers, and which of its answers are believed.
+
+Everything that arrives from it is checked here and refused in words (`Refused`) rather than by a traceback:
+a person who cannot sign in must learn what happened and what to do.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import jwt
+import requests
+from django.conf import settings
+from django.core.cache import cache
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+
+TIMEOUT = (3.05, 5)  # seconds to connect, and between two bytes
+DISCOVERY_SECONDS = 3600
+LEEWAY = 30  # seconds by which two clocks may differ
+# Asymmetric only: whoever can check an HMAC can also forge one, and "none" is no signature.
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+ENDPOINTS = [
+    "authorization_endpoint",
+    "token_endpoint",
+    "userinfo_endpoint",
+    "jwks_uri",
+    "end_session_endpoint",
+]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a person is told when a sign-in does not come about."""
+
+    status: int
+    title: str | Promise
+    text: str | Promise
+    template: str = "site/sign_in_failed.html"
+    ends_session: bool = True  # whether somebody who is signed in stays so
+
+
+UNAVAILABLE = Explanation(
+    503,
+    _("会社の認証サービスが応答しません"),
+    _(
+        "サインインを確認できませんでした。"
+        "しばらく待ってから、もう一度お試しください。"
+        "続く場合は、社内の認証サービスの管理者にご連絡ください。"
+    ),
+    ends_session=False,  # nothing was said about the person; the check is still due
+)
+STALE = Explanation(
+    400,
+    _("このサインインは続けられません"),
+    _(
+        "使用済みか、期限が切れています。"
+        "ページを再読み込みした場合や、別のタブでサインインした場合に起こります。"
+        "もう一度サインインしてください。"
+    ),
+    ends_session=False,  # anybody can make a browser open such an address
+)
+CANCELLED = Explanation(
+    403,
+    _("サインインが取り消されました"),
+    _(
+        "会社の認証サービスで操作が取り消されたか、このサービスの利用が許可されていません。"
+        "もう一度サインインするか、社内の認証サービスの管理者にご連絡ください。"
+    ),
+)
+UNPROVEN = Explanation(
+    400,
+    _("サインインを確認できませんでした"),
+    _(
+        "会社の認証サービスからの応答が正しくないため、サインインを中止しました。"
+        "もう一度お試しください。"
+        "続く場合は、時刻を添えて社内の認証サービスの管理者にご連絡ください。"
+    ),
+)
+SUSPENDED = Explanation(
+    403,
+    _("このアカウントは利用を停止されています"),
+    _(
+        "返金ダッシュボードの利用が停止されています。"
+        "心当たりがない場合は、上長または社内の認証サービスの管理者にご連絡ください。"
+    ),
+)
+NO_ROLE = Explanation(403, _("利用する権限がありません"), "", template="site/no_role.html")
+NOT_FRESH = Explanation(
+    403,
+    _("ご本人の再確認ができませんでした"),
+    _(
+        "この操作には直前のサインインが必要ですが、会社の認証サービスから、いつ本人確認をしたかの返答がありませんでした。"
+        "操作は行われていません。"
+        "社内の認証サービスの管理者にご連絡ください。"
+    ),
+    ends_session=False,
+)
+
+
+class Refused(Exception):
+    """A sign-in did not come about. `reason` goes to the audit trail: a word, never a name, mail or token."""
+
+    def __init__(self, explanation: Explanation, reason: str, username: str = "") -> None:
+        super().__init__(reason)
+        self.explanation = explanation
+        self.reason = reason
+        self.username = username
+
+
+@dataclass(frozen=True)
+class Provider:
+    """What the provider's discovery document says of it."""
+
+    authorization_endpoint: str
+    token_endpoint: str
+    userinfo_endpoint: str
+    jwks_uri: str
+    end_session_endpoint: str
+    algorithms: frozenset[str]
+    scopes: frozenset[str]
+    basic_auth: bool  # how the client shows its secret: in a header, else among the fields
+    names_itself: bool  # RFC 9207: its answers carry `iss`
+
+
+def issuer_fault(issuer: str, *, https: bool) -> str:
+    """Say why nobody may be believed on this issuer's word, or nothing."""
+    parts = urlsplit(issuer)
+    if not parts.hostname or parts.scheme not in {"http", "https"}:
+        return "OIDC_ISSUER is not a web address."
+    on_this_machine = parts.hostname in {"127.0.0.1", "::1", "localhost"}
+    if parts.scheme == "http" and not on_this_machine:
+        return "OIDC_ISSUER is spoken to in the clear: anybody on the way could sign in as anybody."
+    if https and on_this_machine:
+        return "OIDC_ISSUER is a provider on this machine, which is for development: HTTPS forbids it."
+    return ""
+
+
+def provider() -> Provider:
+    """Read the discovery document, once an hour and not before somebody signs in.
+
+    Raises: Refused.
+    """
+    if fault := issuer_fault(settings.OIDC_ISSUER, https=settings.HTTPS):
+        raise Refused(UNAVAILABLE, fault)
+    key = f"oidc-discovery:{settings.OIDC_ISSUER}"
+    document = cache.get(key)
+    if document is None:
+        document = ask("GET", settings.OIDC_ISSUER.rstrip("/") + "/.well-known/openid-configuration")
+        found = _provider(document)
+        cache.set(key, document, DISCOVERY_SECONDS)
+        return found
+    return _provider(document)
+
+
+def _provider(document: dict[str, Any]) -> Provider:
+    if document.get("issuer") != settings.OIDC_ISSUER:
+        raise Refused(UNAVAILABLE, "discovery_issuer")
+    endpoints = {name: document.get(name, "") for name in ENDPOINTS}
+    for name, address in endpoints.items():
+        optional = name == "end_session_endpoint" and address == ""
+        if not optional and not _is_as_safe_as_issuer(address):
+            raise Refused(UNAVAILABLE, f"discovery_{name}")
+    offered = document.get("id_token_signing_alg_values_supported", ["RS256"])
+    algorithms = frozenset(ALGORITHMS).intersection(offered)
+    if not algorithms:
+        raise Refused(UNAVAILABLE, "discovery_algorithms")
+    methods = document.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
+    return Provider(
+        **endpoints,
+        algorithms=algorithms,
+        scopes=frozenset(document.get("scopes_supported", [])),
+        basic_auth="client_secret_basic" in methods,
+        names_itself=document.get("authorization_response_iss_parameter_supported") is True,
+    )
+
+
+def _is_as_safe_as_issuer(address: object) -> bool:
+    if not isinstance(address, str):
+        return False
+    parts = urlsplit(address)
+    return bool(parts.hostname) and parts.scheme == urlsplit(settings.OIDC_ISSUER).scheme
+
+
+def ask(method: str, url: str, *, rejected: Refused | None = None, **kwargs: Any) -> dict[str, Any]:
+    """Call the provider and return its JSON object; what a 400 means is the caller's to say.
+
+    Raises: Refused.
+    """
+    try:
+        with requests.Session() as http:
+            http.trust_env = False  # no proxy or .netrc of the surroundings gets to see the client's secret
+            response = http.request(
+                method,
+                url,
+                timeout=TIMEOUT,
+                allow_redirects=False,  # a secret is sent to the address that discovery named, nowhere else
+                verify=settings.OIDC_CA_BUNDLE or True,
+                **kwargs,
+            )
+        if response.status_code == 400 and rejected:
+            raise rejected
+        if response.status_code != 200:
+            raise Refused(UNAVAILABLE, f"provider_{response.status_code}")
+        answer = response.json()
+    except (requests.RequestException, ValueError) as error:
+        raise Refused(UNAVAILABLE, type(error).__name__) from error
+    if not isinstance(answer, dict):
+        raise Refused(UNAVAILABLE, "provider_json")
+    return answer
+
+
+def check_token(token: object, *, required: list[str], typ: str = "") -> dict[str, Any]:
+    """Return the claims of a token that the provider signed for us, and that holds now.
+
+    Args:
+        required: claims without which the token is refused; PyJWT checks others only where they are present.
+        typ: the `typ` that the header must have, where one kind of token must not pass for another.
+
+    Raises: Refused.
+    Source: OpenID Connect Core 1.0, 3.1.3.7; Back-Channel Logout 1.0, 2.6.
+    """
+    if not isinstance(token, str):
+        raise Refused(UNPROVEN, "token_missing")
+    try:
+        header = jwt.get_unverified_header(token)
+        if header.get("alg") not in provider().algorithms:
+            raise Refused(UNPROVEN, "alg")
+        if typ and str(header.get("typ", "")).lower() != typ:
+            raise Refused(UNPROVEN, "typ")
+        claims = jwt.decode(
+            token,
+            _signing_key(header),
+            algorithms=[header["alg"]],
+            audience=settings.OIDC_RP_CLIENT_ID,
+            issuer=settings.OIDC_ISSUER,
+            leeway=LEEWAY,
+            options={"require": required},
+        )
+    except jwt.PyJWTError as error:
+        raise Refused(UNPROVEN, type(error).__name__) from error
+    several_audiences = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
+    if (several_audiences or "azp" in claims) and claims.get("azp") != settings.OIDC_RP_CLIENT_ID:
+        raise Refused(UNPROVEN, "azp")
+    return claims
+
+
+def _signing_key(header: dict[str, Any]) -> jwt.PyJWK:
+    """The one published key that the header points at. A key that the token itself brings is never seen."""
+    alg, kid = header["alg"], header.get("kid")
+    keys = ask("GET", provider().jwks_uri).get("keys")
+    fitting = [
+        key
+        for key in (keys if isinstance(keys, list) else [])
+        if isinstance(key, dict)
+        and key.get("use", "sig") == "sig"
+        and key.get("alg", alg) == alg
+        and kid in (None, key.get("kid"))
+    ]
+    if len(fitting) != 1:
+        raise Refused(UNPROVEN, "key_unknown")
+    return jwt.PyJWK(fitting[0], algorithm=alg)

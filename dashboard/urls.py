@@ -1,0 +1,26 @@
+"""The site map: the app, the admin, single sign-on, health."""
+
+from django.contrib import admin
+from django.contrib.auth.decorators import login_not_required
+from django.urls import include, path
+from django.views.i18n import set_language
+
+from dashboard import sso, views
+
+urlpatterns = [
+    path("", include("refunds.urls")),
+    path("admin/logout/", sso.logout),  # before the admin's own, which leaves the provider signed in
+    path("admin/", admin.site.urls),
+    path("oidc/authenticate/", sso.authenticate, name="oidc_authentication_init"),
+    path("oidc/callback/", sso.callback, name="oidc_authentication_callback"),
+    path("oidc/step-up/", sso.step_up, name="oidc_step_up"),
+    path("oidc/logout/", sso.logout, name="oidc_logout"),
+    path("oidc/backchannel-logout/", sso.backchannel_logout, name="oidc_backchannel_logout"),
+    path("sign-in/", views.sign_in, name="sign_in"),
+    path("signed-out/", views.signed_out, name="signed_out"),
+    path("i18n/setlang/", login_not_required(set_language), name="set_language"),
+    path("healthz", views.healthz, name="healthz"),
+    path("readyz", views.readyz, name="readyz"),
+]
+
+handler400 = views.bad_request

@@ -1,0 +1,59 @@
+"""The pages around the app: signing in and out, health, and a form that came without its token."""
+
+from django.contrib.auth.decorators import login_not_required
+from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
+from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
+from django.shortcuts import redirect, render
+from django.template.loader import render_to_string
+from django.urls import reverse
+from django.utils.http import urlencode
+from mozilla_django_oidc.views import get_next_url
+
+
+@login_not_required
+def sign_in(request: HttpRequest) -> HttpResponse:
+    page = get_next_url(request, "next") or "/"
+    if request.user.is_authenticated:
+        return redirect(page)
+    address = reverse("oidc_authentication_init") + "?" + urlencode({"next": page})
+    return render(request, "site/sign_in.html", {"authenticate": address})
+
+
+@login_not_required
+def signed_out(request: HttpRequest) -> HttpResponse:
+    if request.user.is_authenticated:
+        return redirect("/")
+    return render(request, "site/signed_out.html", {"here_only": request.GET.get("here") == "only"})
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    return render(request, "site/csrf_failure.html", status=403)
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Django's draws the page with its reader, who is not known yet when it is the host's name that is wrong."""
+    return HttpResponseBadRequest(render_to_string("400.html"))
+
+
+@login_not_required
+def healthz(request: HttpRequest) -> HttpResponse:
+    """Alive: asks nothing of the database, or a slow database would have us restarted."""
+    return plain("ok")
+
+
+@login_not_required
+def readyz(request: HttpRequest) -> HttpResponse:
+    """Able to serve: the database answers and has this version's tables."""
+    try:
+        executor = MigrationExecutor(connection)
+        missing = executor.migration_plan(executor.loader.graph.leaf_nodes())
+    except DatabaseError:
+        fault = "the database does not answer"
+    else:
+        fault = f"{len(missing)} migrations are not applied" if missing else ""
+    return plain(fault or "ok", status=503 if fault else 200)
+
+
+def plain(text: str, status: int = 200) -> HttpResponse:
+    return HttpResponse(f"{text}\n", status=status, content_type="text/plain; charset=utf-8")
