@@ -1,0 +1,615 @@
+"""Order, Payment, SmartpayRefund as Smartpay has them, with names from its checkout sessions. Nothing else writes them.
+
+What was read is recorded with the moment when its read began: an older read never replaces a newer one. The ledger
+is not touched here; services.observe_refund() records a refund through this module and then settles the ledger.
+"""
+
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any, Protocol
+
+from django.db import models, transaction
+from django.db.models import Exists, F, OuterRef, Q, Subquery, Sum
+from django.db.models.functions import Coalesce
+
+from refunds import clock, smartpay
+from refunds.folding import fold
+from refunds.models import KEY_BITS, Evidence, Order, Payment, Refund, SmartpayRefund, SyncCursor
+
+SESSIONS, ORDERS, REFUNDS = "checkout-sessions", "orders", "refunds"  # SyncCursor.collection
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+# Note [Arrivals one at a time]
+# Orders and payments that are new, and refunds whose payment is not here yet, are added by one process at a time:
+# it holds the cursor row of the orders. Otherwise a payment could be added while its refund is, neither seeing the
+# other, and the refund would be missing from `external`. Locks are taken in this order: cursors, payments, refunds,
+# orders (see Note [Lock order] in models.py).
+
+
+# --- Orders and payments ------------------------------------------------------------------------------------
+
+
+def record_order(
+    order: smartpay.Order, *, read_at: datetime, session: smartpay.CheckoutSession | None = None
+) -> Order:
+    """Record an order with its payments, and its customer where the session (or the order itself) names one.
+
+    Args:
+        read_at: when the read began that the order comes from.
+        session: the checkout session of the order, where that is what was read.
+
+    Returns the row as it now is. See record_orders() for what replaces what.
+    """
+    record_orders([order], read_at=read_at, sessions={order.id: session} if session else {})
+    return Order.objects.get(order_id=order.id)
+
+
+def record_orders(
+    orders: Iterable[smartpay.Order],
+    *,
+    read_at: datetime,
+    sessions: Mapping[str, smartpay.CheckoutSession] | None = None,
+) -> int:
+    """Record orders with their payments in one transaction of few statements; return how many were new or changed.
+
+    Facts of an older read than the recorded one are dropped. The customer comes first from the session (`sessions`
+    is by order id), then from an import; an order read without its session leaves the customer as it is, and so
+    does a session without a name where a name is known. A reference is never replaced by none.
+    """
+    sessions = sessions or {}
+    by_id = {order.id: order for order in orders}
+    payments = {payment.id: (payment, order.id) for order in by_id.values() for payment in order.payments}
+    with transaction.atomic():
+        known = set(Order.objects.filter(order_id__in=by_id).values_list("order_id", flat=True))
+        held = set(Payment.objects.filter(pk__in=payments).values_list("pk", flat=True))
+        if known != set(by_id) or held != set(payments):
+            _lock_arrivals()
+        locked = _lock_payments(payments)
+        rows = {
+            row.order_id: row
+            for row in Order.objects.select_for_update().filter(order_id__in=by_id).order_by("key")
+        }
+        keys = _mint_keys([order for order in by_id.values() if order.id not in rows])
+        batch = _Batch(Order, read_at)
+        for order in by_id.values():
+            row = rows.get(order.id) or Order(
+                key=keys[order.id], order_id=order.id, order_id_reversed=fold(order.id)[::-1]
+            )
+            session = sessions.get(order.id)
+            batch.add(
+                row,
+                _order_facts(row, order, session, read_at) | _customer_facts(row, order, session, read_at),
+            )
+            for column, text in FOLDED.items():
+                batch.add(row, {column: fold(text(row))})
+        changed = batch.write()
+        keys |= {row.order_id: row.key for row in rows.values()}
+        changed |= _write_payments(payments, locked, keys=keys, read_at=read_at)
+    return len(changed)
+
+
+def refresh_order(order_id: str, client: smartpay.Client) -> tuple[smartpay.Refund, ...]:
+    """Read an order at Smartpay and record it; return the refunds of its payments that are news here, unrecorded.
+
+    Raises: smartpay.SmartpayError.
+    """
+    read_at = clock.now()
+    order = client.get_order(order_id)
+    record_order(order, read_at=read_at)
+    return _read_news([refund_id for payment in order.payments for refund_id in payment.refund_ids or ()], client)
+
+
+def refresh_payment(payment_id: str, client: smartpay.Client) -> tuple[bool, tuple[smartpay.Refund, ...]]:
+    """Read a payment at Smartpay and record its facts; read the refunds that it lists and that are news here.
+
+    Returns (complete, refunds): whether the payment lists its refunds at all, and those of them that the mirror does
+    not have or the ledger has not booked. They are not recorded: services.observe_refund() does that.
+    Raises: smartpay.SmartpayError.
+    """
+    read_at = clock.now()
+    payment = client.get_payment(payment_id)
+    if not Order.objects.filter(order_id=payment.order).exists():
+        refresh_order(payment.order, client)
+    payments = {payment.id: (payment, payment.order)}
+    with transaction.atomic():
+        if not Payment.objects.filter(pk=payment.id).exists():
+            _lock_arrivals()
+        locked = _lock_payments(payments)
+        keys = dict(Order.objects.filter(order_id=payment.order).values_list("order_id", "key"))
+        _write_payments(payments, locked, keys=keys, read_at=read_at)
+    if payment.refund_ids is None:
+        return False, ()
+    return True, _read_news(payment.refund_ids, client)
+
+
+def _read_news(refund_ids: Collection[str], client: smartpay.Client) -> tuple[smartpay.Refund, ...]:
+    """Read those of the refunds that the mirror does not have or the ledger has not booked."""
+    booked = _booked(refund_ids)
+    return tuple(client.get_refund(refund_id) for refund_id in refund_ids if refund_id not in booked)
+
+
+def _order_facts(
+    row: Order, order: smartpay.Order, session: smartpay.CheckoutSession | None, read_at: datetime
+) -> dict[str, Any]:
+    if _is_older(row, read_at):
+        return {}
+    return {
+        "reference": order.reference or (session.reference if session else "") or row.reference,
+        "amount": order.amount,
+        "currency": order.currency,
+        "status": order.status,
+        "description": order.description,
+        "token_id": order.token_id,
+        "test": order.test,
+        "line_items": [
+            {
+                "name": item.name,
+                "quantity": item.quantity,
+                "amount": item.amount,
+                "currency": item.currency,
+                "kind": item.kind,
+            }
+            for item in order.line_items
+        ],
+        "created_at": order.created_at,
+        "expires_at": order.expires_at,
+    }
+
+
+def _customer_facts(
+    row: Order, order: smartpay.Order, session: smartpay.CheckoutSession | None, read_at: datetime
+) -> dict[str, Any]:
+    """The customer's columns where this read has something better to say, else nothing."""
+    customer = session.customer if session and session.customer else order.customer
+    if not customer or (row.customer_name and not (customer.family_name or customer.given_name)):
+        return {}
+    if row.customer_source == Order.CustomerSource.SESSION and _is_older(row, read_at):
+        return {}
+    return {
+        "customer_source": Order.CustomerSource.SESSION,
+        "family_name": customer.family_name,
+        "given_name": customer.given_name,
+        "family_kana": customer.family_kana,
+        "given_kana": customer.given_kana,
+        "email": customer.email,
+    }
+
+
+FOLDED: dict[str, Callable[[Order], str]] = {
+    "family_folded": lambda row: row.family_name,
+    "given_folded": lambda row: row.given_name,
+    "name_folded": lambda row: f"{row.family_name} {row.given_name}",
+    "name_turned_folded": lambda row: f"{row.given_name} {row.family_name}",
+    "family_kana_folded": lambda row: row.family_kana,
+    "given_kana_folded": lambda row: row.given_kana,
+    "kana_folded": lambda row: f"{row.family_kana} {row.given_kana}",
+    "kana_turned_folded": lambda row: f"{row.given_kana} {row.family_kana}",
+    "email_folded": lambda row: row.email,
+    "reference_folded": lambda row: row.reference,
+}
+
+
+def first_key(moment: datetime) -> int:
+    """The lowest key that an order created at this moment can have. See Note [Keys in time order]."""
+    return (moment - EPOCH) // timedelta(milliseconds=1) << KEY_BITS
+
+
+def _key(order: smartpay.Order, attempt: int) -> int:
+    digest = hashlib.sha256(f"{order.id}#{attempt}".encode()).digest()
+    return first_key(order.created_at) | (int.from_bytes(digest[:8]) & ((1 << KEY_BITS) - 1))
+
+
+def _mint_keys(orders: Collection[smartpay.Order]) -> dict[str, int]:
+    """Return a free key for each order, by its id. Two orders of one millisecond may ask for the same one."""
+    keys: dict[str, int] = {}
+    attempt = 0
+    while len(keys) < len(orders):
+        wanted = {order.id: _key(order, attempt) for order in orders if order.id not in keys}
+        used = set(Order.objects.filter(key__in=wanted.values()).values_list("key", flat=True)) | set(
+            keys.values()
+        )
+        for order_id, key in wanted.items():
+            if key not in used:
+                keys[order_id] = key
+                used.add(key)
+        attempt += 1
+    return keys
+
+
+def _lock_payments(ids: Iterable[str]) -> dict[str, Payment]:
+    return {
+        row.pk: row for row in Payment.objects.select_for_update().filter(pk__in=list(ids)).order_by("pk")
+    }
+
+
+def _write_payments(
+    payments: Mapping[str, tuple[smartpay.Payment, str]],
+    locked: Mapping[str, Payment],
+    *,
+    keys: Mapping[str, int],
+    read_at: datetime,
+) -> set[int]:
+    """Write payments, given with their order's id; return the keys of the orders that this changed.
+
+    `locked` are the rows that exist already. A payment's order and currency never change.
+    """
+    batch = _Batch(Payment, read_at)
+    for payment, order_id in payments.values():
+        row = locked.get(payment.id) or Payment(
+            id=payment.id, order_id=keys[order_id], currency=payment.currency
+        )
+        facts = {
+            "captured": payment.amount,
+            "status": payment.status,
+            "description": payment.description,
+            "reference": payment.reference,
+            "created_at": payment.created_at,
+        }
+        batch.add(row, {} if _is_older(row, read_at) else facts)
+    changed = batch.write()
+    _count_external(payment_id for payment_id in payments if payment_id not in locked)
+    return {(locked.get(pk) or batch.rows[pk]).order_id for pk in changed}
+
+
+def _lock_arrivals() -> None:
+    """Let one process at a time add what is new. See Note [Arrivals one at a time]."""
+    SyncCursor.objects.bulk_create([SyncCursor(pk=ORDERS)], ignore_conflicts=True)
+    SyncCursor.objects.select_for_update().get(pk=ORDERS)
+
+
+# --- Refunds ------------------------------------------------------------------------------------------------
+
+
+def record_refund(refund: smartpay.Refund, *, read_at: datetime) -> SmartpayRefund:
+    """Record a refund that Smartpay showed, tell whether it is ours, and count it where it is not.
+
+    Returns its row; `ours_id` is the ledger row that it is, None where it was made outside this tool. The payment's
+    `external` is then right again. See record_refunds().
+    """
+    return record_refunds([refund], read_at=read_at)[refund.id]
+
+
+def record_refunds(refunds: Iterable[smartpay.Refund], *, read_at: datetime) -> dict[str, SmartpayRefund]:
+    """Record refunds in one transaction of few statements; return their rows by id.
+
+    One is ours if its id is a ledger row's smartpay_id, or if its metadata or its reference name a ledger row of the
+    same payment. A refund of a payment that is not known yet is kept, and counted when the payment arrives.
+    """
+    by_id = {refund.id: refund for refund in refunds}
+    payments = {refund.payment for refund in by_id.values()}
+    with transaction.atomic():
+        if set(Payment.objects.filter(pk__in=payments).values_list("pk", flat=True)) != payments:
+            _lock_arrivals()
+        _lock_payments(payments)
+        rows = SmartpayRefund.objects.select_for_update().order_by("pk").in_bulk(list(by_id))
+        ours = _ours(by_id.values())
+        batch = _Batch(SmartpayRefund, read_at)
+        for refund in by_id.values():
+            row = rows.get(refund.id) or SmartpayRefund(id=refund.id, payment_id=refund.payment)
+            facts = {} if _is_older(row, read_at) else _refund_facts(refund)
+            batch.add(row, facts | {"ours_id": ours.get(refund.id)})
+        batch.write()
+        _count_external(payments)
+    return batch.rows
+
+
+def _refund_facts(refund: smartpay.Refund) -> dict[str, Any]:
+    return {
+        "amount": refund.amount,
+        "currency": refund.currency,
+        "status": refund.status,
+        "reason": refund.reason,
+        "description": refund.description,
+        "reference": refund.reference,
+        "metadata": refund.metadata,
+        "created_at": refund.created_at,
+    }
+
+
+def _ours(refunds: Collection[smartpay.Refund]) -> dict[str, uuid.UUID]:
+    """Which of the refunds are which rows of the ledger, by Smartpay's id."""
+    claims = {
+        refund.id: [
+            claim
+            for text in (refund.metadata.get("refund_dashboard_id"), refund.reference)
+            if (claim := _uuid(text)) is not None
+        ]
+        for refund in refunds
+    }
+    ledger = Refund.objects.filter(
+        Q(smartpay_id__in=claims) | Q(pk__in={claim for named in claims.values() for claim in named})
+    ).only("smartpay_id", "payment_id")
+    by_smartpay_id = {row.smartpay_id: row.pk for row in ledger}
+    payment_of = {row.pk: row.payment_id for row in ledger}
+    ours = {}
+    for refund in refunds:
+        named = [claim for claim in claims[refund.id] if payment_of.get(claim) == refund.payment]
+        if refund.id in by_smartpay_id:
+            ours[refund.id] = by_smartpay_id[refund.id]
+        elif named:
+            ours[refund.id] = named[0]
+    return ours
+
+
+def _uuid(text: object) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+
+
+def _count_external(payment_ids: Iterable[str]) -> None:
+    """Make `external` of the payments, which are locked or new, what Smartpay's refunds say.
+
+    A refund under our reference that is not the one the ledger row was settled with is a second one: the ledger
+    does not count it, so it is counted here.
+    """
+    elsewhere = (
+        SmartpayRefund.objects.filter(payment=OuterRef("pk"))
+        .exclude(status=SmartpayRefund.Status.FAILED)
+        .filter(Q(ours=None) | (Q(ours__smartpay_id__isnull=False) & ~Q(ours__smartpay_id=F("pk"))))
+        .order_by()
+        .values("payment")
+        .annotate(total=Sum("amount"))
+        .values("total")
+    )
+    total = Coalesce(Subquery(elsewhere), 0)
+    Payment.objects.filter(pk__in=list(payment_ids)).exclude(external=total).update(external=total)
+
+
+def _booked(ids: Iterable[str]) -> set[str]:
+    """Which of Smartpay's refunds are here already, and booked in the ledger where they are ours."""
+    booking = Evidence.objects.filter(refund=OuterRef("ours"), smartpay_id=OuterRef("pk"))
+    rows = SmartpayRefund.objects.filter(Q(ours=None) | Exists(booking), pk__in=list(ids))
+    return set(rows.values_list("pk", flat=True))
+
+
+# --- Writing rows -------------------------------------------------------------------------------------------
+
+
+def _is_older(row: Order | Payment | SmartpayRefund, read_at: datetime) -> bool:
+    """Whether the row holds the facts of a later read than this one."""
+    return not row._state.adding and row.read_at > read_at
+
+
+def _storable(value: Any) -> Any:
+    """The value without what neither database can hold as text: NUL, and halves of surrogate pairs."""
+    if isinstance(value, str):
+        return value.replace("\x00", "").encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_storable(name): _storable(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_storable(item) for item in value]
+    return value
+
+
+def _put(row: models.Model, facts: Mapping[str, Any]) -> set[str]:
+    """Set the facts on the row, cut to the columns' lengths; return the names of those that differed."""
+    differing = set()
+    for name, fact in facts.items():
+        field = row._meta.get_field(name)
+        value = _storable(fact)
+        if isinstance(field, models.CharField):
+            value = value[: field.max_length]
+        if getattr(row, name) != value:
+            setattr(row, name, value)
+            differing.add(name)
+    return differing
+
+
+class _Batch[Row: (Order, Payment, SmartpayRefund)]:
+    """Rows of one page: what is new is inserted, what differs updated, of the rest only `read_at` moves on."""
+
+    def __init__(self, model: type[Row], read_at: datetime) -> None:
+        self.model = model
+        self.read_at = read_at
+        self.rows: dict[Any, Row] = {}
+        self._differing: dict[Any, set[str]] = {}
+
+    def add(self, row: Row, facts: Mapping[str, Any]) -> None:
+        self.rows[row.pk] = row
+        self._differing[row.pk] = self._differing.get(row.pk, set()) | _put(row, facts)
+
+    def write(self) -> set[Any]:
+        """Write the rows; return the primary keys of those that were new or changed."""
+        new, changed, columns = [], [], {"read_at"}
+        for pk, row in self.rows.items():
+            if row._state.adding:
+                row.read_at = self.read_at
+                new.append(row)
+            elif differing := self._differing[pk]:
+                row.read_at = max(row.read_at, self.read_at)
+                changed.append(row)
+                columns |= differing
+        self.model.objects.bulk_create(new)
+        self.model.objects.bulk_update(changed, sorted(columns))
+        written = {row.pk for row in (*new, *changed)}
+        self.model.objects.filter(pk__in=self.rows.keys() - written, read_at__lt=self.read_at).update(
+            read_at=self.read_at
+        )
+        return written
+
+
+# --- Reading whole lists ------------------------------------------------------------------------------------
+
+PAUSES = (1, 2, 4, 8, 16)  # seconds between the tries of a page that fails
+LONGEST_PAUSE = 60  # seconds, however long Smartpay asks to wait
+RESTARTS = 3  # of a scan whose page token ran out
+UNDER_WAY = timedelta(minutes=2)  # a scan that read no page for so long was given up by its process
+
+
+class Observe(Protocol):
+    """services.observe_refund(), handed in: this module stands below the ledger."""
+
+    def __call__(self, seen: smartpay.Refund, *, read_at: datetime, kind: str) -> object: ...
+
+
+type Progress = Callable[[str], None]
+
+
+def sync(
+    client: smartpay.Client, *, full: bool = False, observe: Observe, progress: Progress | None = None
+) -> None:
+    """Bring the mirror up to date: checkout sessions with their orders, orders, refunds. Safe to repeat and to kill.
+
+    A scan that was killed goes on at its page. Otherwise all pages are read where that was never done; else the
+    newest ones, up to the first page that brings nothing new, if the list shows itself to come newest first, and all
+    pages if it does not. Changes of older orders are then left to webhooks and to the next full scan.
+
+    Args:
+        full: from the start, all pages, whatever was read before.
+        progress: is given a line after each page.
+
+    Raises: smartpay.SmartpayError, after some tries. Never called inside a transaction.
+    """
+    # Sessions first: they bring orders and customers at once, and leave the second list little to write.
+    for collection in (SESSIONS, ORDERS, REFUNDS):
+        _Scan(collection, client, observe, progress).run(full=full)
+
+
+def scan_refunds(client: smartpay.Client, *, observe: Observe, progress: Progress | None = None) -> None:
+    """Read all pages of GET /refunds from the start: a complete read, which SyncCursor.last_started_at then dates.
+
+    Returns at once where another process is reading them. Raises: as sync().
+    """
+    under_way = SyncCursor.objects.filter(
+        pk=REFUNDS, scan_started_at__isnull=False, last_read_at__gt=clock.now() - UNDER_WAY
+    )
+    if not under_way.exists():
+        _Scan(REFUNDS, client, observe, progress).run(full=True)
+
+
+def freshness() -> datetime | None:
+    """When a page of orders was last read; None before the first."""
+    return SyncCursor.objects.filter(pk=ORDERS).values_list("last_read_at", flat=True).first()
+
+
+@dataclass
+class _Scan:
+    """One reading of one of Smartpay's lists. Where it stands is committed with the rows of each page."""
+
+    collection: str
+    client: smartpay.Client
+    observe: Observe
+    progress: Progress | None
+
+    def run(self, *, full: bool) -> None:
+        cursor, _created = SyncCursor.objects.get_or_create(pk=self.collection)
+        # A sweep is a scan that may end early; where it stands is not kept, since it is short.
+        sweep = not full and cursor.scan_started_at is None and cursor.last_finished_at is not None
+        if full or cursor.scan_started_at is None:
+            _begin(cursor)
+        began, pages, seen, changed, restarts = time.monotonic(), 0, 0, 0, 0
+        oldest: datetime | None = None
+        while True:
+            read_at = clock.now()
+            try:
+                page = _patiently(lambda: self._page(cursor.page_token))
+            except smartpay.Refused as error:
+                if error.http_status != 400 or not cursor.page_token or restarts == RESTARTS:
+                    raise
+                restarts += 1  # the page token ran out
+                oldest = None
+                _begin(cursor)
+                continue
+            if page.next_token and page.next_token == cursor.page_token:
+                raise smartpay.Unclear("The list repeats a page.")
+            moments = self._moments(page)
+            sweep = sweep and _comes_newest_first(moments, after=oldest)
+            oldest = moments[-1] if moments else oldest
+
+            ended = not page.next_token
+            cursor.scan_started_at = cursor.scan_started_at or read_at
+            cursor.page_token = page.next_token
+            cursor.seen += len(page.items)
+            cursor.last_read_at = read_at
+            if ended:
+                cursor.last_started_at, cursor.last_finished_at = cursor.scan_started_at, clock.now()
+                cursor.scan_started_at = None
+            fresh = self._store(page, read_at, cursor, ["last_read_at"] if sweep and not ended else WHERE_IT_STANDS)
+
+            pages, seen, changed = pages + 1, seen + len(page.items), changed + fresh
+            if self.progress:
+                rate = seen / max(time.monotonic() - began, 0.001)
+                self.progress(f"{self.collection} pages={pages} seen={seen} changed={changed} rate={rate:.0f}/s")
+            if ended or (sweep and not fresh):
+                return
+
+    def _page(self, token: str) -> smartpay.Page[Any]:
+        match self.collection:
+            case "checkout-sessions":
+                return self.client.list_checkout_sessions(token)
+            case "orders":
+                return self.client.list_orders(token)
+            case _:
+                return self.client.list_refunds(token)
+
+    def _moments(self, page: smartpay.Page[Any]) -> list[datetime]:
+        """When the objects were created, in the order of the page. A session has no moment of its own here."""
+        if self.collection == SESSIONS:
+            return [session.order.created_at for session in page.items if session.order]
+        return [item.created_at for item in page.items]
+
+    def _store(self, page: smartpay.Page[Any], read_at: datetime, cursor: SyncCursor, columns: list[str]) -> int:
+        """Record a page and where the scan stands; return how many of its objects were new or changed."""
+        news: list[smartpay.Refund] = []
+        if self.collection == REFUNDS:
+            # The ledger has transactions of its own. Killed in between, the page is read again: nothing is lost.
+            news = _news(page.items)
+            for refund in news:
+                self.observe(refund, read_at=read_at, kind=Evidence.Kind.LIST)
+        with transaction.atomic():
+            cursor.save(update_fields=columns)
+            match self.collection:
+                case "checkout-sessions":
+                    sessions = {session.order.id: session for session in page.items if session.order}
+                    orders = [session.order for session in sessions.values()]
+                    return record_orders(orders, read_at=read_at, sessions=sessions)
+                case "orders":
+                    return record_orders(page.items, read_at=read_at)
+                case _:
+                    record_refunds(page.items, read_at=read_at)
+                    return len(news)
+
+
+WHERE_IT_STANDS = ["page_token", "scan_started_at", "seen", "last_started_at", "last_finished_at", "last_read_at"]
+
+
+def _begin(cursor: SyncCursor) -> None:
+    """From the first page. Not saved yet: until a page is read, an interrupted scan can still go on."""
+    cursor.page_token, cursor.scan_started_at, cursor.seen = "", None, 0
+
+
+def _comes_newest_first(moments: list[datetime], *, after: datetime | None) -> bool:
+    """Whether a page goes from newer to older, and on from the page before it. Smartpay promises no order."""
+    falling = all(newer >= older for newer, older in pairwise([*([after] if after else []), *moments]))
+    return falling and bool(moments) and (after is not None or moments[0] > moments[-1])
+
+
+def _news(refunds: Iterable[smartpay.Refund]) -> list[smartpay.Refund]:
+    """Those that the mirror does not have as they are, or the ledger has not booked."""
+    by_id = {refund.id: refund for refund in refunds}
+    booked = SmartpayRefund.objects.in_bulk(list(_booked(by_id)))
+    return [
+        refund
+        for refund in by_id.values()
+        if refund.id not in booked or _put(booked[refund.id], _refund_facts(refund))
+    ]
+
+
+def _patiently[T](read: Callable[[], T]) -> T:
+    """Read a page, again after a pause where Smartpay is busy, broken or silent. Raises: smartpay.SmartpayError."""
+    for pause in PAUSES:
+        try:
+            return read()
+        except (smartpay.Refused, smartpay.NotAccepted):
+            raise  # the same would come again
+        except smartpay.SmartpayError as error:
+            time.sleep(max(pause, min(error.retry_after or 0, LONGEST_PAUSE)))
+    return read()

@@ -1,0 +1,399 @@
+"""What was typed -> folded -> orders, newest first, by a bounded number of queries whatever the rows.
+
+Rows are found in tiers, each newest first. Tier 1: a column is exactly what was typed. Tier 2: a column begins with
+it, or the order id ends in it. Tier 3, for several words where neither found any: each word is, or begins, a column
+of its own. A page is filled from the first tier on; its cursor names the tier in which it ended. Nothing counts rows
+or skips them, and every branch of a tier is a range of an index that ends in the order's key (Note [Keys in time
+order] in models.py).
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol, Self
+
+from django.db import connection
+from django.utils.translation import gettext as _
+
+from refunds import smartpay
+from refunds.folding import fold as fold  # noqa: PLC0414  (views fold what they record of a search)
+from refunds.mirror import first_key
+from refunds.models import Order
+
+PAGE = 50  # orders
+CANDIDATES = 2000  # orders that a branch of tiers 2 and 3 may bring; beyond them the answer is partial
+SHORTEST_TAIL = 4  # characters of the end of an order id; fewer would match by accident
+SHORTEST_WHOLE_ID = 16  # characters after the prefix; Smartpay's have 21 or 22, and a shorter one may be a beginning
+
+NAMES = ("family_folded", "given_folded", "name_folded", "name_turned_folded")
+KANA = ("family_kana_folded", "given_kana_folded", "kana_folded", "kana_turned_folded")
+WHOLE = (*NAMES, *KANA, "email_folded", "reference_folded")
+# Full names begin as family names do, and turned ones as given names: those need no branch of their own.
+BEGINNING = tuple(column for column in WHOLE if column not in {*NAMES[:2], *KANA[:2]})
+LAST = "\U0010ffff"  # nothing sorts after it: what begins with q lies between q and q + LAST
+
+ANY_STATUS = "any"
+IN_PROGRESS = "in_progress"  # the two statuses that are both 手続き中
+STATUSES = {IN_PROGRESS: (Order.Status.REQUIRES_AUTHORIZATION, Order.Status.PENDING)}
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What narrows a list.
+
+    status: one of Order.Status, IN_PROGRESS, ANY_STATUS, or "": all but those that were never paid.
+    refund_status: one of Order.RefundStatus, or "": all.
+    period_from, period_to: from this moment on; up to, not including, that one.
+    """
+
+    status: str = ""
+    refund_status: str = ""
+    period_from: datetime | None = None
+    period_to: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One page, newest first within each tier; the `matched` of a found order says in words what of it matched.
+
+    newer, older: cursors for the URL, "" where there is no such page.
+    partial: there were more candidates than were looked at.
+    hidden_by_filters: nothing is shown; without the filters, the hiding of the never paid included, something is.
+    """
+
+    orders: list[Order]
+    newer: str = ""
+    older: str = ""
+    partial: bool = False
+    hidden_by_filters: bool = False
+
+
+def list_orders(filters: Filters, cursor: str = "", *, limit: int = PAGE) -> Result:
+    """Return a page of the orders that the filters leave. A cursor that we did not make counts as the first page."""
+    # One branch a status: an index on (status, key) gives each in order, but not two of them together.
+    statuses = STATUSES.get(filters.status, ("",))
+    tier = _Exact(tuple(f"status = '{status}'" if status else "TRUE" for status in statuses), {})
+    return _page([tier], filters, cursor, limit, unfiltered=[_Exact(("TRUE",), {})])
+
+
+def find(text: str, *, filters: Filters = Filters(), cursor: str = "", limit: int = PAGE) -> Result:
+    """Return a page of the orders that may be meant by what was typed.
+
+    That may be a name (either part first, with or without a blank), kana, a mail, an order id or its last characters,
+    the shop's reference, or the whole id of a payment or of a refund; of several words all have to match. A cursor
+    that we did not make counts as the first page.
+    """
+    query = _Query.of(text)
+    tiers = query.tiers()
+    result = _page(tiers, filters, cursor, limit, unfiltered=tiers)
+    for order in result.orders:
+        order.matched = query.matched(order)  # type: ignore[attr-defined]
+    return result
+
+
+def whole_order_id(text: str) -> str | None:
+    """Return the order id that the text is, without blanks, quotes, brackets or a URL around it; else None."""
+    order_id = _cleaned(text)
+    if smartpay.id_kind(order_id) is None or not order_id.startswith("order_"):
+        return None
+    if len(order_id.rpartition("_")[2]) >= SHORTEST_WHOLE_ID:
+        return order_id
+    return order_id if Order.objects.filter(order_id=order_id).exists() else None
+
+
+# --- What was typed -----------------------------------------------------------------------------------------
+
+_ID = re.compile(r"(?:order|payment|refund)_(?:test|live)_[0-9A-Za-z]+")
+_ORDER_ID_BEGUN = re.compile(r"order_(?:test|live)_[0-9A-Za-z]+")
+_TAIL = re.compile(rf"[0-9a-z]{{{SHORTEST_TAIL},}}")
+_AROUND = " \t\r\n\"'`“”‘’「」『』()<>[]{}【】《》,;、。"
+
+
+def _cleaned(text: str) -> str:
+    """The text without what surrounds it; where one word holds exactly one id, that id."""
+    text = unicodedata.normalize("NFKC", text).strip(_AROUND)
+    ids = _ID.findall(text)
+    return ids[0] if len(ids) == 1 and len(text.split()) == 1 else text
+
+
+@dataclass(frozen=True, slots=True)
+class _Needle:
+    """One thing to look for: as typed, for ids, whose case matters; and folded, for everything else."""
+
+    typed: str
+    folded: str
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        return cls(typed="".join(character for character in text if character.isprintable()), folded=fold(text))
+
+    @property
+    def begins_order_id(self) -> bool:
+        return _ORDER_ID_BEGUN.fullmatch(self.typed) is not None
+
+    @property
+    def is_tail(self) -> bool:
+        return _TAIL.fullmatch(self.folded) is not None
+
+    def parameters(self, name: str) -> dict[str, str]:
+        return {
+            name: self.folded,
+            f"{name}_to": self.folded + LAST,
+            f"{name}_typed": self.typed,
+            f"{name}_typed_to": self.typed + LAST,
+            f"{name}_tail": self.folded[::-1],
+            f"{name}_tail_to": self.folded[::-1] + LAST,
+        }
+
+    def whole(self, name: str) -> list[str]:
+        """Conditions that a column is this. Every row that meets one lies in one place of an index, by its key."""
+        return [f"order_id = %({name}_typed)s", *(f"{column} = %({name})s" for column in WHOLE)]
+
+    def begins(self, name: str) -> list[tuple[str, str]]:
+        """Conditions that a column begins with this, without being it, each with its column."""
+        ranges = [(column, f"{column} > %({name})s AND {column} <= %({name}_to)s") for column in BEGINNING]
+        if self.begins_order_id:
+            ranges.append(("order_id", f"order_id > %({name}_typed)s AND order_id <= %({name}_typed_to)s"))
+        if self.is_tail:
+            column = "order_id_reversed"
+            ranges.append((column, f"{column} >= %({name}_tail)s AND {column} <= %({name}_tail_to)s"))
+        return ranges
+
+    def labels(self, order: Order) -> list[str]:
+        """In words, what of the order is this or begins with it."""
+        found = []
+        for label, columns in (
+            (_("お客様名"), NAMES),
+            (_("フリガナ"), KANA),
+            (_("メールアドレス"), ("email_folded",)),
+            (_("ショップ注文番号"), ("reference_folded",)),
+        ):
+            if any(getattr(order, column).startswith(self.folded) for column in columns):
+                found.append(label)
+        if (
+            order.order_id == self.typed
+            or (self.begins_order_id and order.order_id.startswith(self.typed))
+            or (self.is_tail and order.order_id_reversed.startswith(self.folded[::-1]))
+        ):
+            found.append(_("注文ID"))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """What was typed as a whole, and word by word where there are several."""
+
+    whole: _Needle
+    words: tuple[_Needle, ...]
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        text = _cleaned(text)
+        words = [needle for needle in map(_Needle.of, text.split()) if needle.folded]
+        return cls(_Needle.of(text), tuple(words) if len(words) > 1 else ())
+
+    def tiers(self) -> list["_Tier"]:
+        if not self.whole.folded:
+            return []
+        match smartpay.id_kind(self.whole.typed):
+            case ("payment", _mode):
+                owner = "SELECT order_id FROM refunds_payment WHERE id = %(id)s"
+                return [_Exact((f"key = ({owner})",), {"id": self.whole.typed})]
+            case ("refund", _mode):
+                payment = "SELECT payment_id FROM refunds_smartpayrefund WHERE id = %(id)s"
+                owner = f"SELECT order_id FROM refunds_payment WHERE id = ({payment})"  # noqa: S608
+                return [_Exact((f"key = ({owner})",), {"id": self.whole.typed})]
+        parameters = self.whole.parameters("whole")
+        whole = self.whole.whole("whole")
+        begins = self.whole.begins("whole")
+        tiers: list[_Tier] = [
+            _Exact(tuple(whole), parameters),
+            _Candidates(tuple((rule, column) for column, rule in begins), f"NOT {_either(whole)}", parameters),
+        ]
+        if self.words:
+            # Candidates come from one word, the others filter them: the longest word is the rarest, as a rule.
+            first, *others = sorted(self.words, key=lambda word: len(word.folded), reverse=True)
+            parameters |= first.parameters("first")
+            branches = [(rule, "") for rule in first.whole("first")]
+            branches += [(rule, column) for column, rule in first.begins("first")]
+            fits = []
+            for number, word in enumerate(others):
+                parameters |= word.parameters(f"other{number}")
+                rules = word.begins(f"other{number}")
+                fits.append(_either([*word.whole(f"other{number}"), *(rule for _column, rule in rules)]))
+            tiers.append(_Candidates(tuple(branches), " AND ".join(fits), parameters, last_resort=True))
+        return tiers
+
+    def matched(self, order: Order) -> list[str]:
+        match smartpay.id_kind(self.whole.typed):
+            case ("payment", _mode):
+                return [_("支払いID")]
+            case ("refund", _mode):
+                return [_("返金ID")]
+        if labels := self.whole.labels(order):
+            return labels
+        return list(dict.fromkeys(label for word in self.words for label in word.labels(order)))
+
+
+def _either(conditions: Sequence[str]) -> str:
+    return "(" + " OR ".join(f"({condition})" for condition in conditions) + ")"
+
+
+# --- Tiers: what to look for -> keys ------------------------------------------------------------------------
+
+
+class _Tier(Protocol):
+    @property
+    def last_resort(self) -> bool: ...
+
+    def keys(self, rules: str, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
+        """Return the first `%(limit)s` keys in that order among the orders that meet the rules, and whether partial."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Exact:
+    """Branches whose rows an index gives in the order of their keys: exact, however many rows there are."""
+
+    branches: tuple[str, ...]
+    parameters: dict[str, Any]
+    last_resort: bool = False
+
+    def keys(self, rules: str, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
+        return [key for (key,) in _rows(self.sql(rules, order), self.parameters | parameters)], False
+
+    def sql(self, rules: str, order: str) -> str:
+        branches = " UNION ".join(
+            "SELECT key FROM (SELECT key FROM refunds_order "  # noqa: S608  (conditions are ours; values are parameters)
+            f"WHERE {branch} AND {rules} ORDER BY key {order} LIMIT %(limit)s) AS branch{number}"
+            for number, branch in enumerate(self.branches)
+        )
+        return f"SELECT key FROM ({branches}) AS found ORDER BY key {order} LIMIT %(limit)s"  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """Branches whose rows come in another order: a bounded number of each is looked at, and sorted.
+
+    branches: each a condition and the column whose index answers it, "" for the order of keys.
+    fits: what else a candidate has to meet.
+    last_resort: only asked where the tiers before it have nothing.
+    """
+
+    branches: tuple[tuple[str, str], ...]
+    fits: str
+    parameters: dict[str, Any]
+    last_resort: bool = False
+
+    def keys(self, rules: str, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
+        rows = _rows(self.sql(rules, order), self.parameters | parameters | {"candidates": CANDIDATES})
+        keys = sorted((key for key, is_order in rows if is_order), reverse=order == "DESC")
+        return keys, len(keys) < len(rows)
+
+    def sql(self, rules: str, order: str) -> str:
+        # The candidates carry what the rules need: joined to the orders instead, PostgreSQL may walk all of them.
+        branches = " UNION ALL ".join(
+            f"SELECT * FROM (SELECT {number} AS branch, key, status, refund_status, {self.fits} AS fits "  # noqa: S608
+            f"FROM refunds_order WHERE {condition} ORDER BY {f'{column} DESC, ' if column else ''}key DESC "
+            f"LIMIT %(candidates)s + 1) AS branch{number}"
+            for number, (condition, column) in enumerate(self.branches)
+        )
+        return (
+            f"WITH found AS MATERIALIZED ({branches}) SELECT key, 1 FROM (SELECT DISTINCT key FROM found "  # noqa: S608
+            f"WHERE fits AND {rules} ORDER BY key {order} LIMIT %(limit)s) AS page "
+            "UNION ALL SELECT branch, 0 FROM found GROUP BY branch HAVING sum(1) > %(candidates)s"
+        )
+
+
+def _rows(sql: str, parameters: dict[str, Any]) -> list[Any]:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, parameters)
+        return cursor.fetchall()
+
+
+def _rules(filters: Filters) -> tuple[str, dict[str, Any]]:
+    """The filters as one condition on key, status and refund_status."""
+    rules: list[str] = []
+    parameters: dict[str, Any] = {}
+    if filters.status != ANY_STATUS:
+        statuses = STATUSES.get(filters.status, (filters.status,)) if filters.status else Order.UNPAID
+        names = [f"status{number}" for number in range(len(statuses))]
+        parameters |= dict(zip(names, map(str, statuses), strict=True))
+        word = "IN" if filters.status else "NOT IN"
+        rules.append(f"status {word} ({', '.join(f'%({name})s' for name in names)})")
+    if filters.refund_status:
+        rules.append("refund_status = %(refund_status)s")
+        parameters["refund_status"] = filters.refund_status
+    if filters.period_from:
+        rules.append("key >= %(period_from)s")
+        parameters["period_from"] = first_key(filters.period_from)
+    if filters.period_to:
+        rules.append("key < %(period_to)s")
+        parameters["period_to"] = first_key(filters.period_to)
+    return " AND ".join(rules) or "TRUE", parameters
+
+
+# --- Pages --------------------------------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """Where a page begins: beside the order of this tier and key, towards newer ones or older ones."""
+
+    newer: bool
+    tier: int
+    key: int
+
+    def __str__(self) -> str:
+        return f"{'n' if self.newer else 'o'}{self.tier}.{self.key:x}"
+
+
+_CURSOR = re.compile(r"([no])([0-2])\.([0-7]?[0-9a-f]{1,15})")
+START = _Place(newer=False, tier=0, key=2**63 - 1)
+
+
+def _place(cursor: str) -> _Place:
+    match = _CURSOR.fullmatch(cursor)
+    return _Place(match[1] == "n", int(match[2]), int(match[3], 16)) if match else START
+
+
+def _page(
+    tiers: Sequence[_Tier], filters: Filters, cursor: str, limit: int, *, unfiltered: Sequence[_Tier]
+) -> Result:
+    place = _place(cursor)
+    found, partial = _from(place, tiers, filters, limit + 1)
+    if place != START and len(found) <= (limit if place.newer else 0):
+        # Nothing is left to turn to on that side: this is the first page, and it is to be a full one.
+        place = START
+        found, partial = _from(place, tiers, filters, limit + 1)
+    shown = found[limit - 1 :: -1] if place.newer else found[:limit]
+    rows = Order.objects.defer("description", "line_items").in_bulk([key for _tier, key in shown])
+    older = place.newer or len(found) > limit
+    hidden = not found and bool(_from(START, unfiltered, Filters(status=ANY_STATUS), 1)[0])
+    return Result(
+        orders=[rows[key] for _tier, key in shown],
+        newer=str(_Place(True, *shown[0])) if place != START else "",
+        older=str(_Place(False, *shown[-1])) if older else "",
+        partial=partial,
+        hidden_by_filters=hidden,
+    )
+
+
+def _from(place: _Place, tiers: Sequence[_Tier], filters: Filters, limit: int) -> tuple[list[tuple[int, int]], bool]:
+    """Return up to `limit` orders from the place on, as (tier, key) in the order of going, and whether partial."""
+    rules, parameters = _rules(filters)
+    found: list[tuple[int, int]] = []
+    partial = False
+    for number in range(place.tier, -1, -1) if place.newer else range(place.tier, len(tiers)):
+        if number >= len(tiers) or len(found) == limit or (tiers[number].last_resort and found):
+            continue
+        bounded = f"{rules} AND key {'>' if place.newer else '<'} %(place)s" if number == place.tier else rules
+        keys, cut = tiers[number].keys(
+            bounded,
+            "ASC" if place.newer else "DESC",
+            parameters | {"place": place.key, "limit": limit - len(found)},
+        )
+        partial = partial or cut
+        found += [(number, key) for key in keys]
+    return found, partial
