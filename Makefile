@@ -1,0 +1,34 @@
+# Every target sets up what it needs and is missing; see scripts/setup.
+.PHONY: help run test check format translations bench
+
+help:
+	@echo "make run           everything on http://127.0.0.1:8000 (PORT=9000 moves it); Ctrl-C ends it"
+	@echo "make test          all tests, on SQLite and PostgreSQL (ARGS=\"-k name\" for some of them)"
+	@echo "make check         format, lint, types, migrations, deployment, templates, translations, lock"
+	@echo "make format        rewrite the sources as make check wants them"
+	@echo "make translations  bring locale/ up to date with the sources"
+	@echo "make bench         the performance table"
+
+run:
+	@scripts/setup
+	@exec .venv/bin/python -m scripts.run
+
+test:
+	@scripts/setup postgresql chromium fonts
+	@exec .venv/bin/python -m scripts.test $(ARGS)
+
+check:
+	@scripts/setup gettext
+	@exec .venv/bin/python -m scripts.check
+
+format:
+	@scripts/setup
+	@.venv/bin/ruff check --fix --exit-zero --quiet
+	@.venv/bin/ruff format
+
+translations:
+	@scripts/setup gettext
+	@.venv/bin/python -m scripts.translations
+
+bench:
+	@echo "make bench will print how fast search and pages are with 100,000 orders and more. It is not written yet."

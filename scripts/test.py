@@ -1,0 +1,90 @@
+"""`make test`: the suite on SQLite, then on a PostgreSQL of its own, then the coverage of both together.
+
+Chromium and Smartpay's own SDK (markers `browser`, `sdk`) run with SQLite only: the pages and the wire are the same.
+Arguments go to pytest (`make test ARGS="-k name"`); coverage is then not judged.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from scripts import chromium, postgres
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+COVERAGE_DIR = BASE_DIR / ".state" / "coverage"
+# A way through these that no test takes is a way that money or a name may take.
+FULLY_COVERED = ["refunds/services.py", "refunds/smartpay.py", "refunds/mirror.py", "refunds/search.py"]
+RUNS = {
+    "sqlite": "not postgresql",
+    "postgresql": "not sqlite and not browser and not sdk",
+}
+INTERRUPTED, NO_TESTS = 2, 5  # pytest's words for it
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches pytest too, which ends in its own time
+    chosen = sys.argv[1:]
+    if not chosen:
+        shutil.rmtree(COVERAGE_DIR, ignore_errors=True)
+        COVERAGE_DIR.mkdir(parents=True)
+
+    with tempfile.TemporaryDirectory(prefix="refund-dashboard-tests-") as directory:
+        ended = {"sqlite": pytest("sqlite", f"sqlite:///{directory}/tests.sqlite3", chosen)}
+    if given := os.environ.get(
+        "TEST_DATABASE_URL"
+    ):  # a PostgreSQL of the developer's own, where none is installed
+        ended["postgresql"] = pytest("postgresql", given, chosen)
+    else:
+        with postgres.server() as url:
+            ended["postgresql"] = pytest("postgresql", url, chosen)
+
+    if all(code == NO_TESTS for code in ended.values()):
+        return NO_TESTS
+    failed = [database for database, code in ended.items() if code not in {0, NO_TESTS}]
+    if not chosen and not coverage():
+        failed.append("coverage")
+    for what in failed:
+        print(f"make test: {what} FAILED")
+    return bool(failed)
+
+
+def pytest(database: str, url: str, chosen: list[str]) -> int:
+    print(f"\n=== tests on {database} ===", flush=True)
+    command = [sys.executable, "-m", "pytest", "-m", RUNS[database], *chosen]
+    environment = os.environ | {"DATABASE_URL": url, "CHROMIUM": chromium.find() or ""}
+    if not chosen:
+        command += ["--numprocesses=2", "--cov", "--cov-report="]
+        environment["COVERAGE_FILE"] = str(COVERAGE_DIR / database)
+    code = subprocess.run(command, cwd=BASE_DIR, env=environment, check=False).returncode
+    if code == INTERRUPTED:
+        sys.exit(130)
+    return code
+
+
+def coverage() -> bool:
+    """Show what neither run reached; judge the modules that move money or names."""
+    print("\n=== branches reached by either run ===", flush=True)
+    tool = [sys.executable, "-m", "coverage"]
+    environment = os.environ | {"COVERAGE_FILE": str(COVERAGE_DIR / "all")}
+
+    def report(*arguments: str) -> bool:
+        return not subprocess.run([*tool, *arguments], cwd=BASE_DIR, env=environment, check=False).returncode
+
+    measured = report("combine", "--quiet", *(str(path) for path in sorted(COVERAGE_DIR.iterdir())))
+    if not measured or not report("report"):
+        return False
+    missing = [path for path in FULLY_COVERED if not (BASE_DIR / path).exists()]
+    if missing:
+        print(f"these must be there and be covered in full: {', '.join(missing)}")
+        return False
+    print("\n=== 100 % here, or the tests have failed ===", flush=True)
+    return report("report", f"--include={','.join(FULLY_COVERED)}", "--fail-under=100", "--no-skip-covered")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

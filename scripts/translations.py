@@ -1,0 +1,95 @@
+"""The English catalogue of pages written in Japanese: `make translations` brings it up to date with the sources.
+
+The messages are the Japanese texts themselves, so Japanese has no catalogue. `make check` calls problems().
+"""
+
+import gettext
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+SOURCES = ("dashboard", "refunds", "templates", "static", "locale")
+CATALOGUES = Path("locale/en/LC_MESSAGES")
+SCRIPTS_CATALOGUE = "djangojs"
+
+
+def domains() -> list[str]:
+    """The catalogues there are: django's always, the scripts' once there is one."""
+    return [
+        "django",
+        *([SCRIPTS_CATALOGUE] if (BASE_DIR / CATALOGUES / f"{SCRIPTS_CATALOGUE}.po").exists() else []),
+    ]
+
+
+def extract(directory: Path) -> None:
+    for domain in domains():
+        # Where a message stands would change with every line above it: --no-location.
+        command = [sys.executable, "-m", "django", "makemessages", "--locale=en", f"--domain={domain}"]
+        command += ["--no-obsolete", "--no-location", "--no-wrap", "--ignore=sandbox"]
+        run(*command, cwd=directory)
+
+
+def update() -> None:
+    (BASE_DIR / CATALOGUES).mkdir(parents=True, exist_ok=True)
+    extract(BASE_DIR)
+    for domain in domains():
+        compile_catalogue(BASE_DIR / CATALOGUES / f"{domain}.po", BASE_DIR / CATALOGUES / f"{domain}.mo")
+
+
+def problems() -> list[str]:
+    """What `make check` has against the catalogues."""
+    found = []
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory)
+        for name in SOURCES:
+            if (BASE_DIR / name).exists():
+                shutil.copytree(BASE_DIR / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        (copy / CATALOGUES).mkdir(parents=True, exist_ok=True)
+        extract(copy)
+        for domain in domains():
+            source = CATALOGUES / f"{domain}.po"
+            if not (BASE_DIR / source).exists():
+                found.append(f"{source} is missing: make translations")
+                continue
+            if entries(BASE_DIR / source) != entries(copy / source):
+                found.append(f"{source} is not what the sources say: make translations")
+            for state in ("untranslated", "only-fuzzy"):
+                left = run("msgattrib", f"--{state}", "--no-obsolete", str(BASE_DIR / source))
+                found += [f"{source}: {state}:\n{left}"] if left.strip() else []
+            fresh = copy / "fresh.mo"
+            compile_catalogue(BASE_DIR / source, fresh)
+            if messages(fresh) != messages((BASE_DIR / source).with_suffix(".mo")):
+                found.append(f"{source.with_suffix('.mo')} is not made from {source.name}: make translations")
+    return found
+
+
+def entries(catalogue: Path) -> str:
+    """The catalogue without what changes by itself: order, and the header's dates."""
+    text = run("msgcat", "--no-wrap", "--no-location", "--sort-output", str(catalogue))
+    return "\n".join(line for line in text.splitlines() if not line.startswith('"POT-Creation-Date'))
+
+
+def messages(compiled: Path) -> dict[str, str]:
+    if not compiled.exists():
+        return {}
+    with compiled.open("rb") as file:
+        catalogue: dict[str, str] = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
+    return {key: value for key, value in catalogue.items() if key}
+
+
+def compile_catalogue(source: Path, target: Path) -> None:
+    run("msgfmt", "--check", "-o", str(target), str(source))
+
+
+def run(*command: str, cwd: Path = BASE_DIR) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    update()
