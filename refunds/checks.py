@@ -1,27 +1,27 @@
 """What must hold before the site may start: settings that would make the refund engine's promises false."""
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.checks import Error, Tags, register
 
-from refunds import smartpay
-
-SEND_WINDOW_HOURS = 5
+from refunds import smartpay, webhooks
 
 
 @register(Tags.security)
 def money(app_configs: Any, **kwargs: Any) -> list[Error]:
-    """The key is one, test and live are not mixed, and a lease outlasts the call that it covers."""
+    """The keys are keys, test and live are not mixed, and a lease outlasts the call that it covers."""
     errors = []
-    loopback = settings.SMARTPAY_API_URL.startswith(("http://127.0.0.1:", "http://localhost:"))
+    address = urlsplit(settings.SMARTPAY_API_URL)
+    loopback = address.scheme == "http" and address.hostname in {"127.0.0.1", "localhost"}
     try:
         mode = smartpay.mode_of(settings.SMARTPAY_SECRET_KEY)
     except ValueError as error:
         return [Error(str(error), hint="SMARTPAY_SECRET_KEY", id="refunds.E001")]
     if loopback and mode == "live":
         errors.append(Error("A live key is set for a sandbox.", hint="SMARTPAY_API_URL", id="refunds.E002"))
-    if not loopback and not settings.SMARTPAY_API_URL.startswith("https://"):
+    if not loopback and address.scheme != "https":
         errors.append(
             Error("Smartpay is only reached over HTTPS.", hint="SMARTPAY_API_URL", id="refunds.E003")
         )
@@ -32,5 +32,10 @@ def money(app_configs: Any, **kwargs: Any) -> list[Error]:
                 hint="REFUND_LEASE_SECONDS, SMARTPAY_DEADLINE",
                 id="refunds.E004",
             )
+        )
+    if any(not secret or set(secret) - set(webhooks.BASE62) for secret in settings.SMARTPAY_WEBHOOK_SECRETS):
+        # An empty one would be a key that everybody knows.
+        errors.append(
+            Error("A signing secret is letters and digits.", hint="SMARTPAY_WEBHOOK_SECRETS", id="refunds.E005")
         )
     return errors

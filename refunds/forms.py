@@ -10,20 +10,28 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models import User
-from refunds import search, services
+from refunds import services
 from refunds.models import Order, Payment, Refund
+from refunds.search import ANY_STATUS, IN_PROGRESS, Filters
 
 DESCRIPTION_LENGTH = (
     80  # code points: Smartpay's own limit is unknown, this is that of a checkout's description
 )
 MEMO_LENGTH = 1000
 AMOUNT_DIGITS = 12
+INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode's categories; the last two break lines
 
-GROUPED = re.compile(r"\d{1,3}(,\d{3})+")
+GROUPED = re.compile(r"[1-9]\d{0,2}(,\d{3})+", re.ASCII)
+MINUS = "-−△▲"
+# Only what a Japanese keyboard types for ASCII. NFKC would also make 12 of 1², and money of ① and ㍘.
+FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {ord("\u3000"): " ", ord("￥"): "¥"}
 
 
 class YenField(forms.CharField):
-    """Whole yen as people type them: `1000`, `1,000`, `¥1,000`, `１０００円`. Cleans to an int of 1 or more."""
+    """Whole yen as people type them: `1000`, `1,000`, `¥1,000`, `１０００円`. Cleans to an int of 1 or more.
+
+    Not required and left empty, it is None. Blanks may stand around the number, never inside: two numbers are not one.
+    """
 
     default_error_messages = {
         "required": _("返金額を入力してください。"),
@@ -33,13 +41,13 @@ class YenField(forms.CharField):
         "huge": _("返金額が大きすぎます。"),
     }
 
-    def clean(self, value: Any) -> int:
+    def clean(self, value: Any) -> int | None:
         text = super().clean(value)
-        text = (
-            unicodedata.normalize("NFKC", text).replace(" ", "").removeprefix("¥").removesuffix("円").strip()
-        )
-        negative = text.startswith(("-", "−", "△", "▲"))
-        text = text.lstrip("-−△▲").removeprefix("¥")
+        if not text:
+            return None
+        text = text.translate(FULL_WIDTH).removeprefix("¥").removesuffix("円").strip()
+        negative = text.startswith(tuple(MINUS))
+        text = text.lstrip(MINUS).strip().removeprefix("¥").strip()
         if GROUPED.fullmatch(text):
             text = text.replace(",", "")
         if re.fullmatch(r"\d+\.\d+", text, re.ASCII):
@@ -73,7 +81,7 @@ class PlainText(forms.CharField):
     def clean(self, value: Any) -> str:
         text = unicodedata.normalize("NFC", super().clean(value)).replace("\r\n", "\n")
         seen = text.replace("\n", "") if self.lines else text
-        if any(unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn"} for character in seen):
+        if any(unicodedata.category(character) in INVISIBLE for character in seen):
             raise forms.ValidationError(self.error_messages["control"], "control")
         if len(text) > self.limit:
             raise forms.ValidationError(
@@ -176,38 +184,37 @@ class PeriodForm(forms.Form):
 class OrderFilterForm(PeriodForm):
     """The filters of 注文一覧; they live in the URL."""
 
+    field_order = ("search", "status", "refund_status", "period")
+
     search = forms.CharField(required=False, widget=forms.HiddenInput, max_length=22)
     status = forms.ChoiceField(
         label=_("状態"),
         required=False,
         choices=[
             ("", _("すべて(未払いを除く)")),
-            ("in_progress", _("手続き中")),
-            *[
-                (status.value, status.label)
-                for status in Order.Status
-                if status not in (Order.Status.REQUIRES_AUTHORIZATION, Order.Status.PENDING)
-            ],
+            (ANY_STATUS, _("すべて(未払いを含む)")),
+            *[(status.value, status.label) for status in Order.Status if status != Order.Status.PENDING],
         ],
     )
     refund_status = forms.ChoiceField(
         label=_("返金状況"), required=False, choices=[("", _("すべて")), *Order.RefundStatus.choices]
     )
 
-    def filters(self) -> search.Filters:
+    def filters(self) -> Filters:
         """The filters that can be read; what can't is taken as not given."""
         self.is_valid()
-        data = self.cleaned_data
-        return search.Filters(
-            status=data.get("status", ""),
-            refund_status=data.get("refund_status", ""),
+        status = self.cleaned_data.get("status", "")
+        return Filters(
+            status=IN_PROGRESS if status == Order.Status.REQUIRES_AUTHORIZATION else status,
+            refund_status=self.cleaned_data.get("refund_status", ""),
             period_from=self.since(),
-            period_to=None,
         )
 
 
 class RefundFilterForm(PeriodForm):
     """The filters of 返金一覧."""
+
+    field_order = ("state", "person", "period", "min_amount", "max_amount")
 
     state = forms.ChoiceField(
         label=_("状態"), required=False, choices=[("", _("すべて")), *Refund.State.choices]

@@ -154,9 +154,9 @@ class Order(models.Model):
     def customer_kana(self) -> str:
         return f"{self.family_kana} {self.given_kana}".strip()
 
-    @property
-    def is_unpaid(self) -> bool:
-        return self.status in self.UNPAID
+    def get_refund_status_display(self) -> str:
+        """In words; Django makes this for ordinary columns, not for generated ones."""
+        return str(self.RefundStatus(self.refund_status).label)
 
 
 class Payment(models.Model):

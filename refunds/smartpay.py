@@ -28,7 +28,13 @@ USER_AGENT = "refund-dashboard"
 LARGEST_REFUND_ANSWER = 1024 * 1024  # bytes
 LARGEST_READ_ANSWER = 16 * 1024 * 1024  # bytes: a page of expanded orders with all their products
 PAGE_SIZES = (100, 20)  # the upper bound of maxResults is unknown; 20 is the only size known to work
-RETRIED_READS = Retry(total=2, backoff_factor=0.3, status_forcelist=(502, 503, 504), allowed_methods=("GET",))
+RETRIED_READS = Retry(
+    total=2,
+    backoff_factor=0.3,
+    status_forcelist=(502, 503, 504),
+    allowed_methods=("GET",),
+    respect_retry_after_header=False,  # who is asked to wait is told so, instead of being kept waiting in here
+)
 
 _KEY = re.compile(r"sk_(test|live)_[0-9a-zA-Z]+")
 _ID = re.compile(r"(order|payment|refund|checkout)_(test|live)_[0-9a-zA-Z]+")
@@ -136,6 +142,15 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def _object(value: Any) -> Json:
+    return value if isinstance(value, dict) else {}
+
+
+def _shown(text: str) -> str:
+    """Smartpay's words as one line that every database and log can hold: no NUL, no line break, no half character."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def _id(value: Any) -> str:
     """A reference to an object: its id, or the object itself when expanded."""
     return _text(value.get("id")) if isinstance(value, dict) else _text(value)
@@ -168,7 +183,7 @@ class Refund:
             reason=_text(data.get("reason")),
             description=_text(data.get("description")),
             reference=_text(data.get("reference")),
-            metadata=data.get("metadata") or {},
+            metadata=_object(data.get("metadata")),
             test=data["test"],
             created_at=_moment(data["createdAt"]),
         )
@@ -192,6 +207,8 @@ class Payment:
     @classmethod
     def parse(cls, data: Json) -> Self:
         refunds = data.get("refunds")
+        if not isinstance(refunds, list | None):
+            raise TypeError("A list that can't be read is not an empty one.")
         return cls(
             id=data["id"],
             order=_id(data["order"]),
@@ -335,6 +352,10 @@ class Answer:
     sha256: str
 
 
+# What parse() raises for an object that is not as expected; a moment beyond all calendars is an OSError.
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError)
+
+
 @dataclass(frozen=True, slots=True)
 class _Response:
     status: int
@@ -411,6 +432,11 @@ def refund_body(
 # --- The client ---------------------------------------------------------------------------------------------
 
 
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Nowhere: `allow_redirects=False` alone would still look at the target, and read a body of any size first."""
+
+
 class Client:
     """One merchant's Smartpay. Reads share connections and are repeated; a refund is sent once, on a fresh one."""
 
@@ -437,18 +463,18 @@ class Client:
 
     def get_order(self, order_id: str) -> Order:
         """Return an order with its payments and line items. Raises: NotFound, Refused, NotSent, Unclear."""
-        return self._parsed(
-            Order.parse, self._read(f"/orders/{quote(order_id, safe='')}", {"expand": "all"}), "order"
-        )
+        path = f"/orders/{quote(order_id, safe='')}"
+        return self._parsed(Order.parse, self._read(path, {"expand": "all"}), "order", asked=order_id)
 
     def get_payment(self, payment_id: str) -> Payment:
         """Return a payment. Raises: NotFound, Refused, NotSent, Unclear."""
         path = f"/payments/{quote(payment_id, safe='')}"
-        return self._parsed(Payment.parse, self._read(path, {"expand": "all"}), "payment")
+        return self._parsed(Payment.parse, self._read(path, {"expand": "all"}), "payment", asked=payment_id)
 
     def get_refund(self, refund_id: str) -> Refund:
         """Return a refund. Raises: NotFound, Refused, NotSent, Unclear."""
-        return self._parsed(Refund.parse, self._read(f"/refunds/{quote(refund_id, safe='')}", {}), "refund")
+        path = f"/refunds/{quote(refund_id, safe='')}"
+        return self._parsed(Refund.parse, self._read(path, {}), "refund", asked=refund_id)
 
     def list_orders(self, page_token: str = "") -> Page[Order]:
         """Return a page of orders, expanded. Raises: Refused (a token that expired, too), NotSent, Unclear."""
@@ -535,14 +561,14 @@ class Client:
             raise Unclear("The refund's status is one that we do not know.", **seen)
         try:
             refund = Refund.parse(data)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except UNREADABLE as error:
             raise Unclear("The answer lacks a field.", **seen) from error
         return Answer(refund=refund, outcome="FAILED" if refund.status == "failed" else "EXECUTED", **seen)
 
     # -- how a call is made
 
     def _session(self, retries: Retry) -> requests.Session:
-        session = requests.Session()
+        session = _Session()
         session.trust_env = (
             False  # a .netrc would replace our Authorization, a proxy variable would reroute money
         )
@@ -584,20 +610,22 @@ class Client:
         except Refused as error:
             if error.http_status != 400 or self._page_size == PAGE_SIZES[-1]:
                 raise
-            self._page_size = PAGE_SIZES[-1]
-            data = self._read(path, query | {"maxResults": str(self._page_size)})
+            data = self._read(path, query | {"maxResults": str(PAGE_SIZES[-1])})
+            self._page_size = PAGE_SIZES[-1]  # only now: a page token that ran out is a 400 as well
         if not isinstance(data.get("data"), list):
             raise Unclear("The answer is not a collection.")
         items = tuple(self._parsed(parse, item, kind) for item in data["data"])
         return Page(items=items, next_token=_text(data.get("nextPageToken")))
 
-    def _parsed[T](self, parse: Callable[[Json], T], data: Any, kind: str) -> T:
-        """Read one object; what is not of our mode, or not of its kind, is not believed."""
+    def _parsed[T](self, parse: Callable[[Json], T], data: Any, kind: str, *, asked: str = "") -> T:
+        """Read one object; what is not of our mode, not of its kind or not the one asked for is not believed."""
         try:
             if data["object"] != kind or data["test"] is not (self.mode == "test"):
                 raise Unclear(f"Not a {kind} of {self.mode} mode.")
+            if asked and data["id"] != asked:
+                raise Unclear(f"Not the {kind} that was asked for.")
             return parse(data)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except UNREADABLE as error:
             raise Unclear(f"The {kind} lacks a field.") from error
 
     def _call(
@@ -643,12 +671,12 @@ class Client:
         is_smartpays = bool(code) and data.get("statusCode") == response.status
         about: Json = {
             "http_status": response.status,
-            "error_code": code[:64],
+            "error_code": _shown(code)[:64],
             "retry_after": _retry_after(response.headers.get("Retry-After", "")),
             "sha256": response.sha256,
             "replayed": response.replayed,
         }
-        message = _text(data.get("message"))[:500] if is_smartpays else ""
+        message = _shown(_text(data.get("message")))[:500] if is_smartpays else ""
         match response.status:
             case 401:
                 return KeyRefused(message, **about)

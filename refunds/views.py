@@ -11,7 +11,7 @@ from django.contrib.auth.decorators import permission_required
 from django.core import signing
 from django.core.exceptions import PermissionDenied
 from django.db.models import Q
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
@@ -54,7 +54,11 @@ def start(request: HttpRequest) -> HttpResponse:
         .select_related("payment__order")
         .order_by("-requested_at", "-id")[:PAGE]
     )
-    return render(request, "refunds/start.html", {"unsettled": unsettled, "waiting": 0})
+    return render(
+        request,
+        "refunds/start.html",
+        {"unsettled": unsettled, "waiting": 0, "typed": _parked(request).get("q", "")},
+    )
 
 
 # --- 注文一覧 -------------------------------------------------------------------------------------------------
@@ -86,11 +90,13 @@ def order_list(request: HttpRequest) -> HttpResponse:
     context = {
         "orders": result.orders,
         "search": typed,
+        "typed": _parked(request).get("q", ""),
         "filters": form,
         "newer_url": _page_url(request, result.newer),
         "older_url": _page_url(request, result.older),
         "hidden_by_filters": result.hidden_by_filters,
-        "clear_filters_url": "?" + urlencode({"search": typed.pk if typed else "", "status": "any"}),
+        "clear_filters_url": "?"
+        + urlencode({"search": typed.pk if typed else "", "status": search.ANY_STATUS}),
         "partial": result.partial,
         "synced_at": mirror.freshness(),
         "now": timezone.now(),
@@ -164,7 +170,7 @@ def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:
             "refundable": sum(payment.refundable() for payment in payments),
             "reserved": sum(payment.reserved for payment in payments),
         },
-        "line_items": order.line_items,
+        "line_items": [_line(item) for item in order.line_items],
         "timeline": _timeline(order, payments),
         "refund_url": "" if blocked else reverse("refunds:refund_form", args=[order.order_id]),
         "refund_blocked": blocked,
@@ -218,6 +224,12 @@ def _why_no_refund(request: HttpRequest, order: Order, payments: list[Payment]) 
     if any(payment.reserved for payment in payments):
         return _("残額はすべて処理中の返金に充てられています。")
     return _("全額が返金済みです。")
+
+
+def _line(item: dict[str, Any]) -> dict[str, Any]:
+    """A line of the order with the amount of all its pieces; a discount takes off."""
+    amount = item["amount"] * item["quantity"]
+    return item | {"amount": -abs(amount) if item["kind"] == "discount" else amount}
 
 
 def _timeline(order: Order, payments: list[Payment]) -> list[dict[str, Any]]:
@@ -318,19 +330,26 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponse:
 
 
 def _empty_form(request: HttpRequest, order: Order, payments: list[Payment]) -> RefundForm:
-    """A new form with a new id; or, after Back from the confirmation, the one that was typed, with its own id.
+    """A new form with a new id; or the one that was typed, with its own: after Back from the confirmation, or where
+    the sign-in had to be checked before the form was taken.
 
-    A draft lives until its refund is made: then the next form is another refund.
+    What was typed lives until its refund is made: then the next form is another refund.
     """
     draft = request.session.get("draft") or {}
-    if (
-        draft.get("order") == order.order_id
-        and not Refund.objects.filter(pk=draft["fields"]["request_id"]).exists()
-    ):
-        return RefundForm(initial=draft["fields"], payments=payments)
+    typed = _parked(request) or (draft.get("fields") if draft.get("order") == order.order_id else None)
+    if typed and not _made(typed.get("request_id", "")):
+        return RefundForm(initial=typed, payments=payments)
     open_ones = [payment.pk for payment in payments if payment.refundable()]
     initial = {"request_id": uuid.uuid4(), "payment": open_ones[0] if len(open_ones) == 1 else None}
     return RefundForm(initial=initial, payments=payments)
+
+
+def _made(request_id: str) -> bool:
+    """Whether the refund of this id exists; no id that can be read, no refund."""
+    try:
+        return Refund.objects.filter(pk=uuid.UUID(request_id)).exists()
+    except ValueError:
+        return False
 
 
 def _typed_form(request: HttpRequest, payments: list[Payment]) -> RefundForm:
@@ -615,6 +634,15 @@ def _ledger_page(refunds: Any, cursor: str) -> tuple[list[Refund], str, str]:
     has_newer = more if way == "newer" else bool(way)
     has_older = True if way == "newer" else more
     return rows, f"newer~{first}" if has_newer else "", f"older~{last}" if has_older else ""
+
+
+def _parked(request: HttpRequest) -> dict[str, str]:
+    """The fields of a form that was put aside while the sign-in was checked; empty where there was none.
+
+    See Note [Parked forms] in dashboard/sso.py.
+    """
+    parked: QueryDict = getattr(request, "parked", QueryDict())
+    return dict(parked.items())
 
 
 def _person(request: HttpRequest) -> User:

@@ -49,7 +49,10 @@ def is_signed(body: bytes, *, timestamp: str, signature: str) -> bool:
 def receive(request: HttpRequest) -> HttpResponse:
     """Check an event and catch up with what it names. 400 for what Smartpay did not sign; 500, so that it comes
     again, where we could not catch up."""
-    if int(request.headers.get("Content-Length") or 0) > LARGEST_BODY:
+    declared = request.headers.get("Content-Length") or "0"  # without one, Django reads no body
+    if not (declared.isascii() and declared.isdigit()):
+        return HttpResponseBadRequest()
+    if int(declared) > LARGEST_BODY:
         return HttpResponse(status=413)
     timestamp = request.headers.get("Smartpay-Signature-Timestamp", "")
     signature = request.headers.get("Smartpay-Signature", "")
@@ -59,7 +62,9 @@ def receive(request: HttpRequest) -> HttpResponse:
     try:
         event = json.loads(request.body)
         event_id, kind, data = event["id"], event["eventData"]["type"], event["eventData"]["data"]
-    except (ValueError, KeyError, TypeError):
+        if not (isinstance(event_id, str) and isinstance(kind, str) and isinstance(data, dict)):
+            raise TypeError("An event has an id, a type and an object.")
+    except (ValueError, KeyError, TypeError, RecursionError):
         return HttpResponseBadRequest()
     if WebhookEvent.objects.filter(pk=event_id).exists():
         return HttpResponse(status=200)
@@ -83,8 +88,10 @@ def _catch_up(kind: str, data: dict[str, Any]) -> None:
     client = smartpay.client()
     match kind:
         case "refund.created":
-            services.observe_refund(client.get_refund(data["id"]), read_at=clock.now())
-            services.read_payment(data["payment"], client=client)
+            read_at = clock.now()
+            seen = client.get_refund(data["id"])
+            services.observe_refund(seen, read_at=read_at)
+            services.read_payment(seen.payment, client=client)
         case "payment.created":
             services.read_order(data["order"], client=client)
         case _ if kind.startswith("order."):

@@ -39,11 +39,21 @@ def _flush_lifts_the_guards(django_db_setup: None, django_db_blocker: Any) -> It
     connection.ops.execute_sql_flush = flush  # type: ignore[method-assign]
 
 
+@pytest.fixture(autouse=True)
+def _static_files_as_they_are(settings: Any) -> None:
+    """No collectstatic before each run: names are not hashed, files come from static/."""
+    plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
+    settings.STORAGES = settings.STORAGES | {"staticfiles": plain}
+    settings.WHITENOISE_AUTOREFRESH = True
+
+
 # --- People -------------------------------------------------------------------------------------------------
 
 
 def make_user(role: str, name: str = "") -> User:
-    user = User.objects.create_user(username=f"{role}-{next(numbers)}", issuer="https://idp.example", email="")
+    user = User.objects.create_user(
+        username=f"{role}-{next(numbers)}", issuer="https://idp.example", email=""
+    )
     user.subject = user.username
     user.name = name or NAMES[role]
     user.is_staff = role == "auditor"
@@ -83,7 +93,11 @@ def sign_in(user: User) -> Client:
 
 
 def make_order(
-    *amounts: int, name: str = "田中 太郎", email: str = "tanaka@example.jp", status: str = "succeeded", age: int = 60
+    *amounts: int,
+    name: str = "田中 太郎",
+    email: str = "tanaka@example.jp",
+    status: str = "succeeded",
+    age: int = 60,
 ) -> Order:
     """A mirrored order with a payment for each amount, `age` seconds old; as if read from Smartpay."""
     number = next(numbers)
@@ -117,9 +131,15 @@ def make_order(
             )
             for index, amount in enumerate(amounts)
         ),
-        line_items=(smartpay.LineItem(name="スニーカー 25cm", quantity=1, amount=sum(amounts), currency="JPY", kind="product"),),
+        line_items=(
+            smartpay.LineItem(
+                name="スニーカー 25cm", quantity=1, amount=sum(amounts), currency="JPY", kind="product"
+            ),
+        ),
     )
-    session = smartpay.CheckoutSession(id=f"checkout_test_{number}", order=order, customer=customer, reference="")
+    session = smartpay.CheckoutSession(
+        id=f"checkout_test_{number}", order=order, customer=customer, reference=""
+    )
     return mirror.record_order(order, read_at=datetime.now(tz=UTC), session=session)
 
 

@@ -64,7 +64,11 @@ def test_refund_is_made_once_and_told(payment: Payment, operator: User, sandbox:
     payment.refresh_from_db()
     [there] = at_smartpay(sandbox, payment)
     assert (made.state, made.smartpay_id) == (State.SUCCEEDED, there["id"])
-    assert (there["amount"], there["reference"], there["description"]) == (1000, str(made.pk), "サイズ交換のため")
+    assert (there["amount"], there["reference"], there["description"]) == (
+        1000,
+        str(made.pk),
+        "サイズ交換のため",
+    )
     assert there["metadata"] == {"refund_dashboard_id": str(made.pk)}
     assert (payment.refunded, payment.reserved, payment.external) == (1000, 0, 0)
     assert payment.refundable() == left - 1000
@@ -86,7 +90,9 @@ def test_same_request_again_is_the_same_refund(payment: Payment, operator: User,
     assert len(sandbox.requests("POST", "/v1/refunds")) == len(at_smartpay(sandbox, payment)) == 1
 
 
-@pytest.mark.parametrize("other", [{"amount": 999}, {"memo": "x"}, {"description": "x"}, {"reason": "fraudulent"}])
+@pytest.mark.parametrize(
+    "other", [{"amount": 999}, {"memo": "x"}, {"description": "x"}, {"reason": "fraudulent"}]
+)
 def test_same_id_with_other_contents_is_refused(
     payment: Payment, operator: User, sandbox: Sandbox, other: dict[str, Any]
 ) -> None:
@@ -107,14 +113,18 @@ def test_another_persons_request_is_not_mine(payment: Payment, operator: User, a
         services.find_request(ask(payment, request_id=first.pk), by=approver)
 
 
-def test_two_forms_of_equal_amounts_are_two_refunds(payment: Payment, operator: User, sandbox: Sandbox) -> None:
+def test_two_forms_of_equal_amounts_are_two_refunds(
+    payment: Payment, operator: User, sandbox: Sandbox
+) -> None:
     refund(payment, operator)
     refund(payment, operator, similar_reason="二点目の返品")
 
     assert [each["amount"] for each in at_smartpay(sandbox, payment)] == [1000, 1000]
 
 
-def test_more_than_is_left_is_refused_with_the_figure(payment: Payment, operator: User, sandbox: Sandbox) -> None:
+def test_more_than_is_left_is_refused_with_the_figure(
+    payment: Payment, operator: User, sandbox: Sandbox
+) -> None:
     left = payment.refundable()
 
     with pytest.raises(services.AmountTooHigh, match=f"¥{left:,}"):
@@ -140,13 +150,19 @@ def test_amount_above_the_maximum_is_refused_for_all(payment: Payment, approver:
 
 
 @override_settings(REFUND_APPROVAL_ABOVE=1000)
-def test_amount_above_the_limit_waits_for_a_second_person(payment: Payment, operator: User, sandbox: Sandbox) -> None:
+def test_amount_above_the_limit_waits_for_a_second_person(
+    payment: Payment, operator: User, sandbox: Sandbox
+) -> None:
     left = payment.refundable()
 
     waiting = refund(payment, operator, 1001)
 
     payment.refresh_from_db()
-    assert (waiting.state, payment.reserved, payment.refundable()) == (State.AWAITING_APPROVAL, 1001, left - 1001)
+    assert (waiting.state, payment.reserved, payment.refundable()) == (
+        State.AWAITING_APPROVAL,
+        1001,
+        left - 1001,
+    )
     services.take_turn(waiting.pk, client=smartpay.client())
     assert not sandbox.requests("POST", "/v1/refunds")
     assert services.preview_refund(ask(payment, 999), by=operator).needs_approval is False
@@ -220,7 +236,9 @@ def test_customer_without_a_mail_is_told_by_name(operator: User) -> None:
     assert not services.similar_refunds(stranger.payments.get(), 1000, but=uuid.uuid4())
 
 
-def test_yesterdays_refund_of_another_amount_is_not_similar(payment: Payment, operator: User, at: Clock) -> None:
+def test_yesterdays_refund_of_another_amount_is_not_similar(
+    payment: Payment, operator: User, at: Clock
+) -> None:
     refund(payment, operator, 100)
 
     at.advance(hours=25)
@@ -254,7 +272,13 @@ UNKNOWN_ANSWERS = [
 
 @pytest.mark.parametrize(("mode", "options", "outcome"), UNKNOWN_ANSWERS)
 def test_refund_is_unknown_whatever_the_answer_leaves_open(
-    payment: Payment, operator: User, sandbox: Sandbox, quick: None, mode: str, options: dict[str, Any], outcome: str
+    payment: Payment,
+    operator: User,
+    sandbox: Sandbox,
+    quick: None,
+    mode: str,
+    options: dict[str, Any],
+    outcome: str,
 ) -> None:
     left = payment.refundable()
     sandbox.fault(mode, **options)
@@ -271,7 +295,13 @@ def test_refund_is_unknown_whatever_the_answer_leaves_open(
 
 @pytest.mark.parametrize(("mode", "options", "outcome"), UNKNOWN_ANSWERS)
 def test_unknown_refund_is_settled_by_the_machine_and_made_once(
-    payment: Payment, operator: User, sandbox: Sandbox, quick: None, at: Clock, mode: str, options: dict[str, Any],
+    payment: Payment,
+    operator: User,
+    sandbox: Sandbox,
+    quick: None,
+    at: Clock,
+    mode: str,
+    options: dict[str, Any],
     outcome: str,
 ) -> None:
     sandbox.fault(mode, **options)
@@ -310,7 +340,9 @@ def test_refused_key_leaves_it_unknown_and_stops_all_sending(
     assert made.state == State.SUCCEEDED
 
 
-def test_smartpays_own_no_to_a_first_attempt_is_final(payment: Payment, operator: User, sandbox: Sandbox) -> None:
+def test_smartpays_own_no_to_a_first_attempt_is_final(
+    payment: Payment, operator: User, sandbox: Sandbox
+) -> None:
     left = payment.refundable()
     sandbox.refund_elsewhere(payment.pk, left)  # nobody has told us yet
 
@@ -321,7 +353,9 @@ def test_smartpays_own_no_to_a_first_attempt_is_final(payment: Payment, operator
     assert (payment.reserved, payment.refunded) == (0, 0)
 
 
-def test_no_to_a_later_attempt_settles_nothing(payment: Payment, operator: User, sandbox: Sandbox, at: Clock) -> None:
+def test_no_to_a_later_attempt_settles_nothing(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
     sandbox.fault("reset", executed=False)
     made = refund(payment, operator)
     sandbox.switch(payments_list_refunds=False)
@@ -364,7 +398,9 @@ def test_contradicting_answer_is_for_people(
     assert services.settle_due(client=smartpay.client()) == 0
 
 
-def test_answer_without_a_reference_is_ours_all_the_same(payment: Payment, operator: User, sandbox: Sandbox) -> None:
+def test_answer_without_a_reference_is_ours_all_the_same(
+    payment: Payment, operator: User, sandbox: Sandbox
+) -> None:
     sandbox.fault("altered", values={"reference": None, "metadata": None, "status": None})
 
     made = refund(payment, operator)
@@ -438,7 +474,9 @@ def test_answer_that_comes_after_the_lease_is_only_recorded(
     assert (made.state, slow.outcome) == (State.SUCCEEDED, "REFUSED")
 
 
-def test_refund_waits_for_the_one_before_it(payment: Payment, operator: User, sandbox: Sandbox, at: Clock) -> None:
+def test_refund_waits_for_the_one_before_it(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
     second = services.request_refund(ask(payment, 100), refundable=payment.refundable(), by=operator)
     payment.refresh_from_db()
     sandbox.fault("reset", executed=False)
@@ -494,7 +532,9 @@ def test_refund_of_a_person_who_left_is_not_sent_again_but_read(
     assert (made.state, len(sandbox.requests("POST", "/v1/refunds"))) == (State.UNKNOWN, 1)
 
 
-def test_clock_that_went_back_sends_nothing(payment: Payment, operator: User, sandbox: Sandbox, at: Clock) -> None:
+def test_clock_that_went_back_sends_nothing(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
     sandbox.fault("reset", executed=False)
     made = refund(payment, operator)
     Refund.objects.filter(pk=made.pk).update(next_check_at=at.now - timedelta(hours=2))
@@ -535,7 +575,9 @@ def test_nothing_is_sent_after_five_hours_and_absence_is_proved_by_two_reads(
     assert len(sandbox.requests("POST", "/v1/refunds")) == 1
 
 
-def test_silence_of_twelve_hours_is_for_people(payment: Payment, operator: User, sandbox: Sandbox, at: Clock) -> None:
+def test_silence_of_twelve_hours_is_for_people(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
     sandbox.fault("reset", executed=False)
     made = refund(payment, operator)
     sandbox.fault("html", method="GET", path="", times=None)
@@ -551,7 +593,9 @@ def test_silence_of_twelve_hours_is_for_people(payment: Payment, operator: User,
     assert made.state == State.REVIEW
 
 
-def test_pause_grows_and_heeds_smartpays_wish(payment: Payment, operator: User, sandbox: Sandbox, at: Clock) -> None:
+def test_pause_grows_and_heeds_smartpays_wish(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
     sandbox.fault("rate_limited", seconds=600)
 
     made = refund(payment, operator)
@@ -616,7 +660,9 @@ def test_absence_without_a_list_takes_two_scans_a_quarter_of_an_hour_apart(
 # --- Evidence -----------------------------------------------------------------------------------------------
 
 
-def shown(refund: Refund, refund_id: str = "refund_test_0000000000000000000001", **other: Any) -> smartpay.Refund:
+def shown(
+    refund: Refund, refund_id: str = "refund_test_0000000000000000000001", **other: Any
+) -> smartpay.Refund:
     """Smartpay shows our refund."""
     facts = {
         "id": refund_id,
@@ -680,7 +726,9 @@ def test_evidence_that_differs_is_for_people(payment: Payment, operator: User, s
     assert made.state == State.SUCCEEDED
 
 
-def test_refusal_that_was_none_after_all_is_for_people(payment: Payment, operator: User, sandbox: Sandbox) -> None:
+def test_refusal_that_was_none_after_all_is_for_people(
+    payment: Payment, operator: User, sandbox: Sandbox
+) -> None:
     sandbox.refund_elsewhere(payment.pk, payment.captured)
     made = refund(payment, operator)
     assert made.state == State.REJECTED
@@ -735,7 +783,9 @@ def test_execution_of_a_withdrawn_refund_is_an_alarm(payment: Payment, operator:
     assert made.state == State.CANCELLED
 
 
-def test_refund_made_elsewhere_takes_from_what_is_left(payment: Payment, operator: User, sandbox: Sandbox) -> None:
+def test_refund_made_elsewhere_takes_from_what_is_left(
+    payment: Payment, operator: User, sandbox: Sandbox
+) -> None:
     left = payment.refundable()
     made = sandbox.refund_elsewhere(payment.pk, 300)
 
@@ -746,7 +796,9 @@ def test_refund_made_elsewhere_takes_from_what_is_left(payment: Payment, operato
     assert SmartpayRefund.objects.get(pk=made["id"]).ours is None
 
 
-def test_waiting_refund_that_no_longer_fits_is_cancelled(payment: Payment, operator: User, sandbox: Sandbox) -> None:
+def test_waiting_refund_that_no_longer_fits_is_cancelled(
+    payment: Payment, operator: User, sandbox: Sandbox
+) -> None:
     older = services.request_refund(ask(payment, 100), refundable=payment.refundable(), by=operator)
     payment.refresh_from_db()
     newer = services.request_refund(
@@ -776,7 +828,9 @@ def test_refund_that_no_longer_fits_when_its_turn_comes_is_cancelled(
     assert not sandbox.requests("POST", "/v1/refunds")
 
 
-def test_refund_of_a_payment_not_mirrored_yet_is_kept(payment: Payment, operator: User, sandbox: Sandbox) -> None:
+def test_refund_of_a_payment_not_mirrored_yet_is_kept(
+    payment: Payment, operator: User, sandbox: Sandbox
+) -> None:
     made = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
 
     observe(shown(made, payment="payment_test_neverSeen0000000000", reference="", metadata={}))
@@ -815,7 +869,11 @@ def test_every_step_of_a_refund_is_on_the_trail(payment: Payment, operator: User
     made = refund(payment, operator, description="サイズ交換のため")
 
     entries = list(AuditEntry.objects.filter(object_id=made.pk).order_by("id").values_list("action", "actor"))
-    assert entries == [("refund.requested", operator.pk), ("refund.sending", None), ("refund.succeeded", None)]
+    assert entries == [
+        ("refund.requested", operator.pk),
+        ("refund.sending", None),
+        ("refund.succeeded", None),
+    ]
     assert set(AuditEntry.objects.filter(object_id=made.pk).values_list("order_id", flat=True)) == {
         payment.order.order_id
     }

@@ -111,6 +111,12 @@ GUARDS = (
     (
         REFUND,
         "UPDATE",
+        "OLD.state = 'unknown' AND NEW.state = 'sending' AND NEW.attempt_no = OLD.attempt_no",
+        "sending again is a further attempt",
+    ),
+    (
+        REFUND,
+        "UPDATE",
         "OLD.state <> NEW.state AND OLD.state || '>' || NEW.state NOT IN "
         + "("
         + ", ".join(f"'{transition}'" for transition in TRANSITIONS)
@@ -197,7 +203,8 @@ def names(rules: Iterable[tuple[str, ...]], word: str) -> list[str]:
 
 
 def install_sqlite() -> Iterable[str]:
-    over = "julianday(NEW.last_sent_at) >= julianday(NEW.first_sent_at) + 5.0 / 24"
+    # Days are floating-point numbers: only the rounded milliseconds can be compared.
+    over = "ROUND((julianday(NEW.last_sent_at) - julianday(NEW.first_sent_at)) * 86400000) >= 18000000"
     for name, (table, event, condition, words) in zip(names(GUARDS, "guard"), GUARDS, strict=True):
         yield (
             f"CREATE TRIGGER {name} BEFORE {event} ON {table} FOR EACH ROW "

@@ -31,11 +31,11 @@ def money(amount: int | None, currency: str = "JPY") -> str:
     """`¥1,000`; `USD 12.50`; `–` where there is no amount. Amounts are in the currency's minor unit."""
     if amount is None or amount == "":
         return "–"
-    sign = SIGNS.get(currency) or f"{currency} "
+    sign = ("−" if amount < 0 else "") + (SIGNS.get(currency) or f"{currency} ")
     decimals = DECIMALS.get(currency, 2)
     if not decimals:
-        return f"{sign}{amount:,}"
-    whole, rest = divmod(amount, 10**decimals)
+        return f"{sign}{abs(amount):,}"
+    whole, rest = divmod(abs(amount), 10**decimals)
     return f"{sign}{whole:,}.{rest:0{decimals}}"
 
 
@@ -54,7 +54,7 @@ def ago(moment: datetime | None, now: datetime | None = None) -> str:
     """`12 秒前`, `3 分前`, `5 時間前`; after a day the date and time; empty when never."""
     if moment is None:
         return ""
-    seconds = max(0, int(((now or timezone.now()) - moment).total_seconds()))
+    seconds = max(1, int(((now or timezone.now()) - moment).total_seconds()))
     if seconds < 60:
         return ngettext("%(count)d 秒前", "%(count)d 秒前", seconds) % {"count": seconds}
     if seconds < 3600:
