@@ -1,0 +1,167 @@
+// Conveniences only: every page works without this file. No library, no inline handlers.
+
+const DIGITS = /^\d{1,15}$/;
+const yen = (amount) => `¥${amount.toLocaleString("en-US")}`;
+const typing = (element) => element.closest?.("input, textarea, select, [contenteditable]") != null;
+const announce = (text) => { document.getElementById("announce").textContent = text; };
+
+// "/" goes to the search box; never while something is typed or composed.
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "/" || event.isComposing || event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
+  const box = document.getElementById("q");
+  if (!box) return;
+  event.preventDefault();
+  box.focus();
+  box.select();
+});
+
+// A press outside the menu, or Escape, closes it.
+document.addEventListener("click", (event) => {
+  for (const menu of document.querySelectorAll(".menu[open]")) if (!menu.contains(event.target)) menu.open = false;
+});
+document.addEventListener("keydown", (event) => {
+  const menu = event.key === "Escape" && document.querySelector(".menu[open]");
+  if (!menu) return;
+  menu.open = false;
+  menu.querySelector("summary").focus();
+});
+
+// The whole id goes to the clipboard, however short it is shown.
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  await navigator.clipboard.writeText(button.dataset.copy);
+  const words = button.querySelector("span");
+  button.dataset.words ??= words.textContent;
+  words.textContent = button.dataset.done;
+  announce(button.dataset.done);
+  clearTimeout(button.timer);
+  button.timer = setTimeout(() => { words.textContent = button.dataset.words; }, 2000);
+});
+
+// A row opens what its link opens, unless text is being selected in it.
+document.addEventListener("click", (event) => {
+  const row = event.target.closest("tr[data-href]");
+  if (!row || event.target.closest("a, button") || String(getSelection())) return;
+  if (event.ctrlKey || event.metaKey) open(row.dataset.href);
+  else location.assign(row.dataset.href);
+});
+
+// The last button answers to its first press only. The server would not pay twice either.
+document.addEventListener("submit", (event) => {
+  const button = event.submitter;
+  if (event.target.dataset.sent) return event.preventDefault();
+  if (!button?.dataset.lock) return;
+  event.target.dataset.sent = "1";
+  button.dataset.words = button.textContent;
+  button.textContent = button.dataset.lock;
+  button.setAttribute("aria-disabled", "true");
+  announce(button.dataset.lock);
+});
+addEventListener("pageshow", (event) => {
+  if (!event.persisted) return;
+  for (const form of document.querySelectorAll("[data-sent]")) {
+    delete form.dataset.sent;
+    const button = form.querySelector("[data-lock]");
+    button.textContent = button.dataset.words;
+    button.removeAttribute("aria-disabled");
+  }
+});
+
+function refundForm(form) {
+  const amount = form.elements.amount;
+  const remaining = form.querySelector("[data-remaining]");
+  const all = form.querySelector("[data-all]");
+
+  const refundable = () => {
+    const chosen = form.querySelector("[name=payment]:checked")?.dataset.refundable;
+    const text = chosen ?? form.dataset.refundable;
+    return DIGITS.test(text) ? Number(text) : null;
+  };
+  const typed = () => {
+    const text = amount.value.normalize("NFKC").replace(/[,、\s¥円]/g, "");
+    return DIGITS.test(text) ? Number(text) : null;
+  };
+  const show = () => {
+    const left = refundable();
+    const wanted = typed();
+    const over = left !== null && wanted !== null && wanted > left;
+    remaining.classList.toggle("is-over", over);
+    remaining.textContent = over ? form.dataset.over : left !== null && wanted !== null ? yen(left - wanted) : "–";
+    for (const shown of form.querySelectorAll("[data-refundable-shown]")) shown.textContent = left === null ? "–" : yen(left);
+  };
+
+  amount.addEventListener("input", (event) => { if (!event.isComposing) show(); });
+  amount.addEventListener("compositionend", show);
+  form.addEventListener("change", show);
+  all.addEventListener("click", (event) => {
+    const left = refundable();
+    if (left === null) return; // no payment chosen yet: the server says so
+    event.preventDefault();
+    amount.value = left.toLocaleString("en-US");
+    show();
+    amount.focus();
+  });
+  show();
+}
+
+// Characters as the server counts them: code points.
+function counter(input) {
+  const limit = Number(input.dataset.count);
+  const output = input.form.querySelector(`output[for="${input.id}"]`);
+  const show = () => {
+    const length = Array.from(input.value.trim()).length;
+    output.textContent = `${length} / ${limit}`;
+    output.classList.toggle("error", length > limit);
+  };
+  input.addEventListener("input", show);
+  output.hidden = false;
+  show();
+}
+
+// A refund's page renews itself until the refund is settled; it is redrawn only when it says something new.
+function renew() {
+  const shown = document.querySelector("[data-renew]");
+  if (!shown) return;
+  setTimeout(async () => {
+    if (document.hidden) return document.addEventListener("visibilitychange", renew, { once: true });
+    try {
+      const answer = await fetch(`${location.pathname}?renew=1`, { redirect: "manual" });
+      if (answer.type === "opaqueredirect") return location.reload(); // signed out
+      if (!answer.ok) throw new Error(String(answer.status));
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const fresh = page.querySelector(".refund");
+      const changed = fresh.dataset.state !== shown.dataset.state;
+      if (words(fresh) !== shown.words) {
+        const focused = shown.contains(document.activeElement);
+        document.title = page.title;
+        shown.replaceWith(fresh);
+        ready(fresh.parentElement);
+        if (focused) document.getElementById("main").focus();
+      }
+      if (changed) {
+        fresh.classList.add("is-new");
+        announce(fresh.querySelector("[data-announce]").textContent);
+      }
+    } catch {
+      // The network is away for a moment: the next turn asks again.
+    }
+    renew();
+  }, Number(shown.dataset.renew) * 1000);
+}
+
+const words = (element) => element.textContent.replace(/\s+/g, " ");
+
+function ready(root) {
+  const refund = root.querySelector("[data-renew]");
+  if (refund) refund.words = words(refund);
+  if (navigator.clipboard) for (const button of root.querySelectorAll("[data-copy]")) button.hidden = false;
+  for (const key of root.querySelectorAll(".search-key")) key.hidden = false;
+  for (const row of root.querySelectorAll("[data-rows] tbody tr")) row.dataset.href = row.querySelector("a").href;
+  for (const form of root.querySelectorAll("[data-refund]")) refundForm(form);
+  for (const input of root.querySelectorAll("[data-count]")) counter(input);
+  root.querySelector("[data-focus]")?.focus();
+}
+
+ready(document);
+renew();
