@@ -96,6 +96,9 @@ class AuditorInline(ReadOnly, TabularInline):
     extra = 0
     can_delete = False
 
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return self.fields
+
 
 class AttemptInline(AuditorInline):
     model = Attempt

@@ -102,9 +102,9 @@ def record(
         action=action,
         outcome=AuditEntry.Outcome.REFUSED if refused else AuditEntry.Outcome.DONE,
         object_type=object_type,
-        object_id=object_id[:80],
-        order_id=order_id[:80],
-        data=data,
+        object_id=storable(object_id)[:80],
+        order_id=storable(order_id)[:80],
+        data=storable(data),
         ip=origin.ip,
         session=origin.session,
         request_id=origin.request_id,
@@ -112,6 +112,17 @@ def record(
     entry.text = canonical(entry)
     entry.save(force_insert=True)
     return entry
+
+
+def storable(value: Any) -> Any:
+    """The value without what neither database can hold as text: NUL, and halves of surrogate pairs."""
+    if isinstance(value, str):
+        return value.replace("\x00", "").encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {storable(name): storable(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    return value
 
 
 def canonical(entry: AuditEntry) -> str:

@@ -36,6 +36,8 @@ def money(app_configs: Any, **kwargs: Any) -> list[Error]:
     if any(not secret or set(secret) - set(webhooks.BASE62) for secret in settings.SMARTPAY_WEBHOOK_SECRETS):
         # An empty one would be a key that everybody knows.
         errors.append(
-            Error("A signing secret is letters and digits.", hint="SMARTPAY_WEBHOOK_SECRETS", id="refunds.E005")
+            Error(
+                "A signing secret is letters and digits.", hint="SMARTPAY_WEBHOOK_SECRETS", id="refunds.E005"
+            )
         )
     return errors

@@ -115,7 +115,7 @@ def refresh_payment(payment_id: str, client: smartpay.Client) -> tuple[bool, tup
     read_at = clock.now()
     payment = client.get_payment(payment_id)
     if not Order.objects.filter(order_id=payment.order).exists():
-        refresh_order(payment.order, client)
+        record_order(client.get_order(payment.order), read_at=read_at)
     payments = {payment.id: (payment, payment.order)}
     with transaction.atomic():
         if not Payment.objects.filter(pk=payment.id).exists():

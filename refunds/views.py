@@ -125,6 +125,8 @@ def _own_search(request: HttpRequest, search_id: str) -> Search | None:
     """The search of this id, for its person and for auditors; to everybody else it does not exist."""
     if not search_id:
         return None
+    if not search_id.isprintable():
+        raise Http404
     kept = get_object_or_404(Search, pk=search_id)
     if kept.person_id != request.user.pk and not request.user.has_perm(roles.AUDIT):
         raise Http404
@@ -148,12 +150,13 @@ def _page_url(request: HttpRequest, cursor: str) -> str:
 def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:
     """An order, read afresh from Smartpay; the mirror's copy, with its age, where Smartpay does not answer."""
     client = smartpay.client()
+    if smartpay.id_kind(order_id) != ("order", client.mode):
+        return _order_missing(request, order_id, None)
     problem: smartpay.SmartpayError | None = None
-    if smartpay.id_kind(order_id) == ("order", client.mode):
-        try:
-            services.read_order(order_id, client=client.within(settings.SMARTPAY_VIEW_DEADLINE))
-        except smartpay.SmartpayError as error:
-            problem = error
+    try:
+        services.read_order(order_id, client=client.within(settings.SMARTPAY_VIEW_DEADLINE))
+    except smartpay.SmartpayError as error:
+        problem = error
     order = Order.objects.filter(order_id=order_id).prefetch_related("payments").first()
     if order is None:
         return _order_missing(request, order_id, problem)
@@ -185,7 +188,7 @@ def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:
 def _order_missing(
     request: HttpRequest, order_id: str, problem: smartpay.SmartpayError | None
 ) -> HttpResponse:
-    """404 where there is no such order for us; 503 where nobody could tell."""
+    """404 where there is no such order for us; 503 where nobody could tell. `problem`: None if nobody was asked."""
     audit.record(request.user, "order.viewed", None, refused=True, order_id=order_id[:80])
     if problem is None:
         explanation = _(
@@ -293,6 +296,8 @@ def _timeline(order: Order, payments: list[Payment]) -> list[dict[str, Any]]:
 @permission_required(roles.REQUEST_REFUND, raise_exception=True)
 def refund_form(request: HttpRequest, order_id: str) -> HttpResponse:
     """The form, its confirmation, and the refund: three answers of one address, told apart by what is posted."""
+    if smartpay.id_kind(order_id) is None:
+        raise Http404
     order = get_object_or_404(Order.objects.prefetch_related("payments"), order_id=order_id)
     payments = list(order.payments.all())
     if request.method != "POST":

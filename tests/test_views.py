@@ -306,6 +306,8 @@ def test_order_that_is_not_there_says_what_to_do(
 
 def test_refund_form_of_an_unknown_order_is_404(browser: Client, sandbox: Sandbox) -> None:
     assert browser.get("/orders/order_test_0000000000000000000000/refund/").status_code == 404
+    assert browser.get("/orders/order_test_%00/refund/").status_code == 404
+    assert browser.get("/orders/?search=%00").status_code == 404
 
 
 # --- Smartpay is down, slow, or refuses the key -------------------------------------------------------------

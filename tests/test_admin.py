@@ -1,0 +1,111 @@
+"""The auditor's admin: it tells who did what, shows everything, changes nothing, and is read on the record."""
+
+import uuid
+from typing import Any
+
+import pytest
+from django.contrib import admin
+from django.test import Client, override_settings
+from django.urls import reverse
+
+from dashboard.models import User
+from refunds import services
+from refunds.models import AuditEntry, Refund
+from tests.conftest import make_order, sign_in
+
+
+@pytest.fixture
+def browser(auditor: User) -> Client:
+    return sign_in(auditor)
+
+
+@pytest.fixture
+def refund(operator: User) -> Refund:
+    payment = make_order(5000).payments.get()
+    asked = services.Request(
+        uuid.uuid4(), payment.pk, 1000, "requested_by_customer", "サイズ交換のため", "電話"
+    )
+    with override_settings(REFUND_APPROVAL_ABOVE=0):
+        return services.request_refund(asked, refundable=5000, by=operator)
+
+
+def text(page: Any) -> str:
+    return page.content.decode()
+
+
+def url_of(model: str, *args: Any) -> str:
+    return reverse(f"admin:refunds_{model}_{'change' if args else 'changelist'}", args=args)
+
+
+def test_auditor_finds_who_refunded_an_order(browser: Client, refund: Refund, operator: User) -> None:
+    found = text(browser.get(url_of("auditentry"), {"q": refund.payment.order.order_id}))
+    assert "refund.requested" in found
+    assert operator.name in found
+
+    by_name = text(browser.get(url_of("auditentry"), {"q": operator.name}))
+    assert str(refund.pk) in by_name
+    by_person = text(browser.get(url_of("auditentry"), {"actor__id__exact": operator.pk}))
+    assert str(refund.pk) in by_person
+
+    ledger = text(browser.get(url_of("refund"), {"q": str(refund.pk)}))
+    assert "¥1,000" in ledger
+    assert "承認待ち" in ledger
+    assert "電話" in text(browser.get(url_of("refund", refund.pk)))
+
+
+def test_orders_are_found_as_in_the_list(browser: Client, refund: Refund) -> None:
+    other = make_order(100, name="鈴木 一")
+
+    found = text(browser.get(url_of("order"), {"q": "田中 太郎"}))
+
+    assert refund.payment.order.order_id in found
+    assert other.order_id not in found
+
+
+def test_every_list_and_row_opens(browser: Client, refund: Refund) -> None:
+    for model in admin.site._registry:
+        name = f"{model._meta.app_label}_{model._meta.model_name}"
+        assert browser.get(reverse(f"admin:{name}_changelist")).status_code == 200
+        for row in model._default_manager.all()[:1]:
+            assert browser.get(reverse(f"admin:{name}_change", args=[row.pk])).status_code == 200
+
+
+def test_nobody_changes_anything(browser: Client, refund: Refund) -> None:
+    for model in admin.site._registry:
+        name = f"{model._meta.app_label}_{model._meta.model_name}"
+        assert browser.get(reverse(f"admin:{name}_add")).status_code == 403
+        for row in model._default_manager.all()[:1]:
+            for action in ("change", "delete"):
+                answer = browser.post(reverse(f"admin:{name}_{action}", args=[row.pk]), {"post": "yes"})
+                assert answer.status_code == 403
+    refund.refresh_from_db()
+    assert (refund.amount, refund.state) == (1000, Refund.State.AWAITING_APPROVAL)
+
+
+def test_reading_the_admin_is_recorded(browser: Client, auditor: User, refund: Refund) -> None:
+    browser.get(url_of("refund"), {"q": "返金 花子", "state__exact": "succeeded"})
+    browser.get(url_of("refund", refund.pk))
+
+    listed, viewed = AuditEntry.objects.filter(actor=auditor, action__startswith="admin").order_by("id")
+    assert (listed.data["model"], listed.data["filters"]) == ("refund", {"state__exact": "succeeded"})
+    assert "花子" not in listed.text
+    assert (viewed.object_id, viewed.order_id) == (str(refund.pk), refund.payment.order.order_id)
+
+
+@pytest.mark.parametrize(
+    "path", ["/admin/", "/admin/refunds/auditentry/", "/admin/login/", "/admin/nonsense/"]
+)
+def test_admin_is_closed_to_everybody_else(operator: User, path: str) -> None:
+    assert sign_in(operator).get(path, follow=True).status_code == 403
+    assert "/sign-in/" in Client().get(path, follow=True).redirect_chain[-1][0]
+
+
+def test_large_lists_are_counted_to_a_limit(
+    browser: Client, refund: Refund, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refunds.admin.MOST_ROWS", 2)
+
+    page = browser.get(url_of("auditentry"))
+
+    assert AuditEntry.objects.count() > 2
+    assert page.context["cl"].result_count == 2
