@@ -407,7 +407,7 @@ class _Batch[Row: (Order, Payment, SmartpayRefund)]:
     """Rows of one page: what is new is inserted, what differs updated, of the rest only `read_at` moves on."""
 
     def __init__(self, model: type[Row], read_at: datetime) -> None:
-        self.model = model
+        self.model: type[Row] = model
         self.read_at = read_at
         self.rows: dict[Any, Row] = {}
         self._differing: dict[Any, set[str]] = {}
@@ -418,7 +418,9 @@ class _Batch[Row: (Order, Payment, SmartpayRefund)]:
 
     def write(self) -> set[Any]:
         """Write the rows; return the primary keys of those that were new or changed."""
-        new, changed, columns = [], [], {"read_at"}
+        new: list[Row] = []
+        changed: list[Row] = []
+        columns = {"read_at"}
         for pk, row in self.rows.items():
             if row._state.adding:
                 row.read_at = self.read_at

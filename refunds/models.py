@@ -443,6 +443,11 @@ class Attempt(models.Model):
 class Evidence(models.Model):
     """What a read showed of a refund whose outcome was open: found, or absent from a complete read."""
 
+    class Detail(models.TextChoices):
+        NO_LIST = "no_list", _("この支払いは返金の一覧を示さないため、返金一覧での確認を待っています")
+        FAILED = "failed", _("Smartpay は不成立と示しています")
+        DIFFERS = "differs", _("支払い・金額・通貨のいずれかが異なります")
+
     class Kind(models.TextChoices):
         ANSWER = "answer", _("送信への応答")
         READ = "read", _("支払いの確認")
@@ -455,7 +460,7 @@ class Evidence(models.Model):
     at = models.DateTimeField(_("日時"))
     found = models.BooleanField(_("あり"))
     smartpay_id = models.CharField(_("Smartpay 返金ID"), max_length=80, blank=True, default="")
-    detail = models.CharField(_("内容"), max_length=200, blank=True, default="")
+    detail = models.CharField(_("内容"), max_length=8, choices=Detail, blank=True, default="")
 
     class Meta:
         verbose_name = _("確認の記録")

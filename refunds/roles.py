@@ -6,6 +6,8 @@ every `migrate`, so the database can never drift from what is read here.
 
 from typing import Any
 
+from django.utils.translation import gettext_lazy as _
+
 VIEW_ORDERS = "refunds.view_order"
 REQUEST_REFUND = "refunds.request_refund"
 APPROVE_REFUND = "refunds.approve_refund"
@@ -28,6 +30,12 @@ ROLES = {
         "dashboard.view_user",
         AUDIT,
     ],
+}
+LABELS = {
+    "viewer": _("閲覧者"),
+    "operator": _("返金担当者"),
+    "approver": _("承認者"),
+    "auditor": _("監査担当者"),
 }
 STAFF_ROLES = {"auditor"}  # who may open /admin/
 

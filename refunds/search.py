@@ -310,7 +310,7 @@ class _Candidates:
 def _rows(sql: str, parameters: dict[str, Any]) -> list[Any]:
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
-        return cursor.fetchall()
+        return list(cursor.fetchall())
 
 
 def _rules(filters: Filters) -> tuple[str, dict[str, Any]]:

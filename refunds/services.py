@@ -367,7 +367,7 @@ def settle_due(*, client: smartpay.Client) -> int:
 
 def needs_full_scan() -> bool:
     """Whether a refund waits for a complete read that its payment does not offer. See Note [Complete reads]."""
-    waiting = Refund.objects.filter(state=State.UNKNOWN, evidence__detail=NO_LIST)
+    waiting = Refund.objects.filter(state=State.UNKNOWN, evidence__detail=Evidence.Detail.NO_LIST)
     scanned_at = SyncCursor.objects.filter(pk="refunds").values_list("last_started_at", flat=True).first()
     if scanned_at is None or clock.now() >= scanned_at + ABSENT_TWICE_WITHIN:
         return waiting.exists()
@@ -539,7 +539,6 @@ def _finish(attempt: Attempt, answer: smartpay.Answer | smartpay.SmartpayError) 
 # Whether a refund is absent can be told in two ways: by a payment that lists its refunds, or by a scan of all of
 # GET /refunds that began after the last sending. The sources disagree whether the live API offers the first, so
 # both are built; refunds of payments without a list wait for one scan that they share.
-NO_LIST = "payment without a list of refunds"
 
 
 def observe_refund(
@@ -587,14 +586,13 @@ def _book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str) -> None:
     failed = seen.status == SmartpayRefund.Status.FAILED
     if known and refund.state == (State.REJECTED if failed else State.SUCCEEDED):
         return
-    Evidence.objects.create(
-        refund=refund, kind=kind, at=now, found=True, smartpay_id=seen.id, detail=seen.status[:200]
-    )
     matches = (seen.payment, seen.amount, seen.currency) == (
         refund.payment_id,
         refund.amount,
         refund.currency,
     )
+    detail = Evidence.Detail.FAILED if failed else "" if matches else Evidence.Detail.DIFFERS
+    Evidence.objects.create(refund=refund, kind=kind, at=now, found=True, smartpay_id=seen.id, detail=detail)
     if refund.state == State.QUEUED:
         # Sent by a life of this row that the database has forgotten: it never may be sent again.
         _move(refund, State.SENDING)
@@ -660,7 +658,7 @@ def _book_absence(refund_id: uuid.UUID, *, kind: str, complete_at: datetime | No
             kind=kind if complete else Evidence.Kind.READ,
             at=now,
             found=False,
-            detail="" if complete else NO_LIST,
+            detail="" if complete else Evidence.Detail.NO_LIST,
         )
         proving = complete_at is not None and complete_at >= _absence_counts_from(refund)
         if proving and refund.absent_since and complete_at >= refund.absent_since + ABSENT_TWICE_WITHIN:

@@ -40,6 +40,7 @@ def every_page(request: HttpRequest) -> dict[str, Any]:
             "can_request": request.user.has_perm(roles.REQUEST_REFUND),
             "can_approve": request.user.has_perm(roles.APPROVE_REFUND),
             "can_audit": request.user.has_perm(roles.AUDIT),
+            "roles": [roles.LABELS[role] for role in _person(request).role_names],
         }
         context["sends_enabled"] = Control.sends_are_on()
     return context
@@ -169,6 +170,7 @@ def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:
         "payments": payments,
         "totals": {
             "amount": order.amount,
+            "captured": sum(payment.captured for payment in payments),
             "refunded": sum(payment.already_refunded() for payment in payments),
             "refundable": sum(payment.refundable() for payment in payments),
             "reserved": sum(payment.reserved for payment in payments),
