@@ -68,6 +68,9 @@ addEventListener("pageshow", (event) => {
   }
 });
 
+// The confirmation was posted for. Reload and Back shall draw the form again, not ask to post it again.
+if (document.querySelector("form.confirm")) history.replaceState(null, "", location.href);
+
 function refundForm(form) {
   const amount = form.elements.amount;
   const remaining = form.querySelector("[data-remaining]");

@@ -1,0 +1,306 @@
+"""The main job in a real browser: sign in, find, refund, be certain; and what an auditor then reads.
+
+The screens are photographed on the way: into docs/screenshots by `make screenshots`, else into .state/screenshots.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from scripts import chromium
+from tests.site import ROOT, Site
+
+pytestmark = pytest.mark.browser
+
+SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", ROOT / ".state" / "screenshots"))
+PEOPLE = {"viewer": "閲覧 太郎", "operator": "返金 花子", "approver": "承認 一郎", "auditor": "監査 桜"}
+DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with Site(tmp_path_factory.mktemp("site")) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Browser]:
+    quiet = [
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+    ]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium.find(), args=["--no-sandbox", "--disable-gpu", *quiet]
+        )
+        yield browser
+        browser.close()
+
+
+class Person:
+    """Somebody at their own browser. `complaints`: what the browser held against our pages."""
+
+    def __init__(self, chrome: Browser, site: Site, role: str, **options: object) -> None:
+        self.site = site
+        self.context: BrowserContext = chrome.new_context(
+            locale="ja-JP", timezone_id="Asia/Tokyo", base_url=site.url, **({"viewport": DESKTOP} | options)
+        )
+        self.context.set_default_timeout(15_000)  # milliseconds
+        self.page: Page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.page.on("console", lambda message: self._hear(message.type, message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.goto("/")
+        self.page.get_by_role("link", name="会社のアカウントでサインイン").click()
+        self.page.get_by_role("button", name=PEOPLE[role]).click()
+        self.page.wait_for_url(f"{site.url}/")
+
+    def _hear(self, kind: str, words: str) -> None:
+        if (
+            kind == "error"
+            and "Failed to load resource: the server responded with a status of 4" not in words
+        ):
+            self.complaints.append(words)
+
+    def search(self, words: str) -> None:
+        self.page.goto("/orders/")
+        box = self.page.get_by_role("searchbox", name="注文を検索")
+        box.fill(words)
+        box.press("Enter")
+        self.page.wait_for_url(re.compile(r"\?search=|/orders/order_"))
+
+    def open_refund_form(self, order_id: str) -> None:
+        self.page.goto(f"/orders/{order_id}/")
+        self.page.get_by_role("link", name="返金する", exact=True).click()
+
+    def fill_in(self, amount: str, description: str = "") -> None:
+        self.page.get_by_label("返金額").fill(amount)
+        self.page.get_by_label("説明").fill(description)
+        self.page.get_by_label("説明").press("Enter")
+
+    def shoot(self, name: str) -> None:
+        """Photograph the page as it is shown: desktop and phone; fonts loaded, nothing wider than the screen."""
+        for suffix, size in (("", DESKTOP), ("-phone", PHONE)):
+            self.page.set_viewport_size(size)  # type: ignore[arg-type]
+            wide = self.page.evaluate("document.documentElement.scrollWidth")
+            assert wide <= size["width"], f"{name}{suffix} is {wide} wide"
+            SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=SCREENSHOTS / f"{name}{suffix}.png")
+        self.page.set_viewport_size(DESKTOP)  # type: ignore[arg-type]
+
+    def leave(self) -> None:
+        assert self.complaints == []
+        self.context.close()
+
+
+def refunds_of(site: Site, payment: str) -> list[dict[str, object]]:
+    refunds, token = [], ""
+    while True:
+        page = site.sandbox.api(
+            "GET", "/refunds", params={"maxResults": 100, "pageToken": token or None}
+        ).json()
+        refunds += [refund for refund in page["data"] if refund["payment"] == payment]
+        if not (token := page.get("nextPageToken") or ""):
+            return refunds
+
+
+def test_operator_refunds_auditor_reads_viewer_can_not(site: Site, chrome: Browser) -> None:
+    found = site.sandbox.find("refundable", name="田中", min_amount=2000)
+    operator = Person(chrome, site, "operator")
+    page = operator.page
+    operator.shoot("start")
+
+    operator.search("田中")
+    assert "%E7%94%B0" not in page.url
+    expect(page.get_by_role("cell", name="お客様名").first).to_be_visible()
+    operator.shoot("search")
+    page.locator(f'a[href="/orders/{found["order"]}/"]').click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("田中")
+    operator.shoot("order-detail")
+    page.get_by_role("link", name="返金する", exact=True).click()
+    page.get_by_role("button", name="残額すべて").click()
+    expect(page.get_by_label("返金額")).to_have_value(f"{found['amount']:,}")
+    page.get_by_label("返金額").fill("1,000")
+    page.get_by_label("説明").fill("サイズ交換のため")
+    operator.shoot("refund-form")
+    page.get_by_role("button", name="返金する", exact=True).last.click()
+    expect(page.get_by_role("heading", name="返金内容の確認")).to_be_visible()
+    assert refunds_of(site, found["payments"][0]["id"]) == []
+    operator.shoot("refund-confirm")
+    page.get_by_role("button", name="¥1,000 を返金する").click()
+
+    page.wait_for_url(re.compile(r"/refunds/[0-9a-f-]{36}/$"))
+    expect(page.get_by_role("heading", level=1)).to_contain_text("返金済み")
+    operator.shoot("refund-succeeded")
+    refund_id = page.url.rstrip("/").rpartition("/")[2]
+    [there] = refunds_of(site, found["payments"][0]["id"])
+    assert (there["amount"], there["reference"], there["description"]) == (
+        1000,
+        refund_id,
+        "サイズ交換のため",
+    )
+    page.reload()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("返金済み")
+    page.goto("/refunds/")
+    operator.shoot("refund-list")
+    page.goto("/orders/")
+    operator.shoot("order-list")
+    page.goto(f"/orders/{found['order']}/")
+    expect(page.get_by_text("一部返金").first).to_be_visible()
+    operator.leave()
+
+    viewer = Person(chrome, site, "viewer")
+    viewer.page.goto(f"/orders/{found['order']}/")
+    expect(viewer.page.get_by_text("返金の権限がありません")).to_be_visible()
+    assert viewer.page.get_by_role("link", name="返金する", exact=True).count() == 0
+    token = viewer.page.locator("input[name=csrfmiddlewaretoken]").first.input_value()
+    by_hand = viewer.context.request.post(
+        f"{site.url}/orders/{found['order']}/refund/",
+        form={"csrfmiddlewaretoken": token, "amount": "1", "confirm": "1"},
+        headers={"Referer": site.url, "Origin": site.url},
+    )
+    assert by_hand.status == 403
+    viewer.leave()
+
+    auditor = Person(chrome, site, "auditor")
+    auditor.page.goto("/admin/refunds/auditentry/")
+    auditor.page.get_by_role("searchbox").or_(auditor.page.locator("#searchbar")).first.fill(found["order"])
+    auditor.page.keyboard.press("Enter")
+    auditor.page.wait_for_url(re.compile(r"q=order_test"))
+    row = auditor.page.get_by_role("row").filter(has_text="refund.requested")
+    expect(row).to_contain_text("返金 花子")
+    expect(row).to_contain_text("1000")
+    auditor.page.screenshot(path=SCREENSHOTS / "admin-audit.png")
+    auditor.leave()
+    assert len(refunds_of(site, found["payments"][0]["id"])) == 1
+
+
+def test_double_click_back_and_a_second_tab_are_one_refund(site: Site, chrome: Browser) -> None:
+    found = site.sandbox.find("refundable", min_amount=2000, skip=5)
+    payment = found["payments"][0]["id"]
+    operator = Person(chrome, site, "operator")
+    page = operator.page
+    operator.open_refund_form(found["order"])
+    operator.fill_in("700", "一度だけ")
+
+    tab = operator.context.new_page()
+    tab.goto(page.url)  # the same form, as typed so far
+    assert (
+        tab.locator("input[name=request_id]").input_value()
+        == page.locator("input[name=request_id]").input_value()
+    )
+    page.get_by_role("button", name="¥700 を返金する").dblclick()
+    page.wait_for_url(re.compile(r"/refunds/"))
+    refund = page.url
+    page.go_back()  # to a form that is another refund, not to one that asks to be sent again
+    expect(page.get_by_role("heading", level=1)).to_have_text("返金する")
+    assert page.locator("input[name=request_id]").input_value() not in refund
+    tab.get_by_role("button", name="返金する", exact=True).last.click()
+    tab.wait_for_url(refund)
+
+    assert [each["amount"] for each in refunds_of(site, payment)] == [700]
+    operator.leave()
+
+
+def test_two_forms_of_equal_amounts_are_two_refunds(site: Site, chrome: Browser) -> None:
+    found = site.sandbox.find("refundable", min_amount=2000, skip=6)
+    operator = Person(chrome, site, "operator")
+    for time in (1, 2):
+        operator.open_refund_form(found["order"])
+        operator.fill_in("300")
+        if time == 2:
+            expect(operator.page.get_by_text("返金 花子 さんが同じ注文で")).to_be_visible()
+            operator.shoot("refund-similar")
+            operator.page.get_by_label("それでも返金する理由").fill("二点目の返品")
+        operator.page.get_by_role("button", name="¥300 を返金する").click()
+        operator.page.wait_for_url(re.compile(r"/refunds/"))
+
+    assert [each["amount"] for each in refunds_of(site, found["payments"][0]["id"])] == [300, 300]
+    operator.leave()
+
+
+def test_unknown_outcome_is_told_and_settles_before_ones_eyes(site: Site, chrome: Browser) -> None:
+    found = site.sandbox.find("refundable", min_amount=2000, skip=7)
+    operator = Person(chrome, site, "operator")
+    operator.open_refund_form(found["order"])
+    operator.fill_in("400")
+    site.sandbox.fault("html", executed=True)
+    operator.page.get_by_role("button", name="¥400 を返金する").click()
+
+    expect(operator.page.get_by_role("heading", level=1)).to_contain_text("結果不明")
+    expect(operator.page.get_by_text("もう一度返金しないでください")).to_be_visible()
+    operator.shoot("refund-unknown")
+    expect(operator.page.get_by_role("heading", level=1)).to_contain_text("返金済み", timeout=60_000)
+    assert len(refunds_of(site, found["payments"][0]["id"])) == 1
+    operator.leave()
+
+
+def test_bad_input_keeps_what_was_typed(site: Site, chrome: Browser) -> None:
+    found = site.sandbox.find("refundable", min_amount=2000, skip=8)
+    operator = Person(chrome, site, "operator")
+    operator.open_refund_form(found["order"])
+    operator.fill_in("9,999,999", "サイズ交換のため")
+
+    amount = operator.page.get_by_label("返金額")
+    expect(amount).to_have_value("9,999,999")
+    expect(amount).to_have_attribute("aria-invalid", "true")
+    expect(operator.page.get_by_text("これを超える返金はできません").first).to_be_visible()
+    expect(operator.page.get_by_label("説明")).to_have_value("サイズ交換のため")
+    operator.shoot("refund-form-error")
+    operator.leave()
+
+
+def test_main_job_works_without_javascript(site: Site, chrome: Browser) -> None:
+    found = site.sandbox.find("refundable", name="田中", min_amount=2000, skip=1)
+    operator = Person(chrome, site, "operator", java_script_enabled=False)
+    page = operator.page
+    page.goto("/orders/")
+    page.get_by_role("searchbox").fill(found["order"])
+    page.get_by_role("button", name="検索する").click()
+    page.get_by_role("link", name="返金する", exact=True).click()
+    page.get_by_role("button", name="残額すべて").click()
+    expect(page.get_by_label("返金額")).to_have_value(str(found["amount"]))
+    page.get_by_role("button", name="返金する", exact=True).last.click()
+    page.get_by_role("button", name=f"¥{found['amount']:,} を返金する").click()
+
+    expect(page.get_by_role("heading", level=1)).to_contain_text("返金済み")
+    assert [each["amount"] for each in refunds_of(site, found["payments"][0]["id"])] == [found["amount"]]
+    operator.context.close()
+
+
+def test_signing_out_ends_it_here_and_at_the_provider(site: Site, chrome: Browser) -> None:
+    operator = Person(chrome, site, "operator")
+    operator.page.get_by_text("返金 花子").first.click()
+    operator.page.get_by_role("button", name="サインアウト").click()
+    operator.page.wait_for_url(re.compile(r"/sign(ed-out|-in)/"))
+    operator.shoot("signed-out")
+
+    operator.page.goto("/orders/")
+    assert "/sign-in/" in operator.page.url
+    operator.shoot("sign-in")
+    operator.page.get_by_role("link", name="会社のアカウントでサインイン").click()
+    expect(operator.page.get_by_role("button", name="返金 花子")).to_be_visible()  # asked anew
+    operator.leave()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_screens_that_go_wrong_are_ours_too(site: Site, chrome: Browser, scheme: str) -> None:
+    operator = Person(chrome, site, "operator", color_scheme=scheme)
+    for name, path in {
+        "not-found": "/nowhere/",
+        "order-missing": "/orders/order_test_0000000000000000000000/",
+        "forbidden": "/admin/",
+    }.items():
+        operator.page.goto(path)
+        expect(operator.page.get_by_role("heading", level=1)).to_be_visible()
+        operator.shoot(f"{name}-{scheme}" if scheme == "dark" else name)
+    operator.search("だれもいない名前")
+    expect(operator.page.get_by_text("一致する注文はありません")).to_be_visible()
+    operator.shoot(f"search-empty-{scheme}" if scheme == "dark" else "search-empty")
+    operator.leave()
