@@ -10,6 +10,7 @@ from django.db import models
 from django.http import HttpRequest, HttpResponse
 from django.utils.functional import cached_property
 from django.utils.html import format_html
+from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models import User
@@ -114,8 +115,8 @@ class EvidenceInline(AuditorInline):
 class AuditEntryAdmin(AuditorAdmin):
     """The trail: by person, action, order and day."""
 
-    list_display = ("at", "actor", "roles", "action", "outcome", "object_id", "order_id", "contents")
-    list_filter = ("outcome", "action", ("actor", admin.RelatedOnlyFieldListFilter))
+    list_display = ("at", "actor", "action", "outcome", "order_id", "target", "summary")
+    list_filter = ("outcome", "action", "actor")
     list_select_related = ("actor",)
     date_hierarchy = "at"
     search_fields = ("=object_id", "=order_id", "=action", "=actor__username", "actor__name")
@@ -137,9 +138,17 @@ class AuditEntryAdmin(AuditorAdmin):
         "seal",
     )
 
+    @admin.display(description=_("対象"))
+    def target(self, entry: AuditEntry) -> str:
+        return "" if entry.object_id == entry.order_id else entry.object_id
+
+    @admin.display(description=_("内容"))
+    def summary(self, entry: AuditEntry) -> str:
+        return Truncator(", ".join(f"{name}: {value}" for name, value in entry.data.items())).chars(120)
+
     @admin.display(description=_("内容"))
     def contents(self, entry: AuditEntry) -> str:
-        return json.dumps(entry.data, ensure_ascii=False)
+        return format_html("<pre>{}</pre>", json.dumps(entry.data, ensure_ascii=False, indent=1))
 
 
 @admin.register(Refund)
@@ -153,7 +162,7 @@ class RefundAdmin(AuditorAdmin):
         "order_id",
         "smartpay_id",
     )
-    list_filter = ("state", ("requested_by", admin.RelatedOnlyFieldListFilter), "reason")
+    list_filter = ("state", "requested_by", "reason")
     list_select_related = ("payment__order", "requested_by", "decided_by")
     date_hierarchy = "requested_at"
     search_fields = ("=id", "=smartpay_id", "=payment__id", "=payment__order__order_id", "requested_by__name")
@@ -266,7 +275,7 @@ class AttemptAdmin(AuditorAdmin):
 @admin.register(Search)
 class SearchAdmin(AuditorAdmin):
     list_display = ("created_at", "person", "text")
-    list_filter = (("person", admin.RelatedOnlyFieldListFilter),)
+    list_filter = ("person",)
     list_select_related = ("person",)
     date_hierarchy = "created_at"
     search_fields = ("=id", "person__name")

@@ -80,7 +80,7 @@ def record(
 
     Args:
         actor: a User; None, or an anonymous user, for the machine and for people who are not signed in.
-        action: "refund.requested": the object's kind, then what happened, in the past.
+        action: one of AuditEntry.Action: the object's kind, then what happened. Raises ValueError for another.
         obj: the object; an order is also found for a payment and for a refund.
         refused: whether it was tried and turned away.
         data: ids, amounts, states, counts. Never a name, a mail, a key, or what was typed.
@@ -99,7 +99,7 @@ def record(
         at=at,
         actor=person,
         roles=",".join(person.role_names) if person else "",
-        action=action,
+        action=AuditEntry.Action(action),
         outcome=AuditEntry.Outcome.REFUSED if refused else AuditEntry.Outcome.DONE,
         object_type=object_type,
         object_id=storable(object_id)[:80],
@@ -132,7 +132,7 @@ def canonical(entry: AuditEntry) -> str:
             "at": entry.at.isoformat(timespec="microseconds"),
             "actor": entry.actor_id,
             "roles": entry.roles,
-            "action": entry.action,
+            "action": str(entry.action),
             "outcome": str(entry.outcome),
             "object_type": entry.object_type,
             "object_id": entry.object_id,

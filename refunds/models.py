@@ -577,6 +577,28 @@ class AuditEntry(models.Model):
     `text` is the canonical JSON that the seal is computed over; the other columns repeat it for searching.
     """
 
+    class Action(models.TextChoices):
+        SIGNED_IN = "person.signed_in", _("サインイン")
+        SIGNED_OUT = "person.signed_out", _("サインアウト")
+        ORDERS_LISTED = "orders.listed", _("注文一覧の閲覧")
+        ORDERS_SEARCHED = "orders.searched", _("注文の検索")
+        ORDER_VIEWED = "order.viewed", _("注文の閲覧")
+        REFUNDS_LISTED = "refunds.listed", _("返金一覧の閲覧")
+        REFUND_VIEWED = "refund.viewed", _("返金の閲覧")
+        REFUND_REQUESTED = "refund.requested", _("返金の申請")
+        REFUND_SENDING = "refund.sending", _("返金の送信")
+        REFUND_UNKNOWN = "refund.unknown", _("返金: 結果不明")
+        REFUND_REVIEW = "refund.review", _("返金: 要調査")
+        REFUND_SUCCEEDED = "refund.succeeded", _("返金: 返金済み")
+        REFUND_REJECTED = "refund.rejected", _("返金: 返金不可")
+        REFUND_NOT_EXECUTED = "refund.not_executed", _("返金: 返金不成立")
+        REFUND_CANCELLED = "refund.cancelled", _("返金: 取り下げ")
+        REFUND_OBSERVED = "refund.observed", _("返金: Smartpay での確認")
+        SENDS_STOPPED = "sends.stopped", _("送信の停止")
+        SENDS_RESUMED = "sends.resumed", _("送信の再開")
+        ADMIN_LISTED = "admin.listed", _("管理画面の一覧の閲覧")
+        ADMIN_VIEWED = "admin.viewed", _("管理画面の記録の閲覧")
+
     class Outcome(models.TextChoices):
         DONE = "done", _("実行")
         REFUSED = "refused", _("拒否")
@@ -592,7 +614,7 @@ class AuditEntry(models.Model):
         db_index=False,
     )
     roles = models.CharField(_("役割"), max_length=64, blank=True, default="")
-    action = models.CharField(_("操作"), max_length=48)
+    action = models.CharField(_("操作"), max_length=48, choices=Action)
     outcome = models.CharField(_("結果"), max_length=8, choices=Outcome, default=Outcome.DONE)
     object_type = models.CharField(_("対象の種類"), max_length=24, blank=True, default="")
     object_id = models.CharField(_("対象"), max_length=80, blank=True, default="")

@@ -369,12 +369,11 @@ def _page(
         found, partial = _from(place, tiers, filters, limit + 1)
     shown = found[limit - 1 :: -1] if place.newer else found[:limit]
     rows = Order.objects.defer("description", "line_items").in_bulk([key for _tier, key in shown])
-    older = place.newer or len(found) > limit
     hidden = not found and bool(_from(START, unfiltered, Filters(status=ANY_STATUS), 1)[0])
     return Result(
         orders=[rows[key] for _tier, key in shown],
         newer=str(_Place(True, *shown[0])) if place != START else "",
-        older=str(_Place(False, *shown[-1])) if older else "",
+        older=str(_Place(False, *shown[-1])) if len(found) > limit else "",
         partial=partial,
         hidden_by_filters=hidden,
     )

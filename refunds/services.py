@@ -581,7 +581,7 @@ def read_payment(payment_id: str, *, client: smartpay.Client) -> bool:
 
 def _book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str) -> None:
     """Settle a locked refund by what Smartpay shows of it: evidence of success wins over every state."""
-    now = clock.now()
+    now, before = clock.now(), refund.state
     known = refund.smartpay_id == seen.id
     failed = seen.status == SmartpayRefund.Status.FAILED
     if known and refund.state == (State.REJECTED if failed else State.SUCCEEDED):
@@ -619,7 +619,8 @@ def _book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str) -> None:
     elif not failed:
         alarm("refund.executed_unasked", refund, smartpay_id=seen.id)
     refund.save()
-    audit.record(None, f"refund.{refund.state}", refund, smartpay_id=seen.id, evidence=kind)
+    action = f"refund.{refund.state}" if refund.state != before else "refund.observed"
+    audit.record(None, action, refund, smartpay_id=seen.id, evidence=kind)
 
 
 def _read(refund_id: uuid.UUID, *, client: smartpay.Client) -> bool:

@@ -109,10 +109,9 @@ def files() -> list[Path]:
             command, cwd=BASE_DIR, capture_output=True, text=True, check=True
         ).stdout.split("\0")
     except (OSError, subprocess.CalledProcessError):
-        hidden = {".git", ".venv", ".state", "node_modules", "__pycache__"}
-        return [
-            p for p in BASE_DIR.rglob("*") if p.is_file() and not hidden & {*p.relative_to(BASE_DIR).parts}
-        ]
+        hidden = re.compile(r"(^|/)(\.(?!ci/)|node_modules/|__pycache__/)")
+        everything = (path for path in BASE_DIR.rglob("*") if path.is_file())
+        return [path for path in everything if not hidden.search(str(path.relative_to(BASE_DIR)))]
     return [BASE_DIR / name for name in listed if name and (BASE_DIR / name).is_file()]
 
 

@@ -39,7 +39,7 @@ def url_of(model: str, *args: Any) -> str:
 
 def test_auditor_finds_who_refunded_an_order(browser: Client, refund: Refund, operator: User) -> None:
     found = text(browser.get(url_of("auditentry"), {"q": refund.payment.order.order_id}))
-    assert "refund.requested" in found
+    assert "返金の申請" in found
     assert operator.name in found
 
     by_name = text(browser.get(url_of("auditentry"), {"q": operator.name}))

@@ -173,7 +173,7 @@ def test_operator_refunds_auditor_reads_viewer_can_not(site: Site, chrome: Brows
     auditor.page.get_by_role("searchbox").or_(auditor.page.locator("#searchbar")).first.fill(found["order"])
     auditor.page.keyboard.press("Enter")
     auditor.page.wait_for_url(re.compile(r"q=order_test"))
-    row = auditor.page.get_by_role("row").filter(has_text="refund.requested")
+    row = auditor.page.get_by_role("row").filter(has_text="返金の申請")
     expect(row).to_contain_text("返金 花子")
     expect(row).to_contain_text("1000")
     auditor.page.screenshot(path=SCREENSHOTS / "admin-audit.png")

@@ -13,6 +13,7 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 REFUND, PAYMENT, ORDER = "refunds_refund", "refunds_payment", "refunds_order"
 ATTEMPT, EVIDENCE, AUDIT = "refunds_attempt", "refunds_evidence", "refunds_auditentry"
 
+KEPT = (REFUND, ATTEMPT, EVIDENCE, AUDIT)
 RESERVING = "('awaiting_approval', 'queued', 'sending', 'unknown', 'review')"
 
 TRANSITIONS = (
@@ -46,7 +47,11 @@ RESERVED = (
 REFUNDED = (
     f"(SELECT COALESCE(SUM(amount), 0) FROM {REFUND} WHERE payment_id = {{row}} AND state = 'succeeded')"
 )
-LEFT = f"(SELECT captured - refunded - external - reserved FROM {PAYMENT} WHERE id = NEW.payment_id)"
+# Of the ledger's rows, not of the counters: PostgreSQL moves those only after the last row of a statement.
+LEFT = (
+    f"(SELECT captured - external - {REFUNDED.format(row='NEW.payment_id')} "
+    f"- {RESERVED.format(row='NEW.payment_id')} FROM {PAYMENT} WHERE id = NEW.payment_id)"
+)
 ORDER_SUM = f"(SELECT COALESCE(SUM({{what}}), 0) FROM {PAYMENT} WHERE order_id = {{row}})"
 
 # (table, event, condition that is refused, words)
@@ -65,6 +70,8 @@ GUARDS = (
         f"NEW.currency IS DISTINCT FROM (SELECT currency FROM {PAYMENT} WHERE id = NEW.payment_id)",
         "a refund has the currency of its payment",
     ),
+    # SQLite would keep half a yen, or a word, in a column of integers.
+    (REFUND, "INSERT", "NEW.amount <> CAST(NEW.amount AS bigint)", "an amount is a whole number"),
     (REFUND, "INSERT", f"NEW.amount > {LEFT}", "more than is left of the payment"),
     # The ledger: what never changes, and what changes once.
     (
@@ -176,9 +183,17 @@ GUARDS = (
         "an entry is sealed once and never changes",
     ),
     (AUDIT, "DELETE", "TRUE", "the trail is never deleted"),
+    # SQLite's INSERT OR REPLACE deletes without a word to the triggers above.
+    *(
+        (
+            table,
+            "INSERT",
+            f"EXISTS (SELECT 1 FROM {table} WHERE id = NEW.id)",
+            "what is kept is never replaced",
+        )
+        for table in KEPT
+    ),
 )
-
-NEVER_EMPTIED = (REFUND, ATTEMPT, EVIDENCE, AUDIT)
 
 MOVE_COUNTERS = (
     f"UPDATE {PAYMENT} SET reserved = {RESERVED.format(row='NEW.payment_id')}, "
@@ -239,7 +254,7 @@ def install_postgresql() -> Iterable[str]:
         "CREATE FUNCTION refunds_never_emptied() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
         "RAISE EXCEPTION 'never emptied' USING ERRCODE = 'check_violation'; END $$"
     )
-    for table in NEVER_EMPTIED:
+    for table in KEPT:
         yield (
             f"CREATE TRIGGER {table}_never_emptied BEFORE TRUNCATE ON {table} "
             "FOR EACH STATEMENT EXECUTE FUNCTION refunds_never_emptied()"
