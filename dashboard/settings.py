@@ -4,6 +4,7 @@ Production is the default: a missing secret stops the start, `DEBUG` and plain H
 """
 
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import environ
@@ -126,15 +127,12 @@ def whole_yen(name: str) -> int | None:
 # --- Refunds ------------------------------------------------------------------------------------------------
 REFUND_APPROVAL_ABOVE = whole_yen("REFUND_APPROVAL_ABOVE")
 REFUND_MAX_AMOUNT = whole_yen("REFUND_MAX_AMOUNT")
-REFUND_DAILY_LIMIT = whole_yen("REFUND_DAILY_LIMIT")
-REFUND_REQUEST_DAYS = env.int("REFUND_REQUEST_DAYS", default=7)
 REFUND_LEASE_SECONDS = env.float(
     "REFUND_LEASE_SECONDS", default=120
 )  # more than two deadlines: see refunds/checks.py
 REFUND_BACKOFF_SECONDS = env.float(
     "REFUND_BACKOFF_SECONDS", default=30
 )  # doubled each turn, up to half an hour
-RETENTION_DAYS = env.int("RETENTION_DAYS", default=1825)
 
 # --- Single sign-on -----------------------------------------------------------------------------------------
 AUTH_USER_MODEL = "dashboard.User"
@@ -190,7 +188,7 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 256 * 1024  # bytes: the largest form here is a pa
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 100
 
 # --- Logs: one JSON object a line; ids, never names, mails or keys -------------------------------------------
-_processors = [
+_processors: list[Any] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,

@@ -1,13 +1,16 @@
 """The ledger, the mirror and the trail for auditors: everything to be read, nothing to be changed, reads recorded."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth.models import Group
 from django.core.paginator import Paginator
 from django.db import models
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.text import Truncator
@@ -46,7 +49,8 @@ class CappedPaginator(Paginator):  # type: ignore[type-arg]  # generic for the t
 
     @cached_property
     def count(self) -> int:
-        return len(self.object_list.values_list("pk")[:MOST_ROWS])  # type: ignore[union-attr]
+        rows: models.QuerySet[Any] = self.object_list  # type: ignore[assignment]  # what the admin gives
+        return len(rows.values_list("pk")[:MOST_ROWS])
 
 
 class ReadOnly:
@@ -62,21 +66,46 @@ class ReadOnly:
         return False
 
 
+class KeptSearch(ChangeList):
+    """A list whose `q` is the id of a Search: what was typed stays on our side, and is shown in the box again."""
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> models.QuerySet[Any]:
+        kept = Search.objects.filter(pk=self.query).first()
+        self.query = kept.text if kept else ""
+        return super().get_queryset(request, exclude_parameters)
+
+
 class AuditorAdmin(ReadOnly, ModelAdmin):
     actions = None
     list_per_page = 50
     show_full_result_count = False
     paginator = CappedPaginator
 
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return KeptSearch
+
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """The list; that it was read, and by which filters, is recorded. What was searched for is kept as a hash."""
+        """The list; that it was read, and by which filters, is recorded. What is typed leaves the address at once."""
         typed = request.GET.get("q", "")
-        filters = {name: value for name, value in request.GET.items() if name != "q"}
-        words = audit.keyed_hash(search.fold(typed)) if typed else ""
+        kept = Search.objects.filter(pk=typed).first() if typed.isprintable() else None
+        if typed and kept is None:
+            text = "".join(character for character in typed if character.isprintable()).strip()[:200]
+            kept = Search.objects.create(
+                person=cast(User, request.user), text=text, created_at=timezone.now()
+            )
+            query = request.GET.copy()
+            query["q"] = kept.pk
+            return redirect(f"{request.path}?{query.urlencode()}")
+        words = audit.keyed_hash(search.fold(kept.text)) if kept else ""
         audit.record(
-            request.user, "admin.listed", None, model=self.opts.model_name, filters=filters, words=words
+            request.user,
+            "admin.listed",
+            kept,
+            model=self.opts.model_name,
+            filters=request.GET.dict(),
+            words=words,
         )
         return super().changelist_view(request, extra_context)
 

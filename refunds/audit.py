@@ -7,11 +7,13 @@ import uuid
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 import structlog
 from django.conf import settings
 from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
+from django.core.exceptions import PermissionDenied
 from django.db.models import Model
 from django.dispatch import receiver
 from django.http import HttpRequest, HttpResponse
@@ -44,7 +46,7 @@ class RequestContext:
         token = _origin.set(
             Origin(
                 request_id=request_id,
-                ip=request.META.get("REMOTE_ADDR") or None,
+                ip=_address(request),
                 session=_session_hash(request),
             )
         )
@@ -56,6 +58,19 @@ class RequestContext:
             structlog.contextvars.clear_contextvars()
         response["X-Request-Id"] = request_id
         return response
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> None:
+        """What somebody tried without the right to it is recorded, wherever it was refused."""
+        if isinstance(exception, PermissionDenied) and request.user.is_authenticated:
+            record(request.user, "page.refused", refused=True, method=request.method, path=request.path[:200])
+
+
+def _address(request: HttpRequest) -> str | None:
+    """The address as both databases keep it; None for what is none, such as a socket's file."""
+    try:
+        return str(ip_address(request.META.get("REMOTE_ADDR", "").partition("%")[0]))
+    except ValueError:
+        return None
 
 
 def _session_hash(request: HttpRequest) -> str:

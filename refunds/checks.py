@@ -33,8 +33,9 @@ def money(app_configs: Any, **kwargs: Any) -> list[Error]:
                 id="refunds.E004",
             )
         )
-    if any(not secret or set(secret) - set(webhooks.BASE62) for secret in settings.SMARTPAY_WEBHOOK_SECRETS):
-        # An empty one would be a key that everybody knows.
+    digits, zero = set(webhooks.BASE62), webhooks.BASE62[0]
+    # Nothing but zeros, or nothing at all, would be a key that everybody knows.
+    if any(set(secret) - digits or not secret.strip(zero) for secret in settings.SMARTPAY_WEBHOOK_SECRETS):
         errors.append(
             Error(
                 "A signing secret is letters and digits.", hint="SMARTPAY_WEBHOOK_SECRETS", id="refunds.E005"

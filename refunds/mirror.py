@@ -18,6 +18,7 @@ from django.db.models import Exists, F, OuterRef, Q, Subquery, Sum
 from django.db.models.functions import Coalesce
 
 from refunds import clock, smartpay
+from refunds.audit import storable
 from refunds.folding import fold
 from refunds.models import KEY_BITS, Evidence, Order, Payment, Refund, SmartpayRefund, SyncCursor
 
@@ -102,7 +103,9 @@ def refresh_order(order_id: str, client: smartpay.Client) -> tuple[smartpay.Refu
     read_at = clock.now()
     order = client.get_order(order_id)
     record_order(order, read_at=read_at)
-    return _read_news([refund_id for payment in order.payments for refund_id in payment.refund_ids or ()], client)
+    return _read_news(
+        [refund_id for payment in order.payments for refund_id in payment.refund_ids or ()], client
+    )
 
 
 def refresh_payment(payment_id: str, client: smartpay.Client) -> tuple[bool, tuple[smartpay.Refund, ...]]:
@@ -378,23 +381,12 @@ def _is_older(row: Order | Payment | SmartpayRefund, read_at: datetime) -> bool:
     return not row._state.adding and row.read_at > read_at
 
 
-def _storable(value: Any) -> Any:
-    """The value without what neither database can hold as text: NUL, and halves of surrogate pairs."""
-    if isinstance(value, str):
-        return value.replace("\x00", "").encode("utf-8", "replace").decode()
-    if isinstance(value, dict):
-        return {_storable(name): _storable(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_storable(item) for item in value]
-    return value
-
-
 def _put(row: models.Model, facts: Mapping[str, Any]) -> set[str]:
     """Set the facts on the row, cut to the columns' lengths; return the names of those that differed."""
     differing = set()
     for name, fact in facts.items():
         field = row._meta.get_field(name)
-        value = _storable(fact)
+        value = storable(fact)
         if isinstance(field, models.CharField):
             value = value[: field.max_length]
         if getattr(row, name) != value:
@@ -487,6 +479,11 @@ def scan_refunds(client: smartpay.Client, *, observe: Observe, progress: Progres
         _Scan(REFUNDS, client, observe, progress).run(full=True)
 
 
+def is_older_than(age: timedelta) -> bool:
+    """Whether the last complete reading of the orders began longer ago; one that was never complete goes on anyway."""
+    return SyncCursor.objects.filter(pk=ORDERS, last_started_at__lt=clock.now() - age).exists()
+
+
 def freshness() -> datetime | None:
     """When a page of orders was last read; None before the first."""
     return SyncCursor.objects.filter(pk=ORDERS).values_list("last_read_at", flat=True).first()
@@ -534,12 +531,16 @@ class _Scan:
             if ended:
                 cursor.last_started_at, cursor.last_finished_at = cursor.scan_started_at, clock.now()
                 cursor.scan_started_at = None
-            fresh = self._store(page, read_at, cursor, ["last_read_at"] if sweep and not ended else WHERE_IT_STANDS)
+            fresh = self._store(
+                page, read_at, cursor, ["last_read_at"] if sweep and not ended else WHERE_IT_STANDS
+            )
 
             pages, seen, changed = pages + 1, seen + len(page.items), changed + fresh
             if self.progress:
                 rate = seen / max(time.monotonic() - began, 0.001)
-                self.progress(f"{self.collection} pages={pages} seen={seen} changed={changed} rate={rate:.0f}/s")
+                self.progress(
+                    f"{self.collection} pages={pages} seen={seen} changed={changed} rate={rate:.0f}/s"
+                )
             if ended or (sweep and not fresh):
                 return
 
@@ -558,7 +559,9 @@ class _Scan:
             return [session.order.created_at for session in page.items if session.order]
         return [item.created_at for item in page.items]
 
-    def _store(self, page: smartpay.Page[Any], read_at: datetime, cursor: SyncCursor, columns: list[str]) -> int:
+    def _store(
+        self, page: smartpay.Page[Any], read_at: datetime, cursor: SyncCursor, columns: list[str]
+    ) -> int:
         """Record a page and where the scan stands; return how many of its objects were new or changed."""
         news: list[smartpay.Refund] = []
         if self.collection == REFUNDS:
@@ -580,7 +583,14 @@ class _Scan:
                     return len(news)
 
 
-WHERE_IT_STANDS = ["page_token", "scan_started_at", "seen", "last_started_at", "last_finished_at", "last_read_at"]
+WHERE_IT_STANDS = [
+    "page_token",
+    "scan_started_at",
+    "seen",
+    "last_started_at",
+    "last_finished_at",
+    "last_read_at",
+]
 
 
 def _begin(cursor: SyncCursor) -> None:

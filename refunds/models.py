@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 # An order's key is its `createdAt` in milliseconds, shifted left by KEY_BITS, with a hash of its id below. Newest
 # first is then the primary key's own order on both databases: paging is `key < cursor`, a span of days is a range
 # of keys, and every search index ends in it. Never a COUNT, never an OFFSET.
-KEY_BITS = 22
+KEY_BITS = 20  # enough until the year 2248
 
 # Note [Binary collation]
 # Searched text is compared by code point ("C" on PostgreSQL, named "BINARY" by the first migration so that both
@@ -492,13 +492,13 @@ class Control(models.Model):
         verbose_name_plural = _("送信の停止と再開")
         constraints = (models.CheckConstraint(condition=Q(one=True), name="control_one_row"),)
 
+    def __str__(self) -> str:
+        return "on" if self.sends_enabled else f"off: {self.reason}"
+
     @classmethod
     def sends_are_on(cls) -> bool:
         """Whether refunds may be sent; nobody having touched the switch, they may."""
         return not cls.objects.filter(sends_enabled=False).exists()
-
-    def __str__(self) -> str:
-        return "on" if self.sends_enabled else f"off: {self.reason}"
 
 
 class SyncCursor(models.Model):
@@ -596,6 +596,7 @@ class AuditEntry(models.Model):
         REFUND_OBSERVED = "refund.observed", _("返金: Smartpay での確認")
         SENDS_STOPPED = "sends.stopped", _("送信の停止")
         SENDS_RESUMED = "sends.resumed", _("送信の再開")
+        PAGE_REFUSED = "page.refused", _("権限のない操作")
         ADMIN_LISTED = "admin.listed", _("管理画面の一覧の閲覧")
         ADMIN_VIEWED = "admin.viewed", _("管理画面の記録の閲覧")
 

@@ -7,7 +7,7 @@ shows of it, whoever looked. Nothing talks to Smartpay inside a transaction, and
 
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -355,10 +355,15 @@ def due(*, now: datetime | None = None) -> QuerySet[Refund]:
     )
 
 
-def settle_due(*, client: smartpay.Client) -> int:
-    """Take a turn for each refund that is due and return how many there were. Called by workers, as many as wanted."""
+def settle_due(*, client: smartpay.Client, stop: Callable[[], bool] = lambda: False) -> int:
+    """Take a turn for each refund that is due and return how many there were. Called by workers, as many as wanted.
+
+    `stop` is asked between two turns.
+    """
     ids = list(due().values_list("pk", flat=True)[:100])
     for refund_id in ids:
+        if stop():
+            return len(ids)
         take_turn(refund_id, client=client)
     if needs_full_scan():
         mirror.scan_refunds(client, observe=observe_refund)
@@ -661,17 +666,18 @@ def _book_absence(refund_id: uuid.UUID, *, kind: str, complete_at: datetime | No
             found=False,
             detail="" if complete else Evidence.Detail.NO_LIST,
         )
-        proving = complete_at is not None and complete_at >= _absence_counts_from(refund)
-        if proving and refund.absent_since and complete_at >= refund.absent_since + ABSENT_TWICE_WITHIN:
+        if complete_at is None or not complete:
+            _pause(refund, now)
+        elif complete_at < _absence_counts_from(refund):
+            return True
+        elif refund.absent_since and complete_at >= refund.absent_since + ABSENT_TWICE_WITHIN:
             _settle(refund, State.NOT_EXECUTED, now)
             audit.record(None, "refund.not_executed", refund, absent_since=refund.absent_since.isoformat())
-        elif proving:
+        else:
             refund.absent_since = refund.absent_since or complete_at
             _pause(refund, now, at_least=ABSENT_TWICE_WITHIN.total_seconds())
-        elif not complete:
-            _pause(refund, now)
         refund.save()
-    return complete and not proving
+    return False
 
 
 def _absence_counts_from(refund: Refund) -> datetime:

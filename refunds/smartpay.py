@@ -27,6 +27,7 @@ type Json = dict[str, Any]
 USER_AGENT = "refund-dashboard"
 LARGEST_REFUND_ANSWER = 1024 * 1024  # bytes
 LARGEST_READ_ANSWER = 16 * 1024 * 1024  # bytes: a page of expanded orders with all their products
+LARGEST_AMOUNT = 2**63 - 1
 PAGE_SIZES = (100, 20)  # the upper bound of maxResults is unknown; 20 is the only size known to work
 RETRIED_READS = Retry(
     total=2,
@@ -126,10 +127,13 @@ def _moment(value: Any) -> datetime:
     return datetime.fromtimestamp(value / 1000, tz=UTC)
 
 
-def _whole(value: Any) -> int:
-    """An amount. Raises TypeError for anything but an integer: a fraction of a yen is not an amount."""
+def _whole(value: Any, *, least: int = 0) -> int:
+    """An amount. Raises TypeError for anything but an integer: a fraction of a yen is not an amount; ValueError for
+    one that no database here could keep."""
     if type(value) is not int:
         raise TypeError("An amount is an integer.")
+    if not least <= value <= LARGEST_AMOUNT:
+        raise ValueError("An amount is out of bounds.")
     return value
 
 
@@ -269,7 +273,10 @@ class LineItem:
         return cls(
             name=_text(product.get("name")) or _text(data.get("description")) or _text(price.get("label")),
             quantity=data.get("quantity") or 1,
-            amount=_whole(data["amount"] if data.get("amount") is not None else price.get("amount") or 0),
+            amount=_whole(
+                data["amount"] if data.get("amount") is not None else price.get("amount") or 0,
+                least=-LARGEST_AMOUNT,
+            ),
             currency=_text(data.get("currency") or price.get("currency")).upper(),
             kind=_text(data.get("kind")) or "product",
         )

@@ -9,7 +9,6 @@ from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import permission_required
 from django.core import signing
-from django.core.exceptions import PermissionDenied
 from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
@@ -245,7 +244,6 @@ def _timeline(order: Order, payments: list[Payment]) -> list[dict[str, Any]]:
         {
             "at": order.created_at,
             "kind": "order",
-            "label": _("注文"),
             "amount": order.amount,
             "currency": order.currency,
         }
@@ -254,7 +252,6 @@ def _timeline(order: Order, payments: list[Payment]) -> list[dict[str, Any]]:
         {
             "at": payment.created_at,
             "kind": "payment",
-            "label": _("支払い"),
             "amount": payment.captured,
             "currency": payment.currency,
             "description": payment.description,
@@ -279,7 +276,6 @@ def _timeline(order: Order, payments: list[Payment]) -> list[dict[str, Any]]:
         {
             "at": seen.created_at,
             "kind": "external",
-            "label": _("このツール以外での返金") if seen.counts else _("このツール以外での返金(不成立)"),
             "state": Refund.State.SUCCEEDED if seen.counts else Refund.State.REJECTED,
             "amount": seen.amount,
             "currency": seen.currency,
@@ -576,12 +572,9 @@ def _meaning(refund: Refund) -> tuple[str, str]:
 @require_POST
 @permission_required(roles.REQUEST_REFUND, raise_exception=True)
 def refund_withdraw(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
-    refund = get_object_or_404(Refund, pk=refund_id)
+    get_object_or_404(Refund, pk=refund_id)
     try:
         services.withdraw(refund_id, by=_person(request))
-    except PermissionDenied:
-        audit.record(request.user, "refund.cancelled", refund, refused=True)
-        raise
     except services.NotWaiting as error:
         messages.warning(request, str(error))
     return redirect("refunds:refund", refund_id)
@@ -648,8 +641,8 @@ def _parked(request: HttpRequest) -> dict[str, str]:
 
     See Note [Parked forms] in dashboard/sso.py.
     """
-    parked: QueryDict = getattr(request, "parked", QueryDict())
-    return dict(parked.items())
+    parked: QueryDict = getattr(request, "parked")  # noqa: B009  (SessionPolicy gives it to every request)
+    return {name: str(value) for name, value in parked.items()}
 
 
 def _person(request: HttpRequest) -> User:

@@ -1,7 +1,7 @@
 """One user a role, a paid order, the sandbox on a free port."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from typing import Any
@@ -27,14 +27,14 @@ def _flush_lifts_the_guards(django_db_setup: None, django_db_blocker: Any) -> It
     """Tests with real transactions empty the tables afterwards, which the guards refuse: they step aside for that."""
     flush = connection.ops.execute_sql_flush
 
-    def without_guards(statements: list[str]) -> None:
+    def without_guards(statements: Iterable[str]) -> None:
         with connection.schema_editor() as editor:
             guards.remove(None, editor)
         flush(statements)
         with connection.schema_editor() as editor:
             guards.install(None, editor)
 
-    connection.ops.execute_sql_flush = without_guards  # type: ignore[method-assign]
+    connection.ops.execute_sql_flush = without_guards  # type: ignore[assignment,method-assign]
     yield
     connection.ops.execute_sql_flush = flush  # type: ignore[method-assign]
 

@@ -2,6 +2,7 @@
 
 import uuid
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from django.contrib import admin
@@ -10,7 +11,7 @@ from django.urls import reverse
 
 from dashboard.models import User
 from refunds import services
-from refunds.models import AuditEntry, Refund
+from refunds.models import AuditEntry, Refund, Search
 from tests.conftest import make_order, sign_in
 
 
@@ -33,21 +34,30 @@ def text(page: Any) -> str:
     return page.content.decode()
 
 
+def search(browser: Client, model: str, words: str, **filters: str) -> Any:
+    """Type into the admin's box: the words leave the address at once."""
+    answer = browser.get(url_of(model), {"q": words} | filters)
+    assert answer.status_code == 302
+    assert quote(words) not in answer["Location"]
+    return browser.get(answer["Location"])
+
+
 def url_of(model: str, *args: Any) -> str:
     return reverse(f"admin:refunds_{model}_{'change' if args else 'changelist'}", args=args)
 
 
 def test_auditor_finds_who_refunded_an_order(browser: Client, refund: Refund, operator: User) -> None:
-    found = text(browser.get(url_of("auditentry"), {"q": refund.payment.order.order_id}))
+    found = text(search(browser, "auditentry", refund.payment.order.order_id))
     assert "返金の申請" in found
     assert operator.name in found
 
-    by_name = text(browser.get(url_of("auditentry"), {"q": operator.name}))
+    by_name = text(search(browser, "auditentry", operator.name))
+    assert f'value="{operator.name}"' in by_name
     assert str(refund.pk) in by_name
     by_person = text(browser.get(url_of("auditentry"), {"actor__id__exact": operator.pk}))
     assert str(refund.pk) in by_person
 
-    ledger = text(browser.get(url_of("refund"), {"q": str(refund.pk)}))
+    ledger = text(search(browser, "refund", str(refund.pk)))
     assert "¥1,000" in ledger
     assert "承認待ち" in ledger
     assert "電話" in text(browser.get(url_of("refund", refund.pk)))
@@ -56,7 +66,7 @@ def test_auditor_finds_who_refunded_an_order(browser: Client, refund: Refund, op
 def test_orders_are_found_as_in_the_list(browser: Client, refund: Refund) -> None:
     other = make_order(100, name="鈴木 一")
 
-    found = text(browser.get(url_of("order"), {"q": "田中 太郎"}))
+    found = text(search(browser, "order", "田中 太郎"))
 
     assert refund.payment.order.order_id in found
     assert other.order_id not in found
@@ -83,11 +93,13 @@ def test_nobody_changes_anything(browser: Client, refund: Refund) -> None:
 
 
 def test_reading_the_admin_is_recorded(browser: Client, auditor: User, refund: Refund) -> None:
-    browser.get(url_of("refund"), {"q": "返金 花子", "state__exact": "succeeded"})
+    search(browser, "refund", "返金 花子", state__exact="succeeded")
     browser.get(url_of("refund", refund.pk))
 
     listed, viewed = AuditEntry.objects.filter(actor=auditor, action__startswith="admin").order_by("id")
-    assert (listed.data["model"], listed.data["filters"]) == ("refund", {"state__exact": "succeeded"})
+    kept = Search.objects.get()
+    assert (listed.data["model"], listed.object_id) == ("refund", kept.pk)
+    assert listed.data["filters"] == {"state__exact": "succeeded", "q": kept.pk}
     assert "花子" not in listed.text
     assert (viewed.object_id, viewed.order_id) == (str(refund.pk), refund.payment.order.order_id)
 
@@ -109,3 +121,12 @@ def test_large_lists_are_counted_to_a_limit(
 
     assert AuditEntry.objects.count() > 2
     assert page.context["cl"].result_count == 2
+
+
+def test_what_is_tried_without_the_right_to_it_is_recorded(operator: User, viewer: User) -> None:
+    sign_in(operator).get("/admin/", follow=True)
+    sign_in(viewer).post(f"/refunds/{uuid.uuid4()}/withdraw/")
+
+    refused = AuditEntry.objects.filter(action="page.refused").order_by("id")
+    assert [(entry.actor, entry.outcome) for entry in refused] == [(operator, "refused"), (viewer, "refused")]
+    assert refused[0].data["path"].startswith("/admin/")

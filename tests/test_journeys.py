@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
@@ -46,11 +47,10 @@ def chrome() -> Iterator[Browser]:
 class Person:
     """Somebody at their own browser. `complaints`: what the browser held against our pages."""
 
-    def __init__(self, chrome: Browser, site: Site, role: str, **options: object) -> None:
+    def __init__(self, chrome: Browser, site: Site, role: str, **options: Any) -> None:
         self.site = site
-        self.context: BrowserContext = chrome.new_context(
-            locale="ja-JP", timezone_id="Asia/Tokyo", base_url=site.url, **({"viewport": DESKTOP} | options)
-        )
+        options = {"locale": "ja-JP", "timezone_id": "Asia/Tokyo", "viewport": DESKTOP} | options
+        self.context: BrowserContext = chrome.new_context(base_url=site.url, **options)
         self.context.set_default_timeout(15_000)  # milliseconds
         self.page: Page = self.context.new_page()
         self.complaints: list[str] = []
@@ -172,7 +172,7 @@ def test_operator_refunds_auditor_reads_viewer_can_not(site: Site, chrome: Brows
     auditor.page.goto("/admin/refunds/auditentry/")
     auditor.page.get_by_role("searchbox").or_(auditor.page.locator("#searchbar")).first.fill(found["order"])
     auditor.page.keyboard.press("Enter")
-    auditor.page.wait_for_url(re.compile(r"q=order_test"))
+    auditor.page.wait_for_url(re.compile(r"[?]q="))
     row = auditor.page.get_by_role("row").filter(has_text="返金の申請")
     expect(row).to_contain_text("返金 花子")
     expect(row).to_contain_text("1000")

@@ -97,7 +97,8 @@ def test_same_id_with_other_contents_is_refused(
     payment: Payment, operator: User, sandbox: Sandbox, other: dict[str, Any]
 ) -> None:
     first = refund(payment, operator)
-    again = ask(payment, **({"amount": 1000, "request_id": first.pk} | other))
+    fields: dict[str, Any] = {"amount": 1000, "request_id": first.pk} | other
+    again = ask(payment, **fields)
 
     with pytest.raises(services.RequestReused) as refused:
         services.refund_payment(again, refundable=payment.refundable(), by=operator)
@@ -664,7 +665,7 @@ def shown(
     refund: Refund, refund_id: str = "refund_test_0000000000000000000001", **other: Any
 ) -> smartpay.Refund:
     """Smartpay shows our refund."""
-    facts = {
+    facts: dict[str, Any] = {
         "id": refund_id,
         "payment": refund.payment_id,
         "amount": refund.amount,

@@ -88,7 +88,7 @@ def test_order_is_found_opened_and_refunded(browser: Client, paid: Order, sandbo
     )
     shown = text(browser.get(done["Location"]))
     assert "返金済み" in shown
-    assert refund.smartpay_id in shown
+    assert str(refund.smartpay_id) in shown
 
 
 # --- One form, one refund -----------------------------------------------------------------------------------

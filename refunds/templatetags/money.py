@@ -1,6 +1,7 @@
 """What pages say often: an amount, a shortened id, how long ago."""
 
 from datetime import datetime
+from typing import Literal
 
 from django import template
 from django.utils import timezone
@@ -27,9 +28,9 @@ OUTCOMES = {  # what an attempt's answer meant: refunds/smartpay.py names them
 
 
 @register.filter
-def money(amount: int | None, currency: str = "JPY") -> str:
+def money(amount: int | Literal[""] | None, currency: str = "JPY") -> str:
     """`¥1,000`; `USD 12.50`; `–` where there is no amount. Amounts are in the currency's minor unit."""
-    if amount is None or amount == "":
+    if amount is None or amount == "":  # a template has "" for what is not there
         return "–"
     sign = ("−" if amount < 0 else "") + (SIGNS.get(currency) or f"{currency} ")
     decimals = DECIMALS.get(currency, 2)
