@@ -1,0 +1,516 @@
+"""What a telephone cannot hear is found; every answer equals that of a look at each row; no branch scans the table."""
+
+import functools
+import random
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from refunds import mirror, search, smartpay
+from refunds.folding import fold
+from refunds.models import Order
+from refunds.search import ANY_STATUS, IN_PROGRESS, Filters
+from refunds.variants import FORMS
+
+pytestmark = pytest.mark.django_db
+
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+FAMILIES = [  # written, kana, mail; the first ones are common, as in life
+    *[("田中", "タナカ", "tanaka")] * 13,
+    *[("佐藤", "サトウ", "sato")] * 9,
+    *[("斎藤", "サイトウ", "saito"), ("齋藤", "さいとう", "saito"), ("斉藤", "ｻｲﾄｳ", "saitoh")] * 2,
+    *[("髙橋", "タカハシ", "takahashi"), ("高橋", "タカハシ", "takahashi")] * 3,
+    ("渡邉", "ワタナベ", "watanabe"),
+    ("渡辺", "ワタナベ", "watanabe"),
+    ("山﨑", "ヤマザキ", "yamazaki"),
+    ("田", "デン", "den"),
+    ("田中丸", "タナカマル", "tanakamaru"),
+    ("O'Brien", "オブライエン", "obrien"),
+    ("", "", "guest"),
+]
+GIVENS = [("太郎", "タロウ"), ("花子", "ハナコ"), ("花", "ハナ"), ("田中", "タナカ"), ("翔・太", "ショウタ"), ("", "")]
+
+
+def order_of(  # one order as Smartpay would show it
+    number: int,
+    *,
+    family: str = "",
+    given: str = "",
+    family_kana: str = "",
+    given_kana: str = "",
+    email: str = "",
+    reference: str = "",
+    status: str = "succeeded",
+    order_id: str = "",
+    created_at: datetime | None = None,
+    amount: int = 1000,
+) -> smartpay.CheckoutSession:
+    order_id = order_id or f"order_test_{number:022d}"
+    created_at = created_at or BEGIN + timedelta(minutes=number)
+    payment = smartpay.Payment(
+        id=order_id.replace("order", "payment"), order=order_id, amount=amount, currency="JPY", status="processed",
+        description="", reference="", refund_ids=(), test=True, created_at=created_at,
+    )
+    order = smartpay.Order(
+        id=order_id, amount=amount, currency="JPY", status=status, reference=reference, description="", token_id="",
+        test=True, created_at=created_at, expires_at=None,
+        payments=(payment,) if status == "succeeded" else (), line_items=(),
+    )
+    customer = smartpay.Customer(family, given, family_kana, given_kana, email)
+    return smartpay.CheckoutSession(id=f"checkout_test_{number}", order=order, customer=customer, reference="")
+
+
+def store(*sessions: smartpay.CheckoutSession) -> None:
+    by_id = {session.order.id: session for session in sessions if session.order}
+    orders = [session.order for session in by_id.values() if session.order]
+    mirror.record_orders(orders, read_at=datetime.now(tz=UTC), sessions=by_id)
+
+
+def give_back(number: int, amount: int) -> None:
+    """A refund made outside this tool, of the payment of that order."""
+    refund = smartpay.Refund(
+        id=f"refund_test_{number:022d}", payment=f"payment_test_{number:022d}", amount=amount, currency="JPY",
+        status="succeeded", reason="", description="", reference="", metadata={}, test=True, created_at=BEGIN,
+    )
+    mirror.record_refund(refund, read_at=datetime.now(tz=UTC))
+
+
+def numbers(result: search.Result) -> list[int]:
+    return [int(order.order_id[-22:]) for order in result.orders]
+
+
+def found(text: str, **options: Any) -> list[int]:
+    return numbers(search.find(text, **options))
+
+
+# --- Folding ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "folded"),
+    [
+        ("田中　太郎", "田中太郎"),
+        ("ﾀﾅｶ ﾀﾛｳ", "タナカタロウ"),
+        ("たなか・たろう", "タナカタロウ"),
+        ("ｶﾞ", "ガ"),
+        ("髙﨑", "高崎"),
+        ("渡邊渡邉", "渡辺渡辺"),
+        ("齋齊斎斉", "斎斎斎斎"),
+        ("濵濱浜", "浜浜浜"),
+        ("葛\U000e0100城", "葛城"),  # a variation selector
+        ("神田", "神田"),  # a compatibility ideograph
+        ("Ｔａｒｏ＠Example.JP", "taro@example.jp"),
+        ("ジャン゠ポール O'Brien", "ジャンポールobrien"),
+        ("コ－ヒ―", "コーヒー"),
+        ("ＥＣー２０２４−０１", "ec-2024-01"),
+        ("\x00\ud800田\u200b中", "田中"),
+        (" ", ""),
+    ],
+)
+def test_fold_brings_to_one_form_what_a_telephone_cannot_tell(typed: str, folded: str) -> None:
+    assert fold(typed) == folded
+
+
+@hypothesis_settings(max_examples=300, deadline=None)
+@given(st.text())
+@example("ー-アー-")
+@example("İ")
+def test_fold_twice_is_fold_once_and_can_be_stored(text: str) -> None:
+    once = fold(text)
+    assert fold(once) == once
+    once.encode()
+    assert "\x00" not in once
+
+
+HIRAGANA = st.text(st.characters(min_codepoint=0x3041, max_codepoint=0x3096))
+WIDE = {code: code + 0xFEE0 for code in range(0x21, 0x7F)} | {0x20: 0x3000}
+
+
+@hypothesis_settings(max_examples=200, deadline=None)
+@given(HIRAGANA, st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E)))
+def test_fold_hears_neither_script_nor_width_nor_case_nor_blanks(kana: str, ascii_text: str) -> None:
+    katakana = "".join(chr(ord(character) + 0x60) for character in kana)
+    assert fold(kana) == fold(katakana) == fold(" ".join(katakana))
+    assert fold(ascii_text) == fold(ascii_text.translate(WIDE)) == fold(ascii_text.upper())
+
+
+def test_every_other_form_leads_to_a_form_that_stays() -> None:
+    assert len(FORMS) == 452
+    assert [form for form in FORMS.values() if ord(form) in FORMS] == []
+    assert [chr(code) for code, form in FORMS.items() if fold(chr(code)) != form] == []
+
+
+# --- What is found ------------------------------------------------------------------------------------------
+
+TANAKA: dict[str, Any] = {"family": "田中", "given": "太郎", "family_kana": "タナカ", "given_kana": "タロウ", "email": "Tanaka@Example.jp"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "matched"),
+    [
+        ("田中", ["お客様名"]),
+        ("太郎", ["お客様名"]),
+        ("田中太郎", ["お客様名"]),
+        ("太郎　田中", ["お客様名"]),
+        ("田", ["お客様名"]),
+        ("太", ["お客様名"]),
+        ("田中太", ["お客様名"]),
+        ("「田中」", ["お客様名"]),
+        ("たなか", ["フリガナ"]),
+        ("ﾀﾛｳ", ["フリガナ"]),
+        ("タロウ タナカ", ["フリガナ"]),
+        ("tanaka@example.jp", ["メールアドレス"]),
+        ("TANA", ["メールアドレス"]),
+        ("ec-2024", ["ショップ注文番号"]),
+        ("EC-2024-0001", ["ショップ注文番号"]),
+        ("order_test_00000000000000000000aB", ["注文ID"]),
+        ("order_test_00000000000000000000a", ["注文ID"]),
+        ("<https://dashboard.smartpay.co/orders/order_test_00000000000000000000aB?tab=1>", ["注文ID"]),
+        ("00AB", ["注文ID"]),  # read out: nobody says which letters are capitals
+        ("payment_test_00000000000000000000aB", ["支払いID"]),
+        (" 'refund_test_1234' ", ["返金ID"]),
+        ("田中 example", []),
+        ("田中 tanaka@example.jp", ["お客様名", "メールアドレス"]),
+        ("00ab 田 たな", ["注文ID", "お客様名", "フリガナ"]),
+        ("太 田 たな", ["お客様名", "フリガナ"]),
+        ("\x00田\ud800中", ["お客様名"]),
+        ("中", []),
+        ("0AB", []),  # too short for an end of an id
+        ("order_test_", []),
+        ("payment_test_nobodys", []),
+        ("refund_test_nobodys", []),
+        ("鈴木", []),
+        ("・", []),
+        ("", []),
+        ("\x00", []),
+        ("\ud800", []),
+        ("%", []),
+        ("' OR 1=1 --", []),
+    ],
+)
+def test_find_by_what_an_operator_may_type(typed: str, matched: list[str]) -> None:
+    order_id = "order_test_00000000000000000000aB"
+    store(
+        order_of(1, **TANAKA, reference="EC-2024-0001", order_id=order_id),
+        order_of(2, family="高橋", given="次郎", family_kana="タカハシ", given_kana="ジロウ", email="jiro@example.jp"),
+    )
+    refund = smartpay.Refund(
+        id="refund_test_1234", payment="payment_test_00000000000000000000aB", amount=1, currency="JPY", status="",
+        reason="", description="", reference="", metadata={}, test=True, created_at=BEGIN,
+    )
+    mirror.record_refund(refund, read_at=datetime.now(tz=UTC))
+
+    result = search.find(typed)
+
+    assert [(order.order_id, order.matched) for order in result.orders] == ([(order_id, matched)] if matched else [])  # type: ignore[attr-defined]
+    assert (result.newer, result.older, result.partial, result.hidden_by_filters) == ("", "", False, False)
+
+
+def test_old_forms_find_new_ones_and_new_ones_old() -> None:
+    forms = ["渡辺", "渡邉", "渡邊"]
+    store(*(order_of(number, family=family) for number, family in enumerate(forms)))
+    assert [found(family) for family in forms] == [[2, 1, 0]] * 3
+
+
+def test_exact_comes_before_begins_and_words_together_where_neither_is() -> None:
+    store(order_of(3, family="田", given="花子"))
+    assert found("花 田") == [3]  # two words, each of its own
+    store(order_of(2, family="花田川", given="丸子"))
+    assert found("花 田") == [2]  # begins
+    store(order_of(1, family="花", given="田"))
+    assert found("花 田") == [1, 2]  # exact: the full name
+
+
+@pytest.mark.parametrize(
+    ("text", "order_id"),
+    [
+        ("order_test_0000000000000001", "order_test_0000000000000001"),  # not seen yet
+        (" 「order_live_0000000000000001」\n", "order_live_0000000000000001"),
+        ("ｏｒｄｅｒ_test_0000000000000001", "order_test_0000000000000001"),
+        ("https://example.jp/orders/order_test_0000000000000001/?a=b", "order_test_0000000000000001"),
+        ("order_test_short", "order_test_short"),  # known
+        ("order_test_shor", None),
+        ("order_test_0000000000000001 order_test_0000000000000002", None),
+        ("order_test_0000000000000001 田中", None),
+        ("payment_test_0000000000000001", None),
+        ("order_test_", None),
+        ("田中", None),
+        ("", None),
+    ],
+)
+def test_whole_order_id(text: str, order_id: str | None) -> None:
+    store(order_of(1, order_id="order_test_short"))
+    assert search.whole_order_id(text) == order_id
+
+
+# --- Filters ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_each_kind() -> None:
+    store(*(order_of(number, family="田中", status=status) for number, status in enumerate(Order.Status.values)))
+    succeeded = list(Order.Status.values).index("succeeded")
+    give_back(succeeded, 400)
+    store(order_of(10, family="田中"))
+    give_back(10, 1000)
+    store(order_of(11, family="田中"))
+
+
+@pytest.mark.usefixtures("of_each_kind")
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (Filters(), [11, 10, 5, 4, 3]),
+        (Filters(status=ANY_STATUS), [11, 10, 6, 5, 4, 3, 2, 1, 0]),
+        (Filters(status=IN_PROGRESS), [1, 0]),
+        (Filters(status="rejected"), [2]),
+        (Filters(status="nonsense"), []),
+        (Filters(refund_status="partial"), [4]),
+        (Filters(refund_status="full"), [10]),
+        (Filters(refund_status="none", status="succeeded"), [11]),
+        (Filters(period_from=BEGIN + timedelta(minutes=4), period_to=BEGIN + timedelta(minutes=10)), [5, 4]),
+        (Filters(period_from=BEGIN + timedelta(minutes=11)), [11]),
+    ],
+)
+def test_filters_narrow_lists_and_each_tier_alike(filters: Filters, expected: list[int]) -> None:
+    assert list(Order.Status.values)[4] == "succeeded"
+    for result in (
+        search.list_orders(filters),
+        search.find("田中", filters=filters),
+        search.find("田", filters=filters),
+    ):
+        assert numbers(result) == expected
+        assert result.hidden_by_filters is (expected == [])
+
+
+def test_hidden_by_filters_also_by_the_hiding_of_the_never_paid() -> None:
+    assert search.list_orders(Filters()).hidden_by_filters is False
+    store(order_of(1, family="田中", status="rejected"))
+    for text in ("田中", "田", "order_test_0000000000000000000001", "田 中 田中"):
+        assert search.find(text).hidden_by_filters is (text != "田 中 田中"), text
+    assert search.list_orders(Filters()).hidden_by_filters is True
+    assert search.list_orders(Filters(status=IN_PROGRESS)).hidden_by_filters is True
+    assert search.find("鈴木").hidden_by_filters is False
+
+
+def test_partial_is_told_where_candidates_were_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "CANDIDATES", 3)
+    store(*(order_of(number, family="田中", given="一", email=f"mail{number}@example.jp") for number in range(4)))
+
+    assert search.find("mail").partial is True
+    assert len(search.find("mail").orders) == 4  # the one beyond tells that there are more, and is shown
+    assert search.find("mail1").partial is False
+    assert search.find("田中").partial is True  # family names are looked at by the full names that they begin
+    assert search.find("田中", limit=3).partial is False  # the page was full before
+    assert search.find("田中 mail1").partial is False
+    assert search.find("田中 一 mail").partial is True
+    store(*(order_of(number, family="佐藤木", given="花", email="sato@example.jp") for number in range(10, 15)))
+    assert found("佐藤木 sato 花") == [14, 13, 12, 11]  # the newest are looked at
+
+
+# --- Pages --------------------------------------------------------------------------------------------------
+
+
+def walk(page: Any) -> Iterator[search.Result]:
+    """All pages from the first to the last; checks on the way that each is found again from the next."""
+    result = page("")
+    assert result.newer == ""
+    while True:
+        yield result
+        if not result.older:
+            return
+        older = page(result.older)
+        again = page(older.newer)
+        assert numbers(again) == numbers(result)
+        assert (again.newer, again.older) == (result.newer, result.older)
+        result = older
+
+
+def test_pages_hold_every_row_once_both_ways() -> None:
+    store(*(order_of(number, family="田中" if number % 3 else "田中丸", given="") for number in range(20)))
+    expected = [n for n in range(19, -1, -1) if n % 3] + [n for n in range(19, -1, -1) if n % 3 == 0]
+    for limit in (1, 3, 7, 19, 20, 21):
+        pages = [numbers(p) for p in walk(lambda cursor, n=limit: search.find("田中", cursor=cursor, limit=n))]
+        assert [number for page in pages for number in page] == expected
+        assert [len(page) for page in pages[:-1]] == [limit] * (len(pages) - 1)
+        pages = [numbers(p) for p in walk(lambda cursor, n=limit: search.list_orders(Filters(), cursor, limit=n))]
+        assert [number for page in pages for number in page] == list(range(19, -1, -1))
+
+
+@pytest.mark.parametrize(
+    "cursor", ["x", "o0", "o9.5", "n1.zz", "o0.8000000000000000", "o0.-1", "o0.1\n", "'", "o2.7fffffffffffffff", "o0.0"]
+)
+def test_a_cursor_that_is_not_ours_is_the_first_page(cursor: str) -> None:
+    store(*(order_of(number, family="田中") for number in range(3)))
+    for result in (search.list_orders(Filters(), cursor, limit=2), search.find("田中", cursor=cursor, limit=2)):
+        assert numbers(result) == [2, 1]
+        assert result.newer == ""
+        assert result.older
+
+
+def test_a_page_of_newer_orders_that_is_not_full_is_the_first_page() -> None:
+    store(*(order_of(number) for number in range(5)))
+    second = search.list_orders(Filters(), search.list_orders(Filters(), limit=2).older, limit=2)
+    store(order_of(9))
+    newer = search.list_orders(Filters(), second.newer, limit=2)
+    assert (numbers(second), numbers(newer)) == ([2, 1], [4, 3])
+    newest = search.list_orders(Filters(), newer.newer, limit=2)
+    assert (numbers(newest), newest.newer) == ([9, 4], "")
+
+
+# --- Against a look at every row ----------------------------------------------------------------------------
+
+
+def draw_orders(draw: random.Random, count: int) -> list[smartpay.CheckoutSession]:
+    sessions = []
+    for number in range(count):
+        family, family_kana, mail = draw.choice(FAMILIES)
+        given, given_kana = draw.choice(GIVENS)
+        sessions.append(
+            order_of(
+                number,
+                family=family,
+                given=given,
+                family_kana=family_kana if draw.random() < 0.7 else "",
+                given_kana=given_kana if draw.random() < 0.7 else "",
+                email=f"{mail}{draw.randrange(40)}@example.{draw.choice(['jp', 'com'])}" if draw.random() < 0.9 else "",
+                reference=draw.choice(["", f"EC-{draw.randrange(300):04d}", f"taro-{draw.randrange(50)}"]),
+                status=draw.choice(["succeeded"] * 6 + list(Order.Status.values)),
+                order_id="order_test_" + "".join(draw.choices(ALPHABET, k=22)),
+                created_at=BEGIN + timedelta(milliseconds=draw.randrange(10**7)),
+            )
+        )
+    return sessions
+
+
+def draw_query(draw: random.Random, rows: list[Order]) -> str:
+    row = draw.choice(rows)
+    texts = [
+        row.family_name, row.given_name, row.customer_name, f"{row.given_name}{row.family_name}", row.family_kana,
+        row.customer_kana, row.email, row.reference, row.order_id, row.order_id[-draw.randrange(3, 9):],
+        row.order_id[: draw.randrange(11, 33)], "鈴木", "田中 タナカ", "たなか",
+    ]  # fmt: skip
+    words = [text for text in draw.sample(texts, draw.choice([1, 1, 1, 2, 3])) if text]
+    words = [word[: draw.randrange(1, len(word) + 1)] if draw.random() < 0.3 else word for word in words]
+    return draw.choice([" ", "　"]).join(words)
+
+
+folded_once = functools.cache(fold)
+
+
+class Looked:
+    """The rules of search.py, said once more and without an index."""
+
+    def __init__(self, row: Order) -> None:
+        family, given, family_kana, given_kana = row.family_name, row.given_name, row.family_kana, row.given_kana
+        names = [family, given, f"{family} {given}", f"{given} {family}"]
+        kana = [family_kana, given_kana, f"{family_kana} {given_kana}", f"{given_kana} {family_kana}"]
+        self.columns = [fold(column) for column in [*names, *kana, row.email, row.reference]]
+        self.order_id = row.order_id
+        self.folded_id = fold(row.order_id)
+
+    def is_whole(self, typed: str) -> bool:
+        return self.order_id == typed or folded_once(typed) in self.columns
+
+    def begins(self, typed: str) -> bool:
+        folded = folded_once(typed)
+        return (
+            any(column.startswith(folded) for column in self.columns)
+            or (re.fullmatch(r"order_test_\w+", typed) is not None and self.order_id.startswith(typed))
+            or (re.fullmatch(r"[0-9a-z]{4,}", folded) is not None and self.folded_id.endswith(folded))
+        )
+
+
+def expected_ids(rows: list[Looked], text: str) -> list[str]:
+    """The ids that a search for the text has to show, in order; the rows come newest first."""
+    words = text.split()
+    whole = [row for row in rows if row.is_whole(text)]
+    begun = [row for row in rows if row.begins(text) and row not in whole]
+    together = [row for row in rows if len(words) > 1 and all(row.begins(word) for word in words)]
+    tiers = [whole, begun] if whole or begun else [together]
+    return [row.order_id for tier in tiers for row in tier]
+
+
+def test_find_equals_a_look_at_every_row() -> None:
+    draw = random.Random(20261123)
+    sessions = draw_orders(draw, 3000)
+    for at in range(0, len(sessions), 100):
+        store(*sessions[at : at + 100])
+    rows = list(Order.objects.all())
+    assert len(rows) == 3000
+    shown = [Looked(row) for row in rows if row.status not in Order.UNPAID]
+    differences = []
+    for _ in range(400):
+        text = draw_query(draw, rows)
+        expected = expected_ids(shown, text) if text else []
+        limit = draw.choice([5, 50])
+        first = search.find(text, limit=limit)
+        second = search.find(text, limit=limit, cursor=first.older) if first.older else search.Result([])
+        got = [order.order_id for order in (*first.orders, *second.orders)]
+        if got != expected[: 2 * limit] or first.partial or not all(order.matched for order in first.orders):  # type: ignore[attr-defined]
+            differences.append(text)
+    assert differences == []
+
+
+# --- What it costs ------------------------------------------------------------------------------------------
+
+QUERIES = ["田中", "田", "田中 太郎", "タナカ mail1 田", "order_test_00", "payment_test_1", "refund_test_1", "mail1"]
+
+
+def test_as_many_queries_for_one_row_as_for_many() -> None:
+    def counts() -> list[int]:
+        counted = []
+        for read in [lambda: search.list_orders(Filters()), *(lambda q=q: search.find(q) for q in QUERIES)]:
+            with CaptureQueriesContext(connection) as queries:
+                read()
+            counted.append(len(queries))
+        return counted
+
+    store(order_of(1, **TANAKA | {"email": "mail1@example.jp"}))
+    for_one = counts()
+    store(*(order_of(number, **TANAKA | {"email": f"mail{number}@example.jp"}) for number in range(2, 40)))
+    assert counts() == for_one
+    assert max(for_one) <= 7  # three tiers, the rows; for an empty page the three tiers again without filters
+
+
+@pytest.mark.parametrize("filters", [Filters(), Filters(status=ANY_STATUS), Filters(period_from=BEGIN, status=IN_PROGRESS)])
+@pytest.mark.parametrize("older", [True, False])
+def test_every_branch_is_a_range_of_an_index(filters: Filters, older: bool) -> None:
+    statements: list[tuple[str, dict[str, Any]]] = []
+
+    def explain(sql: str, parameters: dict[str, Any]) -> list[Any]:
+        statements.append((sql, parameters))
+        return []
+
+    for at in range(0, 2000, 100):
+        store(*(order_of(n, family=f"山{n}", given=f"{n}郎", email=f"{n}@example.jp") for n in range(at, at + 100)))
+    with patch("refunds.search._rows", explain):
+        for text in QUERIES:
+            search.find(text, filters=filters, cursor="" if older else "n2.5")
+        listed_from = len(statements)
+        search.list_orders(filters, "" if older else "n0.5")
+    assert statements
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SET LOCAL enable_seqscan = off")
+            cursor.execute("ANALYZE refunds_order")
+        for number, (sql, parameters) in enumerate(statements):
+            assert not re.search(r"\b(COUNT|OFFSET|LIKE|UPPER)\b", sql, re.IGNORECASE)
+            prefix = "EXPLAIN" if connection.vendor == "postgresql" else "EXPLAIN QUERY PLAN"
+            cursor.execute(f"{prefix} {sql}", parameters)
+            plan = "\n".join(str(row[-1]) for row in cursor.fetchall())
+            assert not re.search(r"(Seq Scan on|SCAN) refunds_", plan), f"{sql}\n{plan}"
+            if number < listed_from and "SELECT order_id FROM" not in sql:
+                # Nor is the key's own index walked for what only some rows have.
+                assert not re.search("refunds_order_pkey|sqlite_autoindex_refunds_order_1", plan), f"{sql}\n{plan}"

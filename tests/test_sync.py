@@ -1,0 +1,409 @@
+"""A scan goes on where it was killed, is the same when it is repeated, and is patient with a Smartpay that is not."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import models
+
+from dashboard.models import User
+from refunds import mirror, services, smartpay
+from refunds.models import Evidence, Order, Payment, Refund, SmartpayRefund, SyncCursor
+from tests.sandbox import ROOT, Sandbox
+from tests.test_mirror import CREATED, ledger_row, order_of, payment_of, refund_of, session_of
+
+pytestmark = pytest.mark.django_db
+
+MODELS: list[type[models.Model]] = [Order, Payment, SmartpayRefund]
+
+
+def picture() -> list[list[dict[str, Any]]]:
+    """All that the mirror holds, but for when it was read."""
+    rows = [[dict(row) for row in model._default_manager.order_by("pk").values()] for model in MODELS]
+    for row in (row for table in rows for row in table):
+        del row["read_at"]
+    return rows
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the scan paused; nothing really sleeps."""
+    taken: list[float] = []
+    monkeypatch.setattr(mirror.time, "sleep", taken.append)  # type: ignore[attr-defined]
+    return taken
+
+
+def observed(seen: smartpay.Refund, *, read_at: datetime, kind: str) -> None:
+    assert kind == Evidence.Kind.LIST
+    mirror.record_refund(seen, read_at=read_at)
+
+
+def sync(client: smartpay.Client, **options: Any) -> list[str]:
+    lines: list[str] = []
+    mirror.sync(client, observe=observed, progress=lines.append, **options)
+    return lines
+
+
+def pages(lines: list[str]) -> dict[str, int]:
+    """How many pages of each list were read."""
+    return {line.split()[0]: int(line.split()[1].removeprefix("pages=")) for line in lines}
+
+
+# --- Over real HTTP -----------------------------------------------------------------------------------------
+
+
+def test_sync_orders_mirrors_everything_and_twice_is_once(sandbox: Sandbox) -> None:
+    output = StringIO()
+    call_command("sync_orders", stdout=output)
+
+    first = picture()
+    assert output.getvalue().splitlines()[0].startswith("checkout-sessions pages=1 seen=100 changed=100 rate=")
+    assert (Order.objects.count(), Payment.objects.count() > 200, SmartpayRefund.objects.count() > 40) == (300, True, True)
+    assert Order.objects.exclude(name_folded="").count() > 200
+    assert Order.objects.exclude(token_id="").filter(name_folded="").exists()
+    for payment in Payment.objects.all():
+        refunds = payment.smartpay_refunds.exclude(status="failed")
+        assert payment.external == sum(refund.amount for refund in refunds)
+    for options in ({}, {"full": True}):
+        call_command("sync_orders", stdout=output, **options)
+        assert picture() == first
+    assert set(SyncCursor.objects.values_list("pk", "page_token", "scan_started_at")) == {
+        ("checkout-sessions", "", None), ("orders", "", None), ("refunds", "", None)
+    }
+    freshness = mirror.freshness()
+    assert freshness is not None
+    assert freshness > datetime.now(tz=UTC) - timedelta(minutes=1)
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+@pytest.mark.parametrize("page", [1, 15, 16, 30, 45])  # 15 of sessions, 15 of orders, then refunds one by one
+def test_a_scan_killed_at_a_page_goes_on_there_and_ends_alike(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    sandbox.switch(max_results_limit=20)
+    client = smartpay.client()
+    written = [0]
+    record_orders, record_refunds = mirror.record_orders, mirror.record_refunds
+
+    def dying(record: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded(*arguments: Any, **options: Any) -> Any:
+            answer = record(*arguments, **options)
+            written[0] += 1
+            if written[0] == page:
+                raise Killed  # written, not committed
+            return answer
+
+        return recorded
+
+    monkeypatch.setattr(mirror, "record_orders", dying(record_orders))
+    monkeypatch.setattr(mirror, "record_refunds", dying(record_refunds))
+    read: list[str] = []
+    with pytest.raises(Killed):
+        mirror.sync(client, observe=services.observe_refund, progress=read.append)
+    assert len(read) == min(page - 1, 30)
+    resumed = sync(client)
+    assert sum(pages(resumed).values()) == 33 - len(read) + len(read) // 15  # a list that was done is swept
+    disturbed = picture()
+
+    for model in (SmartpayRefund, Payment, Order, SyncCursor):
+        model.objects.all().delete()
+    mirror.sync(client, observe=services.observe_refund)
+    assert disturbed == picture()
+
+
+def test_a_process_killed_in_the_middle_goes_on_at_its_page(tmp_path: Path) -> None:
+    with Sandbox(orders=300) as sandbox:
+        sandbox.switch(max_results_limit=20)
+
+        def start(database: str, *command: str) -> subprocess.Popen[str]:
+            environment = os.environ | {
+                "DATABASE_URL": f"sqlite:///{tmp_path / database}",
+                "SMARTPAY_API_URL": sandbox.url,
+                "SMARTPAY_SECRET_KEY": sandbox.secret_key,
+                "PYTHONUNBUFFERED": "1",
+            }
+            return subprocess.Popen(
+                [sys.executable, "manage.py", *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+            )
+
+        def lines(database: str, *command: str) -> list[str]:
+            output, _none = start(database, *command).communicate(timeout=60)
+            return output.splitlines()
+
+        for database in ("killed", "whole"):
+            lines(database, "migrate", "--verbosity", "0")
+        with start("killed", "sync_orders") as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("orders pages=4 "):
+                    process.kill()
+        resumed = lines("killed", "sync_orders")
+        whole = lines("whole", "sync_orders")
+        dumps = [lines(name, "dumpdata", "refunds.order", "refunds.payment", "refunds.smartpayrefund", "--indent", "1")
+                 for name in ("killed", "whole")]  # fmt: skip
+    assert pages(whole)["orders"] == 15
+    assert 0 < pages(resumed)["orders"] <= 11
+    without = [[line for line in dump if '"read_at"' not in line] for dump in dumps]
+    assert without[0] == without[1]
+    assert len(without[0]) > 5000
+
+
+@pytest.mark.parametrize(
+    ("fault", "waited"),
+    [
+        ({"mode": "rate_limited", "seconds": 7, "times": 2}, [7, 7]),
+        ({"mode": "rate_limited", "seconds": 9000, "times": 1}, [60]),
+        ({"mode": "error", "status": 500, "times": 2}, [1, 2]),
+        ({"mode": "garbage", "times": 1}, [1]),
+        ({"mode": "truncated", "times": 1}, [1]),
+    ],
+)
+def test_a_page_that_misbehaves_is_read_again(
+    sandbox: Sandbox, naps: list[float], fault: dict[str, Any], waited: list[float]
+) -> None:
+    sandbox.fault(method="GET", path="/v1/orders", **fault)
+    sync(smartpay.client())
+    assert Order.objects.count() == 300
+    assert naps == waited
+
+
+def test_a_smartpay_that_stays_broken_is_given_up_and_gone_on_with_later(sandbox: Sandbox, naps: list[float]) -> None:
+    sandbox.fault("error", method="GET", path="/v1/orders", status=500, times=None)
+    with pytest.raises(CommandError, match="AMBIGUOUS HTTP 500"):
+        call_command("sync_orders", stdout=StringIO())
+    assert naps == [1, 2, 4, 8, 16]
+    sandbox.clear_faults()
+    assert pages(sync(smartpay.client())) == {"checkout-sessions": 1, "orders": 3, "refunds": 1}
+
+
+@pytest.mark.parametrize("mode", ["unauthorized", "forbidden"])
+def test_a_smartpay_that_refuses_us_is_not_asked_again(sandbox: Sandbox, naps: list[float], mode: str) -> None:
+    sandbox.fault(mode, method="GET", path="/v1/orders", times=None)
+    with pytest.raises(smartpay.NotAccepted):
+        sync(smartpay.client())
+    assert naps == []
+
+
+# --- Lists made by hand -------------------------------------------------------------------------------------
+
+
+class Lists:
+    """Smartpay's lists, `size` objects a page; the token of a page is where it begins."""
+
+    def __init__(self, **lists: list[Any]) -> None:
+        self.lists = {"sessions": [], "orders": [], "refunds": []} | lists
+        self.size = 2
+        self.read: list[tuple[str, str]] = []
+        self.expired: list[str] = []  # tokens that are answered with 400, once each
+
+    def _page(self, name: str, token: str) -> smartpay.Page[Any]:
+        self.read.append((name, token))
+        if token in self.expired:
+            self.expired.remove(token)
+            raise smartpay.Refused("token", http_status=400)
+        items, at = self.lists[name], int(token or 0)
+        more = str(at + self.size) if at + self.size < len(items) else ""
+        return smartpay.Page(items=tuple(items[at : at + self.size]), next_token=more)
+
+    def list_checkout_sessions(self, token: str) -> smartpay.Page[Any]:
+        return self._page("sessions", token)
+
+    def list_orders(self, token: str) -> smartpay.Page[Any]:
+        return self._page("orders", token)
+
+    def list_refunds(self, token: str) -> smartpay.Page[Any]:
+        return self._page("refunds", token)
+
+    def tokens(self, name: str = "orders") -> list[str]:
+        """The tokens under which this list was read since the last call."""
+        read = [token for listed, token in self.read if listed == name]
+        self.read = [entry for entry in self.read if entry[0] != name]
+        return read
+
+
+def orders(*numbers: int, **values: Any) -> list[smartpay.Order]:
+    return [order_of(f"order_test_{n}", created_at=CREATED + timedelta(minutes=n), **values) for n in numbers]
+
+
+def test_after_a_full_scan_only_the_newest_pages_are_read() -> None:
+    client: Any = Lists(orders=orders(*range(9, 0, -1)))
+    sync(client)
+    assert client.tokens() == ["", "2", "4", "6", "8"]
+    scanned = SyncCursor.objects.get(pk="orders")
+    sync(client)
+    assert client.tokens() == [""]
+    client.lists["orders"] = orders(12, 11, 10, *range(9, 0, -1))
+    sync(client)
+    assert client.tokens() == ["", "2", "4"]  # up to the first page without news
+    assert Order.objects.count() == 12
+    swept = SyncCursor.objects.get(pk="orders")
+    assert swept.last_read_at is not None
+    assert scanned.last_read_at is not None
+    assert swept.last_read_at > scanned.last_read_at
+    assert (swept.last_started_at, swept.last_finished_at, swept.page_token, swept.scan_started_at, swept.seen) == (
+        scanned.last_started_at, scanned.last_finished_at, "", None, 9
+    )
+    sync(client, full=True)
+    assert len(client.tokens()) == 6
+
+
+def test_a_change_of_a_known_order_is_news_too() -> None:
+    client: Any = Lists(orders=orders(6, 5, 4, 3, 2, 1))
+    sync(client)
+    client.tokens()
+    client.lists["orders"] = [*orders(6, 5), *orders(4, 3, status="canceled"), *orders(2, 1)]
+    sync(client)
+    assert client.tokens() == [""]
+    client.lists["orders"] = [*orders(6, 5, status="canceled"), *orders(4, 3, status="canceled"), *orders(2, 1)]
+    sync(client)
+    assert client.tokens() == ["", "2", "4"]
+    assert Order.objects.filter(status="canceled").count() == 4
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        [1, 2, 3, 4, 5, 6],  # oldest first
+        [4, 2, 6, 1, 5, 3],  # in no order
+        [6, 6, 5, 4, 3, 2],  # the first page proves nothing
+        [6, 5, 6, 4, 3, 2],  # the second page is not older
+    ],
+)
+def test_a_list_that_does_not_come_newest_first_is_read_whole(order: list[int]) -> None:
+    listed = [order_of(f"order_test_{n}", created_at=CREATED + timedelta(minutes=at)) for n, at in enumerate(order)]
+    client: Any = Lists(orders=listed)
+    sync(client)
+    began = SyncCursor.objects.get(pk="orders").last_started_at
+    client.tokens()
+    client.lists["orders"] = [order_of("order_test_0", created_at=listed[0].created_at, status="canceled"), *listed[1:]]
+    sync(client)
+    assert client.tokens() == ["", "2", "4"]
+    ended = SyncCursor.objects.get(pk="orders").last_started_at
+    assert began is not None
+    assert ended is not None
+    assert ended > began
+
+
+def test_a_list_without_anything_is_read_whole() -> None:
+    client: Any = Lists(sessions=[smartpay.CheckoutSession("checkout_test_1", None, smartpay.Customer(), "")] * 3)
+    sync(client)
+    sync(client)
+    assert client.tokens("sessions") == ["", "2"] * 2  # sessions of tokens have no moment to go by
+    assert client.tokens("orders") == ["", ""]
+
+
+def test_sessions_bring_orders_and_customers() -> None:
+    newer, older = orders(2, 1)
+    other = smartpay.Customer(family_name="佐藤")
+    client: Any = Lists(sessions=[session_of(older), session_of(newer, other)], orders=[newer, older])
+    lines = sync(client)
+    assert list(Order.objects.values_list("family_name", flat=True)) == ["佐藤", "田中"]
+    assert [line.split()[3] for line in lines] == ["changed=2", "changed=0", "changed=0"]
+
+
+def test_a_page_token_that_ran_out_begins_the_list_again() -> None:
+    client: Any = Lists(orders=orders(5, 4, 3, 2, 1))
+    client.expired = ["2", "4", "4"]
+    sync(client)
+    assert client.tokens() == ["", "2", "", "2", "4", "", "2", "4", "", "2", "4"]
+    cursor = SyncCursor.objects.get(pk="orders")
+    assert (cursor.seen, cursor.page_token) == (5, "")
+    client.expired = ["4"] * 4
+    with pytest.raises(smartpay.Refused):
+        sync(client, full=True)
+    assert client.tokens() == ["", "2", "4"] * 4
+    client.expired = [""]
+    with pytest.raises(smartpay.Refused):
+        sync(client, full=True)
+
+
+def test_a_token_that_ran_out_in_a_sweep_begins_it_again() -> None:
+    client: Any = Lists(orders=orders(5, 4, 3, 2, 1))
+    sync(client)
+    client.tokens()
+    client.lists["orders"] = orders(7, 6, 5, 4, 3, 2, 1)
+    client.expired = ["2"]
+    sync(client)
+    assert client.tokens() == ["", "2", ""]
+
+
+def test_a_refusal_that_is_not_about_the_token_is_raised() -> None:
+    client: Any = Lists(orders=orders(3, 2, 1))
+
+    def refused(token: str) -> smartpay.Page[Any]:
+        if token:
+            raise smartpay.Refused("no", http_status=404)
+        return client._page("orders", token)
+
+    client.list_orders = refused
+    with pytest.raises(smartpay.Refused):
+        sync(client)
+
+
+def test_a_list_that_repeats_a_page_is_not_followed_for_ever(naps: list[float]) -> None:
+    client: Any = Lists()
+    client.list_orders = lambda token: smartpay.Page(items=tuple(orders(1)), next_token="again")
+    with pytest.raises(smartpay.Unclear):
+        sync(client)
+
+
+# --- Refunds in a scan --------------------------------------------------------------------------------------
+
+
+def test_refunds_that_are_new_changed_or_not_booked_are_observed(operator: User) -> None:
+    mirror.record_order(order_of("order_test_1", payment_of()), read_at=CREATED)
+    ours = ledger_row(Payment.objects.get())
+    ours_seen = refund_of("refund_test_ours", reference=str(ours.pk))
+    refunds = [ours_seen, refund_of("refund_test_1"), refund_of("refund_test_1"), refund_of("refund_test_2")]
+    client: Any = Lists(refunds=refunds)
+    client.size = 10
+    seen: list[str] = []
+
+    def observe(refund: smartpay.Refund, *, read_at: datetime, kind: str) -> None:
+        seen.append(refund.id)
+        mirror.record_refund(refund, read_at=read_at)
+
+    def observed_by(scan: Callable[..., None], **options: Any) -> list[str]:
+        seen.clear()
+        scan(client, observe=observe, **options)
+        return list(seen)
+
+    assert observed_by(mirror.sync) == ["refund_test_ours", "refund_test_1", "refund_test_2"]
+    assert observed_by(mirror.sync) == ["refund_test_ours"]
+    Evidence.objects.create(refund=ours, kind="list", at=CREATED, found=True, smartpay_id="refund_test_ours")
+    assert observed_by(mirror.sync) == []
+    client.lists["refunds"] = [ours_seen, refund_of("refund_test_1", status="failed")]
+    SyncCursor.objects.update(last_read_at=CREATED)
+    assert observed_by(mirror.scan_refunds) == ["refund_test_1"]
+    assert Refund.objects.get().state == "queued"
+
+
+def test_scan_refunds_dates_a_complete_read_and_leaves_one_that_is_under_way_alone() -> None:
+    client: Any = Lists(refunds=[refund_of(f"refund_test_{n}") for n in range(5)])
+    mirror.scan_refunds(client, observe=observed)
+    assert client.tokens("refunds") == ["", "2", "4"]
+    first = SyncCursor.objects.get(pk="refunds")
+    assert first.last_started_at is not None
+    assert SmartpayRefund.objects.count() == 5
+
+    now = datetime.now(tz=UTC)
+    SyncCursor.objects.filter(pk="refunds").update(scan_started_at=now, last_read_at=now, page_token="2")
+    mirror.scan_refunds(client, observe=observed)
+    assert client.tokens("refunds") == []
+    long_ago = now - timedelta(minutes=3)
+    SyncCursor.objects.filter(pk="refunds").update(last_read_at=long_ago, scan_started_at=long_ago)
+    mirror.scan_refunds(client, observe=observed)
+    assert client.tokens("refunds") == ["", "2", "4"]  # complete: from the start, not from the page of another
+    again = SyncCursor.objects.get(pk="refunds")
+    assert again.last_started_at is not None
+    assert again.last_started_at > now
