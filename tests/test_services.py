@@ -879,3 +879,29 @@ def test_every_step_of_a_refund_is_on_the_trail(payment: Payment, operator: User
         payment.order.order_id
     }
     assert "サイズ" not in "".join(AuditEntry.objects.values_list("text", flat=True))
+
+
+# --- Workers ------------------------------------------------------------------------------------------------
+
+
+def test_worker_that_is_told_to_stop_takes_no_further_turn(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    made = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
+    at.advance(seconds=6)
+
+    services.settle_due(client=smartpay.client(), stop=lambda: True)
+
+    made.refresh_from_db()
+    assert (made.state, sandbox.requests("POST", "/v1/refunds")) == (State.QUEUED, [])
+
+
+def test_settle_refunds_takes_every_turn_that_is_due(payment: Payment, operator: User, at: Clock) -> None:
+    made = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
+    at.advance(seconds=6)
+    told = io.StringIO()
+
+    call_command("settle_refunds", stdout=told)
+
+    made.refresh_from_db()
+    assert (made.state, told.getvalue()) == (State.SUCCEEDED, "refunds due: 1\n")
