@@ -25,7 +25,9 @@ from refunds.models import Order
 PAGE = 50  # orders
 CANDIDATES = 2000  # orders that a branch of tiers 2 and 3 may bring; beyond them the answer is partial
 SHORTEST_TAIL = 4  # characters of the end of an order id; fewer would match by accident
-SHORTEST_WHOLE_ID = 16  # characters after the prefix; Smartpay's have 21 or 22, and a shorter one may be a beginning
+SHORTEST_WHOLE_ID = (
+    16  # characters after the prefix; Smartpay's have 21 or 22, and a shorter one may be a beginning
+)
 
 NAMES = ("family_folded", "given_folded", "name_folded", "name_turned_folded")
 KANA = ("family_kana_folded", "given_kana_folded", "kana_folded", "kana_turned_folded")
@@ -127,7 +129,9 @@ class _Needle:
 
     @classmethod
     def of(cls, text: str) -> Self:
-        return cls(typed="".join(character for character in text if character.isprintable()), folded=fold(text))
+        return cls(
+            typed="".join(character for character in text if character.isprintable()), folded=fold(text)
+        )
 
     @property
     def begins_order_id(self) -> bool:
@@ -210,7 +214,9 @@ class _Query:
         begins = self.whole.begins("whole")
         tiers: list[_Tier] = [
             _Exact(tuple(whole), parameters),
-            _Candidates(tuple((rule, column) for column, rule in begins), f"NOT {_either(whole)}", parameters),
+            _Candidates(
+                tuple((rule, column) for column, rule in begins), f"NOT {_either(whole)}", parameters
+            ),
         ]
         if self.words:
             # Candidates come from one word, the others filter them: the longest word is the rarest, as a rule.
@@ -379,7 +385,9 @@ def _page(
     )
 
 
-def _from(place: _Place, tiers: Sequence[_Tier], filters: Filters, limit: int) -> tuple[list[tuple[int, int]], bool]:
+def _from(
+    place: _Place, tiers: Sequence[_Tier], filters: Filters, limit: int
+) -> tuple[list[tuple[int, int]], bool]:
     """Return up to `limit` orders from the place on, as (tier, key) in the order of going, and whether partial."""
     rules, parameters = _rules(filters)
     found: list[tuple[int, int]] = []
@@ -387,7 +395,9 @@ def _from(place: _Place, tiers: Sequence[_Tier], filters: Filters, limit: int) -
     for number in range(place.tier, -1, -1) if place.newer else range(place.tier, len(tiers)):
         if number >= len(tiers) or len(found) == limit or (tiers[number].last_resort and found):
             continue
-        bounded = f"{rules} AND key {'>' if place.newer else '<'} %(place)s" if number == place.tier else rules
+        bounded = (
+            f"{rules} AND key {'>' if place.newer else '<'} %(place)s" if number == place.tier else rules
+        )
         keys, cut = tiers[number].keys(
             bounded,
             "ASC" if place.newer else "DESC",

@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from scripts.parents import end_with_parent
+
 PROGRAMS = (  # newest version last
     *sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: float(path.split("/")[4])),
     *sorted(glob.glob("/opt/homebrew/opt/postgresql@*/bin") + glob.glob("/usr/local/opt/postgresql@*/bin")),
@@ -108,7 +110,14 @@ def running(where: Path, home: Path, who: dict[str, Any]) -> Iterator[int]:
     with (home / "log").open("wb") as log:
         # A session of its own: Ctrl-C ends the tests first, and they end the server.
         process = subprocess.Popen(
-            command, cwd=home, stdout=log, stderr=log, env=environment(), start_new_session=True, **who
+            command,
+            cwd=home,
+            stdout=log,
+            stderr=log,
+            env=environment(),
+            start_new_session=True,
+            preexec_fn=lambda: end_with_parent(signal.SIGQUIT),  # noqa: PLW1509  no threads here
+            **who,
         )
     try:
         wait_until_ready(process, home, port)

@@ -4,7 +4,6 @@ Looks whether the ports are free, migrates, collects static files, then runs the
 whatever the reason, all are ended: half a product would only seem to work.
 """
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -21,6 +20,7 @@ from honcho.process import Popen, Process
 
 from scripts import embedded
 from scripts.identity_provider import PEOPLE
+from scripts.parents import end_with_parent
 
 PATIENCE = 120  # seconds until a start that has not come about is called one that failed
 USES_PORT = {"web": "PORT", "sandbox": "SANDBOX_PORT", "identity": "IDENTITY_PORT"}
@@ -90,20 +90,14 @@ class Attached(Process):
         self._child_ctor = AttachedPopen
 
     def run(self, *args: Any, **options: Any) -> None:
-        end_with_parent()
+        end_with_parent(signal.SIGKILL)
         super().run(*args, **options)
-
-
-def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, by)
 
 
 def announce(processes: list[str], parent: int) -> None:
     """Wait until everything answers, then say where and for whom."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
+    end_with_parent(signal.SIGKILL)
     address = f"http://127.0.0.1:{os.environ['PORT']}"
     deadline = time.monotonic() + PATIENCE
     while not all(answers(process, address) for process in processes):

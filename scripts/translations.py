@@ -4,6 +4,7 @@ The messages are the Japanese texts themselves, so Japanese has no catalogue. `m
 """
 
 import gettext
+import re
 import shutil
 import subprocess
 import sys
@@ -56,9 +57,15 @@ def problems() -> list[str]:
                 continue
             if entries(BASE_DIR / source) != entries(copy / source):
                 found.append(f"{source} is not what the sources say: make translations")
-            for state in ("untranslated", "only-fuzzy"):
-                left = run("msgattrib", f"--{state}", "--no-obsolete", str(BASE_DIR / source))
-                found += [f"{source}: {state}:\n{left}"] if left.strip() else []
+            for state, flag in (("not translated", "--untranslated"), ("marked fuzzy", "--only-fuzzy")):
+                left = run("msgattrib", flag, "--no-obsolete", "--no-wrap", str(BASE_DIR / source))
+                header = re.match(
+                    r'(?s).*?\nmsgid ""\nmsgstr .*?(\n\n|$)', left
+                )  # comes along with any entry
+                entries_left = left[header.end() :] if header else left
+                found += [
+                    f"{source}: {state}: {text}" for text in re.findall(r"^msgid (.+)", entries_left, re.M)
+                ]
             fresh = copy / "fresh.mo"
             compile_catalogue(BASE_DIR / source, fresh)
             if messages(fresh) != messages((BASE_DIR / source).with_suffix(".mo")):

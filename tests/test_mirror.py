@@ -22,40 +22,79 @@ CREATED = datetime(2026, 10, 1, 0, 0, 0, 123000, tzinfo=UTC)
 TANAKA = smartpay.Customer("田中", "太郎", "たなか", "タロウ", "Tanaka@Example.jp")
 
 
-def payment_of(order_id: str = "order_test_1", payment_id: str = "payment_test_1", **values: Any) -> smartpay.Payment:
+def payment_of(
+    order_id: str = "order_test_1", payment_id: str = "payment_test_1", **values: Any
+) -> smartpay.Payment:
     payment = smartpay.Payment(
-        id=payment_id, order=order_id, amount=1000, currency="JPY", status="processed", description="", reference="",
-        refund_ids=None, test=True, created_at=CREATED,
+        id=payment_id,
+        order=order_id,
+        amount=1000,
+        currency="JPY",
+        status="processed",
+        description="",
+        reference="",
+        refund_ids=None,
+        test=True,
+        created_at=CREATED,
     )
     return dataclasses.replace(payment, **values)
 
 
 def order_of(order_id: str = "order_test_1", *payments: smartpay.Payment, **values: Any) -> smartpay.Order:
     order = smartpay.Order(
-        id=order_id, amount=1000, currency="JPY", status="succeeded", reference="EC-1", description="靴", token_id="",
-        test=True, created_at=CREATED, expires_at=None, payments=payments,
+        id=order_id,
+        amount=1000,
+        currency="JPY",
+        status="succeeded",
+        reference="EC-1",
+        description="靴",
+        token_id="",
+        test=True,
+        created_at=CREATED,
+        expires_at=None,
+        payments=payments,
         line_items=(smartpay.LineItem(name="靴", quantity=2, amount=500, currency="JPY", kind="product"),),
     )
     return dataclasses.replace(order, **values)
 
 
-def session_of(order: smartpay.Order, customer: smartpay.Customer = TANAKA, reference: str = "") -> smartpay.CheckoutSession:
+def session_of(
+    order: smartpay.Order, customer: smartpay.Customer = TANAKA, reference: str = ""
+) -> smartpay.CheckoutSession:
     return smartpay.CheckoutSession(id="checkout_test_1", order=order, customer=customer, reference=reference)
 
 
 def refund_of(refund_id: str = "refund_test_1", **values: Any) -> smartpay.Refund:
     refund = smartpay.Refund(
-        id=refund_id, payment="payment_test_1", amount=300, currency="JPY", status="succeeded", reason="fraudulent",
-        description="", reference="", metadata={}, test=True, created_at=CREATED,
+        id=refund_id,
+        payment="payment_test_1",
+        amount=300,
+        currency="JPY",
+        status="succeeded",
+        reason="fraudulent",
+        description="",
+        reference="",
+        metadata={},
+        test=True,
+        created_at=CREATED,
     )
     return dataclasses.replace(refund, **values)
 
 
-def ledger_row(payment: Payment, state: str = "queued", *, amount: int = 300, smartpay_id: str | None = None) -> Refund:
+def ledger_row(
+    payment: Payment, state: str = "queued", *, amount: int = 300, smartpay_id: str | None = None
+) -> Refund:
     person, _created = User.objects.get_or_create(username="operator")
     refund = Refund.objects.create(
-        payment=payment, amount=amount, currency="JPY", reason="fraudulent", refundable_before=1000, body="{}",
-        state="queued", requested_by=person, requested_at=AT,
+        payment=payment,
+        amount=amount,
+        currency="JPY",
+        reason="fraudulent",
+        refundable_before=1000,
+        body="{}",
+        state="queued",
+        requested_by=person,
+        requested_at=AT,
     )
     if state != "queued":
         refund.state, refund.first_sent_at, refund.last_sent_at, refund.attempt_no = "sending", AT, AT, 1
@@ -84,19 +123,27 @@ def test_record_order_keeps_what_smartpay_said() -> None:
     row = mirror.record_order(order, read_at=AT, session=session_of(order))
 
     assert row.key >> KEY_BITS == int(CREATED.timestamp() * 1000)
-    assert (row.order_id, row.reference, row.amount, row.status) == ("order_test_1", "EC-1", 1000, "succeeded")
-    assert row.line_items == [{"name": "靴", "quantity": 2, "amount": 500, "currency": "JPY", "kind": "product"}]
+    assert (row.order_id, row.reference, row.amount, row.status) == (
+        "order_test_1",
+        "EC-1",
+        1000,
+        "succeeded",
+    )
+    assert row.line_items == [
+        {"name": "靴", "quantity": 2, "amount": 500, "currency": "JPY", "kind": "product"}
+    ]
     assert (row.created_at, row.expires_at, row.read_at) == (CREATED, None, AT)
-    assert (row.customer_name, row.customer_kana, row.customer_source) == ("田中 太郎", "たなか タロウ", "session")
+    assert (row.customer_name, row.customer_kana, row.customer_source) == (
+        "田中 太郎",
+        "たなか タロウ",
+        "session",
+    )
     assert (row.captured, row.refunded, row.refund_status) == (1500, 0, "none")
     assert list(row.payments.values_list("id", "captured", "status", "read_at")) == [
         ("payment_test_1", 1000, "processed", AT),
         ("payment_test_2", 500, "processed", AT),
     ]
-    assert {
-        column: getattr(row, column)
-        for column in (*mirror.FOLDED, "order_id_reversed")
-    } == {
+    assert {column: getattr(row, column) for column in (*mirror.FOLDED, "order_id_reversed")} == {
         "family_folded": "田中",
         "given_folded": "太郎",
         "name_folded": "田中太郎",
@@ -114,9 +161,16 @@ def test_record_order_keeps_what_smartpay_said() -> None:
 def test_a_later_read_replaces_an_earlier_one_and_never_the_other_way() -> None:
     first = order_of("order_test_1", payment_of(), status="requires_capture")
     mirror.record_order(first, read_at=AT)
-    second = order_of("order_test_1", payment_of(amount=900), status="succeeded", reference="EC-2", expires_at=AT)
+    second = order_of(
+        "order_test_1", payment_of(amount=900), status="succeeded", reference="EC-2", expires_at=AT
+    )
     row = mirror.record_order(second, read_at=LATER)
-    assert (row.status, row.reference, row.reference_folded, row.captured) == ("succeeded", "EC-2", "ec-2", 900)
+    assert (row.status, row.reference, row.reference_folded, row.captured) == (
+        "succeeded",
+        "EC-2",
+        "ec-2",
+        900,
+    )
 
     row = mirror.record_order(first, read_at=EARLIER)
 
@@ -187,13 +241,16 @@ def test_an_older_session_names_a_nameless_order_and_replaces_no_later_name() ->
 def test_a_reference_comes_from_the_session_too_and_is_never_replaced_by_none() -> None:
     bare = order_of(reference="")
     assert mirror.record_order(bare, read_at=AT).reference == ""
-    assert mirror.record_order(bare, read_at=AT, session=session_of(bare, reference="EC-9")).reference == "EC-9"
+    assert (
+        mirror.record_order(bare, read_at=AT, session=session_of(bare, reference="EC-9")).reference == "EC-9"
+    )
     assert mirror.record_order(bare, read_at=LATER).reference == "EC-9"
 
 
 def test_text_that_a_database_cannot_hold_is_recorded_without_it() -> None:
     odd = order_of(
-        reference="x" * 300, description="a\x00b\ud800c",
+        reference="x" * 300,
+        description="a\x00b\ud800c",
         line_items=(smartpay.LineItem(name="靴\x00", quantity=1, amount=1, currency="JPY", kind="product"),),
     )
     customer = smartpay.Customer(family_name="㌖" * 120, email="\x00e")
@@ -207,8 +264,14 @@ def test_text_that_a_database_cannot_hold_is_recorded_without_it() -> None:
 def test_two_orders_that_ask_for_one_key_get_two() -> None:
     mine, other = order_of("order_test_mine"), order_of("order_test_other")
     Order.objects.create(
-        key=mirror._key(mine, 0), order_id="order_test_before", amount=1, currency="JPY", status="failed", test=True,
-        created_at=CREATED, read_at=AT,
+        key=mirror._key(mine, 0),
+        order_id="order_test_before",
+        amount=1,
+        currency="JPY",
+        status="failed",
+        test=True,
+        created_at=CREATED,
+        read_at=AT,
     )
     mirror.record_orders([mine, other], read_at=AT)
     keys = dict(Order.objects.values_list("order_id", "key"))
@@ -224,7 +287,10 @@ def test_two_orders_of_one_page_that_ask_for_one_key_get_two(monkeypatch: pytest
 
 def test_a_page_takes_as_many_statements_for_one_order_as_for_many() -> None:
     def statements(numbers: range, **values: Any) -> int:
-        orders = [order_of(f"order_test_{n}", payment_of(f"order_test_{n}", f"payment_test_{n}"), **values) for n in numbers]
+        orders = [
+            order_of(f"order_test_{n}", payment_of(f"order_test_{n}", f"payment_test_{n}"), **values)
+            for n in numbers
+        ]
         with CaptureQueriesContext(connection) as queries:
             mirror.record_orders(orders, read_at=AT)
         return len(queries)
@@ -246,7 +312,13 @@ def test_counters_of_the_ledger_survive_a_read(paid: Payment) -> None:
 
 def test_a_refund_made_elsewhere_is_counted_and_a_failed_one_is_not(paid: Payment) -> None:
     row = mirror.record_refund(refund_of(metadata={"a": 1}), read_at=AT)
-    assert (row.ours_id, row.payment_id, row.amount, row.metadata, row.read_at) == (None, paid.pk, 300, {"a": 1}, AT)
+    assert (row.ours_id, row.payment_id, row.amount, row.metadata, row.read_at) == (
+        None,
+        paid.pk,
+        300,
+        {"a": 1},
+        AT,
+    )
     mirror.record_refund(refund_of("refund_test_2", status="failed", amount=5), read_at=AT)
     mirror.record_refund(refund_of("refund_test_3", status="", amount=7), read_at=AT)
     assert external() == 307
@@ -323,7 +395,9 @@ def test_refunds_are_recorded_by_the_page() -> None:
         assert list(rows) == [f"refund_test_{n}" for n in numbers]
         return len(queries)
 
-    orders = [order_of(f"order_test_{n}", payment_of(f"order_test_{n}", f"payment_test_{n}")) for n in range(90)]
+    orders = [
+        order_of(f"order_test_{n}", payment_of(f"order_test_{n}", f"payment_test_{n}")) for n in range(90)
+    ]
     mirror.record_orders(orders, read_at=AT)
     assert statements(range(1)) == statements(range(1, 90))
     assert set(Payment.objects.values_list("external", flat=True)) == {300}
@@ -358,7 +432,9 @@ class Smartpay:
         self.asked: list[str] = []
 
     def _get(self, object_id: str) -> Any:
-        assert not connection.in_atomic_block or len(connection.savepoint_ids) == 0  # never inside our transaction
+        assert (
+            not connection.in_atomic_block or len(connection.savepoint_ids) == 0
+        )  # never inside our transaction
         self.asked.append(object_id)
         if object_id not in self.objects:
             raise smartpay.NotFound("unknown", http_status=404)
@@ -369,7 +445,10 @@ class Smartpay:
 
 def test_refresh_order_records_it_and_reads_refunds_that_are_news(paid: Payment) -> None:
     mirror.record_refund(refund_of("refund_test_known"), read_at=AT)
-    payments = payment_of(refund_ids=("refund_test_known", "refund_test_new"), amount=800), payment_of(payment_id="payment_test_2")
+    payments = (
+        payment_of(refund_ids=("refund_test_known", "refund_test_new"), amount=800),
+        payment_of(payment_id="payment_test_2"),
+    )
     client: Any = Smartpay(order_of("order_test_1", *payments), refund_of("refund_test_new"))
 
     assert mirror.refresh_order("order_test_1", client) == (refund_of("refund_test_new"),)
@@ -393,7 +472,9 @@ def test_refresh_payment_reads_refunds_that_are_not_known_or_not_booked(paid: Pa
     mirror.record_refund(refund_of("refund_test_booked", reference=str(booked.pk)), read_at=AT)
     mirror.record_refund(refund_of("refund_test_unbooked", reference=str(unbooked.pk)), read_at=AT)
     Evidence.objects.create(refund=booked, kind="read", at=AT, found=True, smartpay_id="refund_test_booked")
-    Evidence.objects.create(refund=unbooked, kind="read", at=AT, found=True, smartpay_id="refund_test_another")
+    Evidence.objects.create(
+        refund=unbooked, kind="read", at=AT, found=True, smartpay_id="refund_test_another"
+    )
     ids = ("refund_test_elsewhere", "refund_test_booked", "refund_test_unbooked", "refund_test_new")
     seen = [refund_of(refund_id) for refund_id in ids]
     client: Any = Smartpay(payment_of(refund_ids=ids), *seen)

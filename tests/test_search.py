@@ -39,7 +39,14 @@ FAMILIES = [  # written, kana, mail; the first ones are common, as in life
     ("O'Brien", "オブライエン", "obrien"),
     ("", "", "guest"),
 ]
-GIVENS = [("太郎", "タロウ"), ("花子", "ハナコ"), ("花", "ハナ"), ("田中", "タナカ"), ("翔・太", "ショウタ"), ("", "")]
+GIVENS = [
+    ("太郎", "タロウ"),
+    ("花子", "ハナコ"),
+    ("花", "ハナ"),
+    ("田中", "タナカ"),
+    ("翔・太", "ショウタ"),
+    ("", ""),
+]
 
 
 def order_of(  # one order as Smartpay would show it
@@ -59,16 +66,35 @@ def order_of(  # one order as Smartpay would show it
     order_id = order_id or f"order_test_{number:022d}"
     created_at = created_at or BEGIN + timedelta(minutes=number)
     payment = smartpay.Payment(
-        id=order_id.replace("order", "payment"), order=order_id, amount=amount, currency="JPY", status="processed",
-        description="", reference="", refund_ids=(), test=True, created_at=created_at,
+        id=order_id.replace("order", "payment"),
+        order=order_id,
+        amount=amount,
+        currency="JPY",
+        status="processed",
+        description="",
+        reference="",
+        refund_ids=(),
+        test=True,
+        created_at=created_at,
     )
     order = smartpay.Order(
-        id=order_id, amount=amount, currency="JPY", status=status, reference=reference, description="", token_id="",
-        test=True, created_at=created_at, expires_at=None,
-        payments=(payment,) if status == "succeeded" else (), line_items=(),
+        id=order_id,
+        amount=amount,
+        currency="JPY",
+        status=status,
+        reference=reference,
+        description="",
+        token_id="",
+        test=True,
+        created_at=created_at,
+        expires_at=None,
+        payments=(payment,) if status == "succeeded" else (),
+        line_items=(),
     )
     customer = smartpay.Customer(family, given, family_kana, given_kana, email)
-    return smartpay.CheckoutSession(id=f"checkout_test_{number}", order=order, customer=customer, reference="")
+    return smartpay.CheckoutSession(
+        id=f"checkout_test_{number}", order=order, customer=customer, reference=""
+    )
 
 
 def store(*sessions: smartpay.CheckoutSession) -> None:
@@ -80,8 +106,17 @@ def store(*sessions: smartpay.CheckoutSession) -> None:
 def give_back(number: int, amount: int) -> None:
     """A refund made outside this tool, of the payment of that order."""
     refund = smartpay.Refund(
-        id=f"refund_test_{number:022d}", payment=f"payment_test_{number:022d}", amount=amount, currency="JPY",
-        status="succeeded", reason="", description="", reference="", metadata={}, test=True, created_at=BEGIN,
+        id=f"refund_test_{number:022d}",
+        payment=f"payment_test_{number:022d}",
+        amount=amount,
+        currency="JPY",
+        status="succeeded",
+        reason="",
+        description="",
+        reference="",
+        metadata={},
+        test=True,
+        created_at=BEGIN,
     )
     mirror.record_refund(refund, read_at=datetime.now(tz=UTC))
 
@@ -153,7 +188,13 @@ def test_every_other_form_leads_to_a_form_that_stays() -> None:
 
 # --- What is found ------------------------------------------------------------------------------------------
 
-TANAKA: dict[str, Any] = {"family": "田中", "given": "太郎", "family_kana": "タナカ", "given_kana": "タロウ", "email": "Tanaka@Example.jp"}
+TANAKA: dict[str, Any] = {
+    "family": "田中",
+    "given": "太郎",
+    "family_kana": "タナカ",
+    "given_kana": "タロウ",
+    "email": "Tanaka@Example.jp",
+}
 
 
 @pytest.mark.parametrize(
@@ -203,17 +244,35 @@ def test_find_by_what_an_operator_may_type(typed: str, matched: list[str]) -> No
     order_id = "order_test_00000000000000000000aB"
     store(
         order_of(1, **TANAKA, reference="EC-2024-0001", order_id=order_id),
-        order_of(2, family="高橋", given="次郎", family_kana="タカハシ", given_kana="ジロウ", email="jiro@example.jp"),
+        order_of(
+            2,
+            family="高橋",
+            given="次郎",
+            family_kana="タカハシ",
+            given_kana="ジロウ",
+            email="jiro@example.jp",
+        ),
     )
     refund = smartpay.Refund(
-        id="refund_test_1234", payment="payment_test_00000000000000000000aB", amount=1, currency="JPY", status="",
-        reason="", description="", reference="", metadata={}, test=True, created_at=BEGIN,
+        id="refund_test_1234",
+        payment="payment_test_00000000000000000000aB",
+        amount=1,
+        currency="JPY",
+        status="",
+        reason="",
+        description="",
+        reference="",
+        metadata={},
+        test=True,
+        created_at=BEGIN,
     )
     mirror.record_refund(refund, read_at=datetime.now(tz=UTC))
 
     result = search.find(typed)
 
-    assert [(order.order_id, order.matched) for order in result.orders] == ([(order_id, matched)] if matched else [])  # type: ignore[attr-defined]
+    assert [(order.order_id, order.matched) for order in result.orders] == (
+        [(order_id, matched)] if matched else []
+    )  # type: ignore[attr-defined]
     assert (result.newer, result.older, result.partial, result.hidden_by_filters) == ("", "", False, False)
 
 
@@ -259,7 +318,9 @@ def test_whole_order_id(text: str, order_id: str | None) -> None:
 
 @pytest.fixture
 def of_each_kind() -> None:
-    store(*(order_of(number, family="田中", status=status) for number, status in enumerate(Order.Status.values)))
+    store(
+        *(order_of(number, family="田中", status=status) for number, status in enumerate(Order.Status.values))
+    )
     succeeded = list(Order.Status.values).index("succeeded")
     give_back(succeeded, 400)
     store(order_of(10, family="田中"))
@@ -306,7 +367,12 @@ def test_hidden_by_filters_also_by_the_hiding_of_the_never_paid() -> None:
 
 def test_partial_is_told_where_candidates_were_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "CANDIDATES", 3)
-    store(*(order_of(number, family="田中", given="一", email=f"mail{number}@example.jp") for number in range(4)))
+    store(
+        *(
+            order_of(number, family="田中", given="一", email=f"mail{number}@example.jp")
+            for number in range(4)
+        )
+    )
 
     assert search.find("mail").partial is True
     assert len(search.find("mail").orders) == 4  # the one beyond tells that there are more, and is shown
@@ -315,7 +381,9 @@ def test_partial_is_told_where_candidates_were_left_out(monkeypatch: pytest.Monk
     assert search.find("田中", limit=3).partial is False  # the page was full before
     assert search.find("田中 mail1").partial is False
     assert search.find("田中 一 mail").partial is True
-    store(*(order_of(number, family="佐藤木", given="花", email="sato@example.jp") for number in range(10, 15)))
+    store(
+        *(order_of(number, family="佐藤木", given="花", email="sato@example.jp") for number in range(10, 15))
+    )
     assert found("佐藤木 sato 花") == [14, 13, 12, 11]  # the newest are looked at
 
 
@@ -341,19 +409,38 @@ def test_pages_hold_every_row_once_both_ways() -> None:
     store(*(order_of(number, family="田中" if number % 3 else "田中丸", given="") for number in range(20)))
     expected = [n for n in range(19, -1, -1) if n % 3] + [n for n in range(19, -1, -1) if n % 3 == 0]
     for limit in (1, 3, 7, 19, 20, 21):
-        pages = [numbers(p) for p in walk(lambda cursor, n=limit: search.find("田中", cursor=cursor, limit=n))]
+        pages = [
+            numbers(p) for p in walk(lambda cursor, n=limit: search.find("田中", cursor=cursor, limit=n))
+        ]
         assert [number for page in pages for number in page] == expected
         assert [len(page) for page in pages[:-1]] == [limit] * (len(pages) - 1)
-        pages = [numbers(p) for p in walk(lambda cursor, n=limit: search.list_orders(Filters(), cursor, limit=n))]
+        pages = [
+            numbers(p) for p in walk(lambda cursor, n=limit: search.list_orders(Filters(), cursor, limit=n))
+        ]
         assert [number for page in pages for number in page] == list(range(19, -1, -1))
 
 
 @pytest.mark.parametrize(
-    "cursor", ["x", "o0", "o9.5", "n1.zz", "o0.8000000000000000", "o0.-1", "o0.1\n", "'", "o2.7fffffffffffffff", "o0.0"]
+    "cursor",
+    [
+        "x",
+        "o0",
+        "o9.5",
+        "n1.zz",
+        "o0.8000000000000000",
+        "o0.-1",
+        "o0.1\n",
+        "'",
+        "o2.7fffffffffffffff",
+        "o0.0",
+    ],
 )
 def test_a_cursor_that_is_not_ours_is_the_first_page(cursor: str) -> None:
     store(*(order_of(number, family="田中") for number in range(3)))
-    for result in (search.list_orders(Filters(), cursor, limit=2), search.find("田中", cursor=cursor, limit=2)):
+    for result in (
+        search.list_orders(Filters(), cursor, limit=2),
+        search.find("田中", cursor=cursor, limit=2),
+    ):
         assert numbers(result) == [2, 1]
         assert result.newer == ""
         assert result.older
@@ -384,7 +471,9 @@ def draw_orders(draw: random.Random, count: int) -> list[smartpay.CheckoutSessio
                 given=given,
                 family_kana=family_kana if draw.random() < 0.7 else "",
                 given_kana=given_kana if draw.random() < 0.7 else "",
-                email=f"{mail}{draw.randrange(40)}@example.{draw.choice(['jp', 'com'])}" if draw.random() < 0.9 else "",
+                email=f"{mail}{draw.randrange(40)}@example.{draw.choice(['jp', 'com'])}"
+                if draw.random() < 0.9
+                else "",
                 reference=draw.choice(["", f"EC-{draw.randrange(300):04d}", f"taro-{draw.randrange(50)}"]),
                 status=draw.choice(["succeeded"] * 6 + list(Order.Status.values)),
                 order_id="order_test_" + "".join(draw.choices(ALPHABET, k=22)),
@@ -413,7 +502,12 @@ class Looked:
     """The rules of search.py, said once more and without an index."""
 
     def __init__(self, row: Order) -> None:
-        family, given, family_kana, given_kana = row.family_name, row.given_name, row.family_kana, row.given_kana
+        family, given, family_kana, given_kana = (
+            row.family_name,
+            row.given_name,
+            row.family_kana,
+            row.given_kana,
+        )
         names = [family, given, f"{family} {given}", f"{given} {family}"]
         kana = [family_kana, given_kana, f"{family_kana} {given_kana}", f"{given_kana} {family_kana}"]
         self.columns = [fold(column) for column in [*names, *kana, row.email, row.reference]]
@@ -465,7 +559,16 @@ def test_find_equals_a_look_at_every_row() -> None:
 
 # --- What it costs ------------------------------------------------------------------------------------------
 
-QUERIES = ["田中", "田", "田中 太郎", "タナカ mail1 田", "order_test_00", "payment_test_1", "refund_test_1", "mail1"]
+QUERIES = [
+    "田中",
+    "田",
+    "田中 太郎",
+    "タナカ mail1 田",
+    "order_test_00",
+    "payment_test_1",
+    "refund_test_1",
+    "mail1",
+]
 
 
 def test_as_many_queries_for_one_row_as_for_many() -> None:
@@ -484,7 +587,9 @@ def test_as_many_queries_for_one_row_as_for_many() -> None:
     assert max(for_one) <= 7  # three tiers, the rows; for an empty page the three tiers again without filters
 
 
-@pytest.mark.parametrize("filters", [Filters(), Filters(status=ANY_STATUS), Filters(period_from=BEGIN, status=IN_PROGRESS)])
+@pytest.mark.parametrize(
+    "filters", [Filters(), Filters(status=ANY_STATUS), Filters(period_from=BEGIN, status=IN_PROGRESS)]
+)
 @pytest.mark.parametrize("older", [True, False])
 def test_every_branch_is_a_range_of_an_index(filters: Filters, older: bool) -> None:
     statements: list[tuple[str, dict[str, Any]]] = []
@@ -494,7 +599,12 @@ def test_every_branch_is_a_range_of_an_index(filters: Filters, older: bool) -> N
         return []
 
     for at in range(0, 2000, 100):
-        store(*(order_of(n, family=f"山{n}", given=f"{n}郎", email=f"{n}@example.jp") for n in range(at, at + 100)))
+        store(
+            *(
+                order_of(n, family=f"山{n}", given=f"{n}郎", email=f"{n}@example.jp")
+                for n in range(at, at + 100)
+            )
+        )
     with patch("refunds.search._rows", explain):
         for text in QUERIES:
             search.find(text, filters=filters, cursor="" if older else "n2.5")
@@ -513,4 +623,6 @@ def test_every_branch_is_a_range_of_an_index(filters: Filters, older: bool) -> N
             assert not re.search(r"(Seq Scan on|SCAN) refunds_", plan), f"{sql}\n{plan}"
             if number < listed_from and "SELECT order_id FROM" not in sql:
                 # Nor is the key's own index walked for what only some rows have.
-                assert not re.search("refunds_order_pkey|sqlite_autoindex_refunds_order_1", plan), f"{sql}\n{plan}"
+                assert not re.search("refunds_order_pkey|sqlite_autoindex_refunds_order_1", plan), (
+                    f"{sql}\n{plan}"
+                )

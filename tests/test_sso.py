@@ -298,7 +298,7 @@ def test_a_forged_id_token_is_refused(
         ("error=<script>", 503, "会社の認証サービスが応答しません"),
     ],
 )
-def test_a_provider_that_misbehaves_is_explained(  # noqa: PLR0917
+def test_a_provider_that_misbehaves_is_explained(
     idp: DishonestProvider,
     client: Client,
     refusals: list[dict[str, str]],

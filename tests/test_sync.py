@@ -64,8 +64,14 @@ def test_sync_orders_mirrors_everything_and_twice_is_once(sandbox: Sandbox) -> N
     call_command("sync_orders", stdout=output)
 
     first = picture()
-    assert output.getvalue().splitlines()[0].startswith("checkout-sessions pages=1 seen=100 changed=100 rate=")
-    assert (Order.objects.count(), Payment.objects.count() > 200, SmartpayRefund.objects.count() > 40) == (300, True, True)
+    assert (
+        output.getvalue().splitlines()[0].startswith("checkout-sessions pages=1 seen=100 changed=100 rate=")
+    )
+    assert (Order.objects.count(), Payment.objects.count() > 200, SmartpayRefund.objects.count() > 40) == (
+        300,
+        True,
+        True,
+    )
     assert Order.objects.exclude(name_folded="").count() > 200
     assert Order.objects.exclude(token_id="").filter(name_folded="").exists()
     for payment in Payment.objects.all():
@@ -75,7 +81,9 @@ def test_sync_orders_mirrors_everything_and_twice_is_once(sandbox: Sandbox) -> N
         call_command("sync_orders", stdout=output, **options)
         assert picture() == first
     assert set(SyncCursor.objects.values_list("pk", "page_token", "scan_started_at")) == {
-        ("checkout-sessions", "", None), ("orders", "", None), ("refunds", "", None)
+        ("checkout-sessions", "", None),
+        ("orders", "", None),
+        ("refunds", "", None),
     }
     freshness = mirror.freshness()
     assert freshness is not None
@@ -133,7 +141,11 @@ def test_a_process_killed_in_the_middle_goes_on_at_its_page(tmp_path: Path) -> N
                 "PYTHONUNBUFFERED": "1",
             }
             return subprocess.Popen(
-                [sys.executable, "manage.py", *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+                [sys.executable, "manage.py", *command],
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
             )
 
         def lines(database: str, *command: str) -> list[str]:
@@ -177,7 +189,9 @@ def test_a_page_that_misbehaves_is_read_again(
     assert naps == waited
 
 
-def test_a_smartpay_that_stays_broken_is_given_up_and_gone_on_with_later(sandbox: Sandbox, naps: list[float]) -> None:
+def test_a_smartpay_that_stays_broken_is_given_up_and_gone_on_with_later(
+    sandbox: Sandbox, naps: list[float]
+) -> None:
     sandbox.fault("error", method="GET", path="/v1/orders", status=500, times=None)
     with pytest.raises(CommandError, match="AMBIGUOUS HTTP 500"):
         call_command("sync_orders", stdout=StringIO())
@@ -187,7 +201,9 @@ def test_a_smartpay_that_stays_broken_is_given_up_and_gone_on_with_later(sandbox
 
 
 @pytest.mark.parametrize("mode", ["unauthorized", "forbidden"])
-def test_a_smartpay_that_refuses_us_is_not_asked_again(sandbox: Sandbox, naps: list[float], mode: str) -> None:
+def test_a_smartpay_that_refuses_us_is_not_asked_again(
+    sandbox: Sandbox, naps: list[float], mode: str
+) -> None:
     sandbox.fault(mode, method="GET", path="/v1/orders", times=None)
     with pytest.raises(smartpay.NotAccepted):
         sync(smartpay.client())
@@ -250,9 +266,13 @@ def test_after_a_full_scan_only_the_newest_pages_are_read() -> None:
     assert swept.last_read_at is not None
     assert scanned.last_read_at is not None
     assert swept.last_read_at > scanned.last_read_at
-    assert (swept.last_started_at, swept.last_finished_at, swept.page_token, swept.scan_started_at, swept.seen) == (
-        scanned.last_started_at, scanned.last_finished_at, "", None, 9
-    )
+    assert (
+        swept.last_started_at,
+        swept.last_finished_at,
+        swept.page_token,
+        swept.scan_started_at,
+        swept.seen,
+    ) == (scanned.last_started_at, scanned.last_finished_at, "", None, 9)
     sync(client, full=True)
     assert len(client.tokens()) == 6
 
@@ -264,7 +284,11 @@ def test_a_change_of_a_known_order_is_news_too() -> None:
     client.lists["orders"] = [*orders(6, 5), *orders(4, 3, status="canceled"), *orders(2, 1)]
     sync(client)
     assert client.tokens() == [""]
-    client.lists["orders"] = [*orders(6, 5, status="canceled"), *orders(4, 3, status="canceled"), *orders(2, 1)]
+    client.lists["orders"] = [
+        *orders(6, 5, status="canceled"),
+        *orders(4, 3, status="canceled"),
+        *orders(2, 1),
+    ]
     sync(client)
     assert client.tokens() == ["", "2", "4"]
     assert Order.objects.filter(status="canceled").count() == 4
@@ -280,12 +304,17 @@ def test_a_change_of_a_known_order_is_news_too() -> None:
     ],
 )
 def test_a_list_that_does_not_come_newest_first_is_read_whole(order: list[int]) -> None:
-    listed = [order_of(f"order_test_{n}", created_at=CREATED + timedelta(minutes=at)) for n, at in enumerate(order)]
+    listed = [
+        order_of(f"order_test_{n}", created_at=CREATED + timedelta(minutes=at)) for n, at in enumerate(order)
+    ]
     client: Any = Lists(orders=listed)
     sync(client)
     began = SyncCursor.objects.get(pk="orders").last_started_at
     client.tokens()
-    client.lists["orders"] = [order_of("order_test_0", created_at=listed[0].created_at, status="canceled"), *listed[1:]]
+    client.lists["orders"] = [
+        order_of("order_test_0", created_at=listed[0].created_at, status="canceled"),
+        *listed[1:],
+    ]
     sync(client)
     assert client.tokens() == ["", "2", "4"]
     ended = SyncCursor.objects.get(pk="orders").last_started_at
@@ -295,7 +324,9 @@ def test_a_list_that_does_not_come_newest_first_is_read_whole(order: list[int]) 
 
 
 def test_a_list_without_anything_is_read_whole() -> None:
-    client: Any = Lists(sessions=[smartpay.CheckoutSession("checkout_test_1", None, smartpay.Customer(), "")] * 3)
+    client: Any = Lists(
+        sessions=[smartpay.CheckoutSession("checkout_test_1", None, smartpay.Customer(), "")] * 3
+    )
     sync(client)
     sync(client)
     assert client.tokens("sessions") == ["", "2"] * 2  # sessions of tokens have no moment to go by
@@ -403,7 +434,11 @@ def test_scan_refunds_dates_a_complete_read_and_leaves_one_that_is_under_way_alo
     long_ago = now - timedelta(minutes=3)
     SyncCursor.objects.filter(pk="refunds").update(last_read_at=long_ago, scan_started_at=long_ago)
     mirror.scan_refunds(client, observe=observed)
-    assert client.tokens("refunds") == ["", "2", "4"]  # complete: from the start, not from the page of another
+    assert client.tokens("refunds") == [
+        "",
+        "2",
+        "4",
+    ]  # complete: from the start, not from the page of another
     again = SyncCursor.objects.get(pk="refunds")
     assert again.last_started_at is not None
     assert again.last_started_at > now
