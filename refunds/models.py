@@ -142,6 +142,8 @@ class Order(models.Model):
             }.items()
         )
 
+    matched: list[str]  # what of it a search matched, in words; set by search.find()
+
     def __str__(self) -> str:
         return self.order_id
 

@@ -91,7 +91,7 @@ def find(text: str, *, filters: Filters = Filters(), cursor: str = "", limit: in
     tiers = query.tiers()
     result = _page(tiers, filters, cursor, limit, unfiltered=tiers)
     for order in result.orders:
-        order.matched = query.matched(order)  # type: ignore[attr-defined]
+        order.matched = query.matched(order)
     return result
 
 

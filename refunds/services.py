@@ -364,7 +364,11 @@ def settle_due(*, client: smartpay.Client, stop: Callable[[], bool] = lambda: Fa
     for refund_id in ids:
         if stop():
             return len(ids)
-        take_turn(refund_id, client=client)
+        try:
+            take_turn(refund_id, client=client)
+        except Exception:
+            # A defect, or the database gone. Its lease runs out and its turn comes again; the others shall not wait.
+            log.exception("refund.turn_failed", alarm=True, refund=str(refund_id))
     if needs_full_scan():
         mirror.scan_refunds(client, observe=observe_refund)
     return len(ids)

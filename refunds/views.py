@@ -83,10 +83,12 @@ def order_list(request: HttpRequest) -> HttpResponse:
     if typed:
         words = audit.keyed_hash(search.fold(typed.text))
         audit.record(request.user, "orders.searched", typed, words=words, shown=shown)
-        request.session["search"] = typed.pk
+        if request.session.get("search") != typed.pk:
+            request.session["search"] = typed.pk
     else:
         audit.record(request.user, "orders.listed", None, shown=shown)
-        request.session.pop("search", None)
+        if "search" in request.session:
+            del request.session["search"]
     context = {
         "orders": result.orders,
         "search": typed,

@@ -405,7 +405,7 @@ def test_refunds_are_recorded_by_the_page() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.skipif("connection.vendor != 'postgresql'", reason="SQLite has one writer at a time")
+@pytest.mark.postgresql  # SQLite has one writer at a time
 def test_a_payment_and_its_refund_that_arrive_at_once_see_each_other() -> None:
     def arrive() -> None:
         mirror.record_order(order_of("order_test_1", payment_of()), read_at=AT)

@@ -272,7 +272,7 @@ def test_find_by_what_an_operator_may_type(typed: str, matched: list[str]) -> No
 
     assert [(order.order_id, order.matched) for order in result.orders] == (
         [(order_id, matched)] if matched else []
-    )  # type: ignore[attr-defined]
+    )
     assert (result.newer, result.older, result.partial, result.hidden_by_filters) == ("", "", False, False)
 
 
@@ -552,7 +552,7 @@ def test_find_equals_a_look_at_every_row() -> None:
         first = search.find(text, limit=limit)
         second = search.find(text, limit=limit, cursor=first.older) if first.older else search.Result([])
         got = [order.order_id for order in (*first.orders, *second.orders)]
-        if got != expected[: 2 * limit] or first.partial or not all(order.matched for order in first.orders):  # type: ignore[attr-defined]
+        if got != expected[: 2 * limit] or first.partial or not all(order.matched for order in first.orders):
             differences.append(text)
     assert differences == []
 

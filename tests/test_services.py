@@ -905,3 +905,33 @@ def test_settle_refunds_takes_every_turn_that_is_due(payment: Payment, operator:
 
     made.refresh_from_db()
     assert (made.state, told.getvalue()) == (State.SUCCEEDED, "refunds due: 1\n")
+
+
+def test_refund_whose_turn_breaks_keeps_no_other_waiting(
+    operator: User, sandbox: Sandbox, at: Clock, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    payments = [mirrored(sandbox, "refundable", min_amount=2000, skip=skip) for skip in (0, 1)]
+    broken, sound = (
+        services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
+        for payment in payments
+    )
+    at.advance(seconds=6)
+    real = services._send
+
+    def send(attempt: Any, **more: Any) -> Any:
+        if attempt.refund_id == broken.pk:
+            raise ZeroDivisionError(attempt.refund.memo)
+        return real(attempt, **more)
+
+    monkeypatch.setattr(services, "_send", send)
+    services.settle_due(client=smartpay.client())
+
+    for each in (broken, sound):
+        each.refresh_from_db()
+    assert (broken.state, sound.state) == (State.SENDING, State.SUCCEEDED)
+    assert "refund.turn_failed" in caplog.text
+    monkeypatch.setattr(services, "_send", real)
+    at.advance(seconds=121)
+    services.settle_due(client=smartpay.client())
+    broken.refresh_from_db()
+    assert broken.state == State.SUCCEEDED

@@ -1,0 +1,862 @@
+"""What the database refuses whoever asks, and what it lets pass: statements of its own, past every service.
+
+Queryset updates and raw SQL are what a careless service, a shell or a script would send.
+"""
+
+import random
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from typing import Any
+
+import pytest
+from django.db import IntegrityError, connection, transaction
+
+from dashboard.models import User
+from refunds.models import Attempt, AuditEntry, Evidence, Order, Payment, Refund
+from tests.conftest import make_order, make_user
+
+guards = import_module("refunds.migrations.0002_guards")
+
+NOW = datetime(2026, 3, 9, 3, 0, 0, 250_000, tzinfo=UTC)
+HELD = {"awaiting_approval", "queued", "sending", "unknown", "review"}
+STATES = {*HELD, "succeeded", "rejected", "not_executed", "cancelled"}
+ALLOWED = {
+    "awaiting_approval": {"queued", "cancelled"},
+    "queued": {"sending", "cancelled"},
+    "sending": {"succeeded", "rejected", "unknown", "review"},
+    "unknown": {"sending", "succeeded", "rejected", "not_executed", "review"},
+    "review": {"succeeded", "not_executed"},
+    "rejected": {"review"},
+    "not_executed": {"review"},
+    "succeeded": set(),
+    "cancelled": set(),
+}
+WAY_TO = {  # from the state that a refund begins in
+    "awaiting_approval": [],
+    "queued": [],
+    "sending": ["sending"],
+    "unknown": ["sending", "unknown"],
+    "review": ["sending", "review"],
+    "succeeded": ["sending", "succeeded"],
+    "rejected": ["sending", "rejected"],
+    "not_executed": ["sending", "unknown", "not_executed"],
+    "cancelled": ["cancelled"],
+}
+
+
+@contextmanager
+def refused(words: str) -> Iterator[None]:
+    """The statement fails with these words, and leaves nothing behind."""
+    with pytest.raises(IntegrityError, match=words), transaction.atomic():
+        yield
+
+
+def new(payment: Payment, by: User, **other: Any) -> Refund:
+    facts = {
+        "id": uuid.uuid4(),
+        "payment": payment,
+        "amount": 1000,
+        "currency": "JPY",
+        "reason": "requested_by_customer",
+        "refundable_before": 5000,
+        "body": "{}",
+        "state": "queued",
+        "requested_by": by,
+        "requested_at": NOW,
+    }
+    return Refund(**(facts | other))
+
+
+def insert(payment: Payment, by: User, **other: Any) -> Refund:
+    refund = new(payment, by, **other)
+    Refund.objects.bulk_create([refund])
+    return refund
+
+
+def update(row: Any, **values: Any) -> None:
+    """One UPDATE of one row, with nothing in between."""
+    assert type(row)._base_manager.filter(pk=row.pk).update(**values) == 1
+
+
+def move(refund: Refund, state: str, **other: Any) -> None:
+    """Change the state, with what else belongs to it."""
+    now = Refund.objects.values("attempt_no", "first_sent_at", "smartpay_id").get(pk=refund.pk)
+    belongs: dict[str, dict[str, Any]] = {
+        "sending": {
+            "attempt_no": now["attempt_no"] + 1,
+            "first_sent_at": now["first_sent_at"] or NOW,
+            "last_sent_at": NOW,
+        },
+        "succeeded": {"smartpay_id": now["smartpay_id"] or f"refund_test_{refund.pk.hex}"},
+        "cancelled": {"cancelled_because": "withdrawn"},
+    }
+    update(refund, state=state, **(belongs.get(state, {}) | other))
+
+
+def at(state: str, payment: Payment, by: User, **other: Any) -> Refund:
+    begun = "awaiting_approval" if state == "awaiting_approval" else "queued"
+    refund = insert(payment, by, **({"state": begun} | other))
+    for step in WAY_TO[state]:
+        move(refund, step)
+    return refund
+
+
+def sums(payment: Payment) -> tuple[int, int]:
+    payment.refresh_from_db()
+    payment.order.refresh_from_db()
+    assert (payment.order.reserved, payment.order.refunded) == (payment.reserved, payment.refunded)
+    return payment.reserved, payment.refunded
+
+
+# --- That they are there ------------------------------------------------------------------------------------
+
+
+def triggers() -> list[str]:
+    """Of those that are awake, the names."""
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SELECT tgname FROM pg_trigger WHERE NOT tgisinternal AND tgenabled = 'O'")
+        else:
+            cursor.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+        return sorted(name for (name,) in cursor.fetchall())
+
+
+def test_every_guard_is_in_the_database_and_awake(db: None) -> None:
+    expected = guards.names(guards.GUARDS, "guard") + guards.names(guards.FOLLOWERS, "follow")
+    if connection.vendor == "postgresql":
+        expected += [f"{table}_never_emptied" for table in guards.KEPT]
+
+    assert triggers() == sorted(set(expected))
+    assert len(expected) == (34 if connection.vendor == "postgresql" else 30)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_migration_can_be_undone_and_done_again() -> None:
+    with connection.schema_editor() as editor:
+        guards.remove(None, editor)
+    try:
+        assert triggers() == []
+    finally:
+        with connection.schema_editor() as editor:
+            guards.install(None, editor)
+
+    test_every_guard_is_in_the_database_and_awake(None)
+
+
+# --- How a refund begins ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["awaiting_approval", "queued"])
+def test_refund_that_begins_unsent_is_taken_and_reserves(
+    payment: Payment, operator: User, state: str
+) -> None:
+    insert(payment, operator, state=state)
+
+    assert sums(payment) == (1000, 0)
+
+
+@pytest.mark.parametrize(
+    "already",
+    [
+        *[{"state": state} for state in sorted(STATES - {"awaiting_approval", "queued"})],
+        {"state": "paid"},
+        {"attempt_no": 1},
+        {"first_sent_at": NOW},
+        {"last_sent_at": NOW},
+        {"smartpay_id": "refund_test_1"},
+        {"settled_at": NOW},
+    ],
+    ids=str,
+)
+def test_refund_that_would_begin_anywhere_else_is_refused(
+    payment: Payment, operator: User, already: dict[str, Any]
+) -> None:
+    with refused("a refund begins unsent"):
+        insert(payment, operator, **already)
+
+    assert sums(payment) == (0, 0)
+
+
+def test_refund_has_the_currency_of_its_payment(payment: Payment, operator: User) -> None:
+    for currency in ("USD", "jpy", ""):
+        with refused("a refund has the currency of its payment"):
+            insert(payment, operator, currency=currency)
+
+
+def test_refund_of_no_payment_is_refused(payment: Payment, operator: User) -> None:
+    with refused("a refund has the currency of its payment"):
+        insert(payment, operator, payment_id="payment_test_of_nobody")
+
+
+@pytest.mark.parametrize("amount", [0, -1])
+def test_refund_of_nothing_or_less_is_refused(payment: Payment, operator: User, amount: int) -> None:
+    with refused("refund_amount_positive|amount_check|amount"):
+        insert(payment, operator, amount=amount)
+
+
+@pytest.mark.sqlite  # PostgreSQL's columns have types
+@pytest.mark.parametrize("amount", ["0.5", "1.5", "'much'", "x'31'"])
+def test_refund_of_half_a_yen_or_of_words_is_refused(payment: Payment, operator: User, amount: str) -> None:
+    kept = insert(payment, operator, amount=1)
+
+    with refused("an amount is a whole number|more than is left"):  # words are more than any number
+        copy(kept, amount=amount)
+
+
+def copy(refund: Refund, how: str = "INSERT", **columns: str) -> None:
+    """Insert a row like this one by raw SQL, with other expressions in some columns."""
+    names = [str(field.column) for field in Refund._meta.concrete_fields]
+    columns = {"id": "%s"} | columns
+    values = ", ".join(columns.get(name, name) for name in names)
+    sql = f"{how} INTO refunds_refund ({', '.join(names)}) SELECT {values} FROM refunds_refund WHERE id = %s"  # noqa: S608
+    ids = [uuid.uuid4(), refund.pk] if columns["id"] == "%s" else [refund.pk]
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [Refund._meta.pk.get_db_prep_value(each, connection) for each in ids])
+
+
+# --- How much -----------------------------------------------------------------------------------------------
+
+
+def test_all_that_is_left_can_be_reserved_and_not_a_yen_more(payment: Payment, operator: User) -> None:
+    with refused("more than is left of the payment"):
+        insert(payment, operator, amount=5001)
+    insert(payment, operator, amount=4000)
+    with refused("more than is left of the payment"):
+        insert(payment, operator, amount=1001)
+    insert(payment, operator, amount=1000)
+    with refused("more than is left of the payment"):
+        insert(payment, operator, amount=1)
+
+    assert sums(payment) == (5000, 0)
+
+
+def test_raw_sql_reserves_no_more_either(payment: Payment, operator: User) -> None:
+    first = insert(payment, operator, amount=2000)
+    copy(first)
+
+    with refused("more than is left of the payment"):
+        copy(first)
+    with refused("more than is left of the payment"):
+        Refund.objects.bulk_create([new(payment, operator, amount=500) for _time in range(3)])
+
+    assert sums(payment) == (4000, 0)
+
+
+@pytest.mark.parametrize(("state", "left"), [("succeeded", 4000), ("rejected", 5000), ("not_executed", 5000),
+                                             ("cancelled", 5000), ("review", 4000), ("unknown", 4000)])  # fmt: skip
+def test_what_is_left_is_less_what_is_gone_or_may_be(
+    payment: Payment, operator: User, state: str, left: int
+) -> None:
+    at(state, payment, operator)
+
+    with refused("more than is left of the payment"):
+        insert(payment, operator, amount=left + 1)
+    insert(payment, operator, amount=left)
+
+
+def test_what_was_refunded_elsewhere_is_not_left(payment: Payment, operator: User) -> None:
+    update(payment, external=4500)
+
+    with refused("more than is left of the payment"):
+        insert(payment, operator, amount=501)
+    insert(payment, operator, amount=500)
+
+
+def test_facts_are_recorded_even_where_they_break_the_sum(payment: Payment, operator: User) -> None:
+    insert(payment, operator, amount=5000)
+
+    update(payment, external=3000)
+    update(payment, captured=100)
+
+    payment.refresh_from_db()
+    assert (payment.captured, payment.external, payment.reserved, payment.refundable()) == (
+        100,
+        3000,
+        5000,
+        0,
+    )
+    with refused("more than is left of the payment"):
+        insert(payment, operator, amount=1)
+
+
+def test_other_payments_of_an_order_lend_nothing(operator: User) -> None:
+    first, second = make_order(1000, 4000).payments.order_by("id")
+
+    with refused("more than is left of the payment"):
+        insert(first, operator, amount=1001)
+    insert(second, operator, amount=4000)
+
+    first.order.refresh_from_db()
+    assert (first.order.captured, first.order.reserved, sums(make_order(1).payments.get())) == (
+        5000,
+        4000,
+        (0, 0),
+    )
+
+
+@pytest.mark.postgresql  # SQLite has one writer at a time
+@pytest.mark.django_db(transaction=True)
+def test_ten_at_once_never_reserve_more_than_is_left() -> None:
+    """No lock and no check of the application's: ten connections insert at the same moment."""
+    payment, by = make_order(5500).payments.get(), make_user("operator")
+    start = threading.Barrier(10)
+    taken, turned_away = [], []
+
+    def ask() -> None:
+        try:
+            start.wait(10)
+            for _time in range(3):
+                try:
+                    taken.append(insert(payment, by).pk)
+                except IntegrityError as error:
+                    turned_away.append(str(error))
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=ask) for _number in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert (len(taken), len(turned_away)) == (5, 25)
+    assert all("more than is left of the payment" in words for words in turned_away)
+    assert sums(payment) == (5000, 0)
+
+
+# --- Changes of state ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(before, after) for before in sorted(STATES) for after in sorted(STATES - {before})],
+)
+def test_state_changes_only_along_the_table(
+    payment: Payment, operator: User, before: str, after: str
+) -> None:
+    refund = at(before, payment, operator)
+
+    if after in ALLOWED[before]:
+        move(refund, after)
+    else:
+        with refused("no such change of state"):
+            move(refund, after)
+
+    refund.refresh_from_db()
+    assert refund.state == (after if after in ALLOWED[before] else before)
+
+
+def test_counters_follow_every_change(payment: Payment, operator: User) -> None:
+    seen = []
+    refund = insert(payment, operator, amount=1200, state="awaiting_approval")
+    for state in ("queued", "sending", "unknown", "sending", "rejected", "review", "succeeded"):
+        seen.append(sums(payment))
+        move(refund, state)
+    second = insert(payment, operator, amount=300)
+    seen.append(sums(payment))
+    move(second, "cancelled")
+    seen.append(sums(payment))
+
+    assert seen == [*[(1200, 0)] * 5, (0, 0), (1200, 0), (300, 1200), (0, 1200)]
+
+
+@pytest.mark.parametrize(
+    ("state", "amount", "status"),
+    [
+        ("queued", 5000, "processing"),
+        ("review", 1000, "processing"),
+        ("succeeded", 1000, "partial"),
+        ("succeeded", 5000, "full"),
+        ("rejected", 5000, "none"),
+        ("cancelled", 5000, "none"),
+    ],
+)
+def test_order_tells_how_far_it_is_refunded(
+    payment: Payment, operator: User, state: str, amount: int, status: str
+) -> None:
+    at(state, payment, operator, amount=amount)
+
+    assert Order.objects.get(pk=payment.order_id).refund_status == status
+
+
+def test_refund_is_no_success_without_smartpays_id(payment: Payment, operator: User) -> None:
+    refund = at("unknown", payment, operator)
+
+    with refused("refund_succeeded_has_id"):
+        update(refund, state="succeeded")
+
+
+def test_one_refund_of_smartpays_is_one_of_ours(operator: User) -> None:
+    first, second = (at("unknown", make_order(5000).payments.get(), operator) for _time in range(2))
+    update(first, state="succeeded", smartpay_id="refund_test_1")
+
+    with refused("refund_one_per_smartpay_id|smartpay_id"):
+        update(second, state="succeeded", smartpay_id="refund_test_1")
+
+
+def test_refund_is_cancelled_with_a_cause_and_only_if_never_sent(payment: Payment, operator: User) -> None:
+    refund = insert(payment, operator)
+
+    with refused("refund_cancelled_never_sent"):
+        update(refund, state="cancelled")
+    with refused("refund_cancelled_never_sent"):
+        update(refund, state="cancelled", cancelled_because="withdrawn", first_sent_at=NOW)
+
+
+def test_refund_in_flight_says_since_when(payment: Payment, operator: User) -> None:
+    refund = insert(payment, operator)
+
+    with refused("refund_in_flight_was_sent"):
+        update(refund, state="sending")
+
+
+@pytest.mark.parametrize("first", ["sending", "unknown"])
+def test_one_refund_of_a_payment_is_in_flight(payment: Payment, operator: User, first: str) -> None:
+    flying = at(first, payment, operator)
+    waiting = insert(payment, operator)
+
+    with refused("refund_one_in_flight|refunds_refund.payment_id"):
+        move(waiting, "sending")
+    move(flying, "succeeded")
+    move(waiting, "sending")
+
+
+def test_nobody_decides_on_their_own_refund(payment: Payment, operator: User, approver: User) -> None:
+    refund = insert(payment, operator, state="awaiting_approval")
+
+    with refused("refund_four_eyes"):
+        update(refund, state="queued", decided_by=operator, decided_at=NOW)
+    with refused("refund_four_eyes"):
+        insert(payment, operator, decided_by=operator)
+    update(refund, state="queued", decided_by=approver, decided_at=NOW)
+
+
+# --- What never changes -------------------------------------------------------------------------------------
+
+IMMUTABLE = {
+    "id": uuid.UUID(int=1),
+    "payment_id": "payment_test_of_another_order",
+    "amount": 1,
+    "currency": "USD",
+    "reason": "fraudulent",
+    "description": "x",
+    "memo": "x",
+    "similar_reason": "x",
+    "refundable_before": 1,
+    "body": '{"amount":1}',
+    "requested_by_id": 0,
+    "requested_at": NOW + timedelta(seconds=1),
+}
+WRITTEN_ONCE = {"first_sent_at", "smartpay_id", "decided_by_id", "decided_at"}
+GOES_UP = {"attempt_no", "last_sent_at"}
+FREE = {
+    "state": "unknown",
+    "decision_note": "x",
+    "cancelled_because": "",
+    "lease_until": NOW,
+    "lease_owner": "x",
+    "turns": 3,
+    "next_check_at": NOW,
+    "absent_since": NOW,
+    "error_code": "x",
+    "error_message": "x",
+    "settled_at": NOW,
+}
+
+
+def test_every_column_of_a_refund_has_its_rule() -> None:
+    columns = {field.attname for field in Refund._meta.concrete_fields}
+
+    assert columns == IMMUTABLE.keys() | WRITTEN_ONCE | GOES_UP | FREE.keys()
+
+
+@pytest.mark.parametrize("state", ["queued", "unknown", "succeeded"])
+@pytest.mark.parametrize("column", IMMUTABLE)
+def test_request_of_a_refund_never_changes(payment: Payment, operator: User, state: str, column: str) -> None:
+    refund = at(state, payment, operator)
+
+    with refused("the request of a refund never changes"):
+        update(refund, **{column: IMMUTABLE[column]})
+
+
+@pytest.mark.parametrize("column", FREE)
+def test_what_the_machine_notes_may_change(payment: Payment, operator: User, column: str) -> None:
+    update(at("unknown", payment, operator), **{column: FREE[column]})
+
+
+@pytest.mark.parametrize("column", sorted(WRITTEN_ONCE))
+def test_first_sending_id_and_decision_are_written_once(
+    payment: Payment, operator: User, approver: User, column: str
+) -> None:
+    refund = at("succeeded", payment, operator)
+    if column.startswith("decided"):
+        update(refund, decided_by=approver, decided_at=NOW)
+    other = {
+        "first_sent_at": NOW + timedelta(hours=1),
+        "smartpay_id": "refund_test_other",
+        "decided_by_id": make_user("approver").pk,
+        "decided_at": NOW + timedelta(hours=1),
+    }
+
+    for value in (other[column], None):
+        with refused("first_sent_at, smartpay_id and the decision are written once"):
+            update(refund, **{column: value})
+    update(refund, **{column: Refund.objects.values_list(column, flat=True).get(pk=refund.pk)})
+
+
+def test_refund_is_never_deleted(payment: Payment, operator: User) -> None:
+    for state in ("queued", "cancelled", "succeeded"):
+        refund = at(state, payment, operator)
+        with refused("refunds are never deleted"):
+            Refund.objects.filter(pk=refund.pk).delete()
+        with refused("refunds are never deleted"), connection.cursor() as cursor:
+            cursor.execute("DELETE FROM refunds_refund")
+
+    assert Refund.objects.count() == 3
+
+
+@pytest.mark.sqlite  # PostgreSQL has no such statement
+def test_refund_is_never_replaced_by_a_fresh_one(payment: Payment, operator: User) -> None:
+    refund = at("unknown", payment, operator)
+
+    with refused("what is kept is never replaced"):
+        copy(refund, "INSERT OR REPLACE", id="id", state="'queued'", attempt_no="0", first_sent_at="NULL",
+             last_sent_at="NULL")  # fmt: skip
+
+    refund.refresh_from_db()
+    assert (refund.state, refund.attempt_no) == ("unknown", 1)
+
+
+# --- Sending ------------------------------------------------------------------------------------------------
+
+WINDOW_OVER = "the send window is over"
+
+
+def again(refund: Refund, after: timedelta) -> None:
+    move(refund, "sending", last_sent_at=NOW + after)
+
+
+@pytest.mark.parametrize(
+    "after", [timedelta(), timedelta(hours=4, minutes=59), timedelta(hours=5, milliseconds=-1)]
+)
+def test_refund_is_sent_again_within_five_hours(payment: Payment, operator: User, after: timedelta) -> None:
+    again(at("unknown", payment, operator), after)
+
+
+@pytest.mark.parametrize("after", [timedelta(hours=5), timedelta(hours=5, minutes=1), timedelta(days=400)])
+def test_refund_is_never_sent_after_five_hours(payment: Payment, operator: User, after: timedelta) -> None:
+    refund = at("unknown", payment, operator)
+
+    with refused(WINDOW_OVER):
+        again(refund, after)
+
+
+def test_five_hours_are_five_hours_at_every_moment(operator: User) -> None:
+    """Also where a fraction of a day is no exact number: each of these moments has its own."""
+    rng = random.Random(5)
+    payments = make_order(*[100] * 60).payments.all()
+    for payment in payments:
+        first = NOW + timedelta(microseconds=rng.randrange(10**13))
+        refund = insert(payment, operator, amount=100)
+        move(refund, "sending", first_sent_at=first, last_sent_at=first)
+        move(refund, "unknown")
+        with refused(WINDOW_OVER):
+            move(refund, "sending", last_sent_at=first + timedelta(hours=5))
+        move(refund, "sending", last_sent_at=first + timedelta(hours=5, milliseconds=-2))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"attempt_no": 2},
+        {"attempt_no": 2, "state": "succeeded", "smartpay_id": "refund_test_1"},
+        {"attempt_no": 2, "last_sent_at": NOW + timedelta(hours=6)},
+    ],
+    ids=str,
+)
+def test_attempt_is_counted_only_as_it_is_sent(
+    payment: Payment, operator: User, values: dict[str, Any]
+) -> None:
+    refund = at("unknown", payment, operator)
+
+    with refused(WINDOW_OVER):
+        update(refund, **values)
+
+
+def test_first_attempt_says_when(payment: Payment, operator: User) -> None:
+    refund = insert(payment, operator)
+
+    with refused(WINDOW_OVER):
+        update(refund, state="sending", attempt_no=1, first_sent_at=NOW)
+
+
+def test_sending_again_is_a_further_attempt(payment: Payment, operator: User) -> None:
+    refund = at("unknown", payment, operator)
+
+    with refused("sending again is a further attempt"):
+        update(refund, state="sending", last_sent_at=NOW + timedelta(hours=6))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"attempt_no": 0}, {"last_sent_at": NOW - timedelta(microseconds=1)}, {"last_sent_at": None}],
+    ids=str,
+)
+def test_attempts_only_go_up(payment: Payment, operator: User, values: dict[str, Any]) -> None:
+    with refused("attempts only go up"):
+        update(at("unknown", payment, operator), **values)
+
+
+# --- The account --------------------------------------------------------------------------------------------
+
+
+def test_counters_of_a_payment_begin_at_nothing(order: Order) -> None:
+    for begun in ({"reserved": 1}, {"refunded": 1}):
+        with refused("counters begin at 0"):
+            Payment.objects.create(
+                id="payment_test_1",
+                order=order,
+                currency="JPY",
+                captured=1,
+                created_at=NOW,
+                read_at=NOW,
+                **begun,
+            )
+
+
+@pytest.mark.parametrize("values", [{"reserved": 0}, {"reserved": 2001}, {"refunded": 0}, {"refunded": 5000},
+                                    {"reserved": 1000, "refunded": 2000}], ids=str)  # fmt: skip
+def test_counters_of_a_payment_move_with_the_ledger_alone(
+    payment: Payment, operator: User, values: dict[str, Any]
+) -> None:
+    at("succeeded", payment, operator)
+    insert(payment, operator, amount=2000)
+
+    with refused("counters are the sums of the ledger"):
+        update(payment, **values)
+
+    assert sums(payment) == (2000, 1000)
+
+
+@pytest.mark.parametrize(
+    "values", [{"id": "payment_test_other"}, {"currency": "USD"}, {"order_id": 0}], ids=str
+)
+def test_payment_stays_the_payment_of_its_order(payment: Payment, values: dict[str, Any]) -> None:
+    with refused("a payment stays the payment of its order"):
+        update(payment, **values)
+
+
+@pytest.mark.parametrize("column", ["captured", "external"])
+def test_facts_of_a_payment_are_never_negative(payment: Payment, column: str) -> None:
+    with refused(column):
+        update(payment, **{column: -1})
+
+
+@pytest.mark.parametrize("values", [{"captured": 1}, {"refunded": 1}, {"reserved": 1}], ids=str)
+def test_sums_of_an_order_are_those_of_its_payments(order: Order, values: dict[str, int]) -> None:
+    with refused("the sums of an order are those of its payments"):
+        update(order, **values)
+
+
+def test_order_sums_up_its_payments(operator: User) -> None:
+    order = make_order(1000, 4000)
+    first, second = order.payments.order_by("id")
+
+    at("succeeded", first, operator, amount=300)
+    insert(second, operator, amount=500)
+    update(second, external=700, captured=5000)
+
+    order.refresh_from_db()
+    assert (order.captured, order.refunded, order.reserved) == (6000, 1000, 500)
+
+
+# --- Attempts and evidence ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def attempt(payment: Payment, operator: User) -> Attempt:
+    return Attempt.objects.create(refund=at("sending", payment, operator), number=1, started_at=NOW)
+
+
+def test_attempt_is_finished_once(attempt: Attempt) -> None:
+    update(attempt, finished_at=NOW, outcome="EXECUTED", http_status=200)
+
+    for values in (
+        {"outcome": "REFUSED"},
+        {"finished_at": None},
+        {"http_status": 500},
+        {"outcome": "EXECUTED"},
+    ):
+        with refused("an attempt is finished once"):
+            update(attempt, **values)
+
+
+@pytest.mark.parametrize(
+    "values", [{"id": 10**6}, {"number": 2}, {"started_at": NOW + timedelta(hours=1)}], ids=str
+)
+def test_attempt_stays_what_it_was_begun_as(attempt: Attempt, values: dict[str, Any]) -> None:
+    with refused("an attempt is finished once"):
+        update(attempt, finished_at=NOW, **values)
+
+
+def test_attempt_of_a_number_is_one(attempt: Attempt) -> None:
+    with refused("attempt_one_per_number|refunds_attempt.refund_id"):
+        Attempt.objects.create(refund=attempt.refund, number=1, started_at=NOW)
+
+
+def test_attempt_stays_with_its_refund(attempt: Attempt, operator: User) -> None:
+    other = insert(make_order(5000).payments.get(), operator)
+
+    with refused("an attempt is finished once"):
+        update(attempt, refund=other)
+
+
+@pytest.fixture
+def evidence(payment: Payment, operator: User) -> Evidence:
+    refund = at("unknown", payment, operator)
+    return Evidence.objects.create(refund=refund, kind="read", at=NOW, found=False)
+
+
+@pytest.mark.parametrize(
+    "values", [{"found": True}, {"smartpay_id": "x"}, {"at": NOW}, {"detail": "x"}, {"kind": "list"}], ids=str
+)
+def test_evidence_never_changes(evidence: Evidence, values: dict[str, Any]) -> None:
+    with refused("evidence never changes"):
+        update(evidence, **values)
+
+
+def test_attempts_and_evidence_are_never_deleted(attempt: Attempt) -> None:
+    Evidence.objects.create(refund=attempt.refund, kind="read", at=NOW, found=False)
+
+    with refused("attempts are never deleted"):
+        Attempt.objects.all().delete()
+    with refused("evidence is never deleted"):
+        Evidence.objects.all().delete()
+
+
+# --- The trail ----------------------------------------------------------------------------------------------
+
+ENTRY = {
+    "at": NOW,
+    "action": "refund.requested",
+    "roles": "operator",
+    "object_type": "refund",
+    "object_id": "1",
+    "order_id": "2",
+    "data": {"amount": 1000},
+    "ip": "192.0.2.1",
+    "session": "abc",
+    "request_id": "3",
+    "text": "{}",
+}
+
+
+@pytest.fixture
+def entry(operator: User) -> AuditEntry:
+    return AuditEntry.objects.create(actor=operator, **ENTRY)
+
+
+def seal(entry: AuditEntry, **other: Any) -> None:
+    update(entry, previous_seal="0" * 64, **({"seal": "a" * 64} | other))
+
+
+@pytest.mark.parametrize(
+    "sealed", [{"seal": "a"}, {"previous_seal": "a"}, {"seal": "a", "previous_seal": "b"}], ids=str
+)
+def test_entry_begins_unsealed(db: None, sealed: dict[str, str]) -> None:
+    with refused("entries begin unsealed"):
+        AuditEntry.objects.create(**ENTRY, **sealed)
+
+
+def test_entry_is_sealed_once(entry: AuditEntry) -> None:
+    sealed_once = "an entry is sealed once and never changes"
+    for half in ({"seal": "a"}, {"previous_seal": "a"}):
+        with refused(sealed_once):
+            update(entry, **half)
+
+    seal(entry)
+
+    with refused(sealed_once):
+        seal(entry)
+    with refused(sealed_once):
+        seal(entry, seal="b" * 64)
+    with refused(sealed_once):
+        update(entry, seal=None, previous_seal=None)
+
+
+CHANGED = {
+    "id": 10**9,
+    "at": NOW + timedelta(microseconds=1),
+    "actor": None,
+    "roles": "auditor",
+    "action": "refund.viewed",
+    "outcome": "refused",
+    "object_type": "order",
+    "object_id": "x",
+    "order_id": "x",
+    "data": {"amount": 1},
+    "ip": None,
+    "session": "x",
+    "request_id": "x",
+    "text": "{ }",
+}
+
+
+def test_every_column_of_an_entry_is_tried() -> None:
+    assert CHANGED.keys() | {"seal", "previous_seal"} == {
+        field.name for field in AuditEntry._meta.concrete_fields
+    }
+
+
+@pytest.mark.parametrize("column", CHANGED)
+def test_entry_never_changes_sealed_or_not_nor_while_it_is_sealed(entry: AuditEntry, column: str) -> None:
+    other = {column: CHANGED[column]}
+
+    with refused("an entry is sealed once and never changes"):
+        update(entry, **other)
+    with refused("an entry is sealed once and never changes"):
+        seal(entry, **other)
+    seal(entry)
+    with refused("an entry is sealed once and never changes"):
+        update(entry, **other)
+
+
+def test_trail_is_never_deleted(entry: AuditEntry) -> None:
+    with refused("the trail is never deleted"):
+        AuditEntry.objects.all().delete()
+    seal(entry)
+    with refused("the trail is never deleted"):
+        entry.delete()
+
+
+@pytest.mark.sqlite  # PostgreSQL has no such statement
+@pytest.mark.parametrize("table", guards.KEPT)
+def test_nothing_that_is_kept_is_ever_replaced(evidence: Evidence, entry: AuditEntry, table: str) -> None:
+    Attempt.objects.create(refund=evidence.refund, number=1, started_at=NOW)
+
+    with refused("never replaced|begins unsent"), connection.cursor() as cursor:
+        cursor.execute(f"INSERT OR REPLACE INTO {table} SELECT * FROM {table}")  # noqa: S608
+
+
+@pytest.mark.sqlite  # PostgreSQL has no such statement
+def test_refund_that_another_would_replace_is_not_deleted_silently(payment: Payment, operator: User) -> None:
+    first = at("succeeded", payment, operator)
+    first.refresh_from_db()
+    second = at("unknown", payment, operator)
+
+    with refused("never deleted"), connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE OR REPLACE refunds_refund SET state = 'succeeded', smartpay_id = %s WHERE id = %s",
+            [first.smartpay_id, second.pk.hex],
+        )
+
+
+@pytest.mark.postgresql  # SQLite has no TRUNCATE
+@pytest.mark.parametrize("table", [*guards.KEPT, guards.PAYMENT, guards.ORDER])
+def test_nothing_that_is_kept_is_ever_emptied(db: None, table: str) -> None:
+    with refused("never emptied"), connection.cursor() as cursor:
+        cursor.execute(f"TRUNCATE {table} CASCADE")
