@@ -14,6 +14,7 @@ from django.http import (
     HttpResponseRedirect,
     QueryDict,
 )
+from django.utils import translation
 from django.utils.translation import gettext as _
 
 from dashboard import sso
@@ -22,6 +23,21 @@ METHODS = ["GET", "HEAD", "POST", "OPTIONS"]
 UNUSED = ["camera", "display-capture", "geolocation", "microphone", "payment", "usb"]
 
 type GetResponse = Callable[[HttpRequest], HttpResponseBase]
+
+
+class LanguageBySwitch:
+    """Japanese, until the reader chooses English: the staff are Japanese whatever their browsers ask for."""
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        chosen = request.COOKIES.get(settings.LANGUAGE_COOKIE_NAME)
+        request.LANGUAGE_CODE = chosen if chosen in dict(settings.LANGUAGES) else settings.LANGUAGE_CODE
+        with translation.override(request.LANGUAGE_CODE):
+            response = self.get_response(request)
+        response["Content-Language"] = request.LANGUAGE_CODE
+        return response
 
 
 class PrivatePages:

@@ -227,7 +227,7 @@ class OrderAdmin(AuditorAdmin):
         "customer_name",
         "shown_amount",
         "status",
-        "refund_status",
+        "refunded_how",
     )
     list_filter = ("status", "refund_status", "customer_source")
     search_fields = ("order_id",)  # opens the box; what is typed goes the way of 注文一覧
@@ -239,7 +239,7 @@ class OrderAdmin(AuditorAdmin):
         "amount",
         "currency",
         "status",
-        "refund_status",
+        "refunded_how",
         "captured",
         "refunded",
         "reserved",
@@ -269,6 +269,10 @@ class OrderAdmin(AuditorAdmin):
     @admin.display(description=_("金額"), ordering="amount")
     def shown_amount(self, order: Order) -> str:
         return money(order.amount, order.currency)
+
+    @admin.display(description=_("返金状況"), ordering="refund_status")
+    def refunded_how(self, order: Order) -> str:
+        return order.get_refund_status_display()
 
     @admin.display(description=_("明細"))
     def items(self, order: Order) -> str:

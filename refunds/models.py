@@ -58,27 +58,26 @@ class Order(models.Model):
         SESSION = "session", _("決済時の入力")
         IMPORT = "import", _("取り込み")
 
-    key = models.BigIntegerField(primary_key=True, editable=False, help_text="See Note [Keys in time order].")
+    # See Note [Keys in time order].
+    key = models.BigIntegerField(primary_key=True, editable=False)
     order_id = models.CharField(_("注文ID"), max_length=80, db_collation=BINARY)
     reference = _text(255, verbose_name=_("ショップ注文番号"), help_text=_("Smartpay の reference(参照番号)"))
-    amount = models.PositiveBigIntegerField(
-        _("金額"), help_text="In the currency's minor unit; yen has none."
-    )
+    # In the currency's minor unit; yen has none.
+    amount = models.PositiveBigIntegerField(_("金額"))
     currency = models.CharField(_("通貨"), max_length=3)
     status = models.CharField(_("状態"), max_length=32, choices=Status)
     description = models.TextField(_("説明"), blank=True, default="")
     token_id = models.CharField(max_length=80, blank=True, default="")
     test = models.BooleanField(_("テスト"))
+    # [{name, quantity, amount, currency, kind}], as shown; amounts per line.
     line_items = models.JSONField(
         _("明細"),
         default=list,
-        help_text="[{name, quantity, amount, currency, kind}], as shown; amounts per line.",
     )
     created_at = models.DateTimeField(_("注文日時"))
     expires_at = models.DateTimeField(null=True, blank=True)
-    read_at = models.DateTimeField(
-        _("最終確認"), help_text="When the read began that these values come from."
-    )
+    # When the read began that these values come from.
+    read_at = models.DateTimeField(_("最終確認"))
 
     # The customer: from the checkout session, or from an import; an order of a token has none. smartpay-api.md 4.2.
     customer_source = models.CharField(
@@ -94,19 +93,21 @@ class Order(models.Model):
     family_folded = _text(120)
     given_folded = _text(120)
     name_folded = _text(240)
-    name_turned_folded = _text(240, help_text="Given name first.")
+    # Given name first.
+    name_turned_folded = _text(240)
     family_kana_folded = _text(120)
     given_kana_folded = _text(120)
     kana_folded = _text(240)
     kana_turned_folded = _text(240)
     email_folded = _text(254)
     reference_folded = _text(255)
-    order_id_reversed = _text(80, help_text="For the last characters, read out on the telephone.")
+    # For the last characters, read out on the telephone.
+    order_id_reversed = _text(80)
 
     # Sums over the payments, kept by triggers: captured, refunded (ours and elsewhere), reserved by ours unsettled.
-    captured = models.PositiveBigIntegerField(default=0, editable=False)
+    captured = models.PositiveBigIntegerField(_("支払い額"), default=0, editable=False)
     refunded = models.PositiveBigIntegerField(_("返金済み額"), default=0, editable=False)
-    reserved = models.PositiveBigIntegerField(default=0, editable=False)
+    reserved = models.PositiveBigIntegerField(_("処理中の返金"), default=0, editable=False)
     refund_status = models.GeneratedField(
         expression=Case(
             When(reserved__gt=0, then=Value("processing")),
@@ -222,15 +223,15 @@ class SmartpayRefund(models.Model):
     )
     amount = models.PositiveBigIntegerField(_("金額"))
     currency = models.CharField(_("通貨"), max_length=3)
-    status = models.CharField(
-        _("状態"), max_length=32, blank=True, default="", help_text="Absent in some answers."
-    )
+    # Absent in some answers.
+    status = models.CharField(_("状態"), max_length=32, blank=True, default="")
     reason = models.CharField(_("理由"), max_length=64, blank=True, default="")
     description = models.TextField(_("説明"), blank=True, default="")
     reference = models.CharField(_("参照番号"), max_length=255, blank=True, default="")
-    metadata = models.JSONField(default=dict)
+    metadata = models.JSONField(_("付随データ"), default=dict)
     created_at = models.DateTimeField(_("返金日時"))
     read_at = models.DateTimeField(_("最終確認"))
+    # The ledger row that this is; empty: made outside this tool.
     ours = models.ForeignKey(
         "Refund",
         on_delete=models.PROTECT,
@@ -238,7 +239,6 @@ class SmartpayRefund(models.Model):
         blank=True,
         related_name="seen",
         verbose_name=_("返金"),
-        help_text="The ledger row that this is; empty: made outside this tool.",
     )
 
     class Meta:
@@ -291,18 +291,17 @@ class Refund(models.Model):
     payment = models.ForeignKey(
         Payment, on_delete=models.PROTECT, related_name="refunds", verbose_name=_("支払い"), db_index=False
     )
-    amount = models.PositiveBigIntegerField(
-        _("返金額"), help_text="In the currency's minor unit; yen has none."
-    )
+    # In the currency's minor unit; yen has none.
+    amount = models.PositiveBigIntegerField(_("返金額"))
     currency = models.CharField(_("通貨"), max_length=3)
     reason = models.CharField(_("理由"), max_length=32, choices=Reason)
     description = models.CharField(_("説明"), max_length=80, blank=True, default="")
     memo = models.TextField(_("社内メモ"), blank=True, default="")
     similar_reason = models.TextField(_("それでも返金する理由"), blank=True, default="")
-    refundable_before = models.PositiveBigIntegerField(
-        _("申請時の返金可能額"), help_text="What was approved is this amount of this remaining balance."
-    )
-    body = models.TextField(editable=False, help_text="The request as it is sent, byte for byte, for ever.")
+    # What was approved is this amount of this remaining balance.
+    refundable_before = models.PositiveBigIntegerField(_("申請時の返金可能額"))
+    # The request as it is sent, byte for byte, for ever.
+    body = models.TextField(editable=False)
     state = models.CharField(_("状態"), max_length=20, choices=State)
 
     requested_by = models.ForeignKey(
@@ -328,13 +327,11 @@ class Refund(models.Model):
     last_sent_at = models.DateTimeField(_("最後の送信"), null=True, blank=True)
     lease_until = models.DateTimeField(null=True, blank=True)
     lease_owner = models.CharField(max_length=36, blank=True, default="")
-    turns = models.PositiveIntegerField(
-        default=0, help_text="Turns taken so far: what the back-off grows with."
-    )
+    # Turns taken so far: what the back-off grows with.
+    turns = models.PositiveIntegerField(default=0)
     next_check_at = models.DateTimeField(_("次の確認"), null=True, blank=True)
-    absent_since = models.DateTimeField(
-        null=True, blank=True, help_text="The first complete read without it."
-    )
+    # The first complete read without it.
+    absent_since = models.DateTimeField(_("なしと確認した日時"), null=True, blank=True)
 
     smartpay_id = models.CharField(
         _("Smartpay 返金ID"), max_length=80, null=True, blank=True, db_collation=BINARY
@@ -419,18 +416,32 @@ class Refund(models.Model):
 class Attempt(models.Model):
     """One sending of a refund: written before the request leaves, finished once by its answer, never again."""
 
+    class Outcome(models.TextChoices):
+        """What the answer meant: smartpay.py names these."""
+
+        NONE_YET = "", _("まだありません")
+        EXECUTED = "EXECUTED", _("返金済み")
+        FAILED = "FAILED", _("返金不可")
+        REFUSED = "REFUSED", _("断られました")
+        NOT_SENT = "NOT_SENT", _("届いていません")
+        NOT_ACCEPTED = "NOT_ACCEPTED", _("受け付けられませんでした")
+        IN_PROGRESS = "IN_PROGRESS", _("処理中と言われました")
+        LIMITED = "LIMITED", _("混雑中と言われました")
+        CONTRADICTION = "CONTRADICTION", _("食い違いがあります")
+        AMBIGUOUS = "AMBIGUOUS", _("はっきりした応答がありません")
+
     refund = models.ForeignKey(
         Refund, on_delete=models.PROTECT, related_name="attempts", verbose_name=_("返金")
     )
     number = models.PositiveIntegerField(_("回"))
     started_at = models.DateTimeField(_("送信"))
     finished_at = models.DateTimeField(_("応答"), null=True, blank=True)
-    outcome = models.CharField(_("結果"), max_length=16, blank=True, default="")
+    outcome = models.CharField(_("結果"), max_length=16, choices=Outcome, blank=True, default="")
     http_status = models.PositiveSmallIntegerField(_("HTTP"), null=True, blank=True)
     error_code = models.CharField(_("エラーコード"), max_length=64, blank=True, default="")
     error_message = models.TextField(_("エラー内容"), blank=True, default="")
     replayed = models.BooleanField(_("再応答"), default=False)
-    response_sha256 = models.CharField(max_length=64, blank=True, default="")
+    response_sha256 = models.CharField(_("応答の SHA-256"), max_length=64, blank=True, default="")
 
     class Meta:
         verbose_name = _("送信")
@@ -506,19 +517,20 @@ class Control(models.Model):
 class SyncCursor(models.Model):
     """Where the scan of one of Smartpay's lists stands, so that a killed one goes on at its page."""
 
-    collection = models.CharField(max_length=24, primary_key=True)  # "orders", "checkout-sessions", "refunds"
-    page_token = models.TextField(
-        blank=True, default="", help_text="The next page to read; empty: from the start."
-    )
-    scan_started_at = models.DateTimeField(null=True, blank=True, help_text="Of the scan under way.")
-    seen = models.PositiveBigIntegerField(default=0, help_text="Objects read by the scan under way.")
-    last_started_at = models.DateTimeField(
-        null=True, blank=True, help_text="Of the last scan that reached the end."
-    )
-    last_finished_at = models.DateTimeField(null=True, blank=True)
-    last_read_at = models.DateTimeField(
-        null=True, blank=True, help_text="Of the last page, or sweep, of any kind."
-    )
+    collection = models.CharField(
+        _("一覧"), max_length=24, primary_key=True
+    )  # "orders", "checkout-sessions", "refunds"
+    # The next page to read; empty: from the start.
+    page_token = models.TextField(_("次のページ"), blank=True, default="")
+    # Of the scan under way.
+    scan_started_at = models.DateTimeField(_("読み取りの開始"), null=True, blank=True)
+    # Objects read by the scan under way.
+    seen = models.PositiveBigIntegerField(_("読み取った件数"), default=0)
+    # Of the last scan that reached the end.
+    last_started_at = models.DateTimeField(_("前回の読み取りの開始"), null=True, blank=True)
+    last_finished_at = models.DateTimeField(_("前回の読み取りの終了"), null=True, blank=True)
+    # Of the last page, or sweep, of any kind.
+    last_read_at = models.DateTimeField(_("最後の読み取り"), null=True, blank=True)
 
     class Meta:
         verbose_name = _("同期")
@@ -622,17 +634,15 @@ class AuditEntry(models.Model):
     object_type = models.CharField(_("対象の種類"), max_length=24, blank=True, default="")
     object_id = models.CharField(_("対象"), max_length=80, blank=True, default="")
     order_id = models.CharField(_("注文ID"), max_length=80, blank=True, default="")
-    data = models.JSONField(
-        _("内容"), default=dict, help_text="Ids, amounts, states; never a name or a mail."
-    )
+    # Ids, amounts, states; never a name or a mail.
+    data = models.JSONField(_("内容"), default=dict)
     ip = models.GenericIPAddressField(_("接続元"), null=True, blank=True)
-    session = models.CharField(
-        _("セッション"), max_length=16, blank=True, default="", help_text="A hash of it."
-    )
-    request_id = models.CharField(max_length=36, blank=True, default="")
+    # A hash of it.
+    session = models.CharField(_("セッション"), max_length=16, blank=True, default="")
+    request_id = models.CharField(_("リクエスト番号"), max_length=36, blank=True, default="")
     text = models.TextField(editable=False)
-    previous_seal = models.CharField(max_length=64, null=True, blank=True, editable=False)
-    seal = models.CharField(max_length=64, null=True, blank=True, editable=False)
+    previous_seal = models.CharField(_("前の封印"), max_length=64, null=True, blank=True, editable=False)
+    seal = models.CharField(_("封印"), max_length=64, null=True, blank=True, editable=False)
 
     class Meta:
         verbose_name = _("監査記録")

@@ -22,7 +22,7 @@ from refunds.forms import (
 )
 from refunds.models import Order, Payment
 from refunds.services import Request
-from refunds.templatetags.money import ago, money, outcome, short_id
+from refunds.templatetags.money import ago, money, short_id
 from tests.conftest import make_order
 
 REQUIRED = "返金額を入力してください。"
@@ -442,9 +442,3 @@ def test_moment_is_told_by_how_long_ago_it_was(seconds: float, shown: str) -> No
 def test_no_moment_is_told_by_nothing() -> None:
     assert ago(None) == ""
     assert ago(datetime.now(tz=UTC) - timedelta(minutes=3)) == "3 分前"
-
-
-def test_outcome_is_told_in_words_and_an_unknown_one_as_it_is() -> None:
-    assert [outcome(code) for code in ("EXECUTED", "AMBIGUOUS", "", "NEW")] == [
-        "返金済み", "はっきりした応答がありません", "まだありません", "NEW",
-    ]  # fmt: skip

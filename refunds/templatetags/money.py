@@ -5,7 +5,6 @@ from typing import Literal
 
 from django import template
 from django.utils import timezone
-from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 register = template.Library()
@@ -13,18 +12,6 @@ register = template.Library()
 SIGNS = {"JPY": "¥"}
 DECIMALS = {"JPY": 0, "KRW": 0, "VND": 0}  # of the minor unit; every other currency has two
 SHORT_ID = 4  # characters kept on either side of the dots
-OUTCOMES = {  # what an attempt's answer meant: refunds/smartpay.py names them
-    "": _("まだありません"),
-    "EXECUTED": _("返金済み"),
-    "FAILED": _("返金不可"),
-    "REFUSED": _("断られました"),
-    "NOT_SENT": _("届いていません"),
-    "NOT_ACCEPTED": _("受け付けられませんでした"),
-    "IN_PROGRESS": _("処理中と言われました"),
-    "LIMITED": _("混雑中と言われました"),
-    "CONTRADICTION": _("食い違いがあります"),
-    "AMBIGUOUS": _("はっきりした応答がありません"),
-}
 
 
 @register.filter
@@ -63,9 +50,3 @@ def ago(moment: datetime | None, now: datetime | None = None) -> str:
     if seconds < 86400:
         return ngettext("%(count)d 時間前", "%(count)d 時間前", seconds // 3600) % {"count": seconds // 3600}
     return timezone.localtime(moment).strftime("%Y/%m/%d %H:%M")
-
-
-@register.filter
-def outcome(code: str) -> str:
-    """An attempt's outcome in words."""
-    return str(OUTCOMES.get(code, code))
