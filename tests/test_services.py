@@ -935,3 +935,50 @@ def test_refund_whose_turn_breaks_keeps_no_other_waiting(
     services.settle_due(client=smartpay.client())
     broken.refresh_from_db()
     assert broken.state == State.SUCCEEDED
+
+
+def test_clock_that_goes_back_after_the_read_sends_nothing(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    made = unknown(payment, operator, sandbox)
+    at.advance(hours=1)
+    assert services._take_lease(made.pk, owner="one")
+
+    at.advance(hours=-2)
+
+    assert services._begin_attempt(made.pk, owner="one") is None
+
+
+def test_scan_is_shared_and_repeated_only_for_what_was_sent_since(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    sandbox.switch(payments_list_refunds=False)
+    made = unknown(payment, operator, sandbox)
+    at.advance(minutes=20)
+    services.take_turn(made.pk, client=smartpay.client())
+    assert services.needs_full_scan()
+
+    scan(at)
+    assert not services.needs_full_scan()
+    at.advance(minutes=1)
+    sandbox.fault("reset", executed=False)
+    services.take_turn(made.pk, client=smartpay.client())
+    assert services.needs_full_scan()
+
+
+def test_mirror_is_old_a_day_after_its_last_whole_reading(sandbox: Sandbox, db: None, at: Clock) -> None:
+    assert not mirror.is_older_than(timedelta(hours=24))
+    mirror.sync(smartpay.client(), observe=services.observe_refund)
+
+    assert not mirror.is_older_than(timedelta(hours=24))
+    at.advance(hours=25)
+    assert mirror.is_older_than(timedelta(hours=24))
+
+
+def test_order_read_shows_its_refunds_made_elsewhere(payment: Payment, sandbox: Sandbox) -> None:
+    sandbox.refund_elsewhere(payment.pk, 300)
+
+    services.read_order(payment.order.order_id, client=smartpay.client())
+
+    payment.refresh_from_db()
+    assert payment.external == 300
