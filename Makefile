@@ -1,5 +1,5 @@
 # Every target sets up what it needs and is missing; see scripts/setup.
-.PHONY: help run test check format translations bench
+.PHONY: help run test check format translations screenshots bench
 
 help:
 	@echo "make run           everything on http://127.0.0.1:8000 (PORT=9000 moves it); Ctrl-C ends it"
@@ -7,6 +7,7 @@ help:
 	@echo "make check         format, lint, types, migrations, deployment, templates, translations, lock"
 	@echo "make format        rewrite the sources as make check wants them"
 	@echo "make translations  bring locale/ up to date with the sources"
+	@echo "make screenshots   make docs/screenshots anew, by the browser tests"
 	@echo "make bench         the performance table"
 
 run:
@@ -29,6 +30,10 @@ format:
 translations:
 	@scripts/setup gettext
 	@.venv/bin/python -m scripts.translations
+
+screenshots:
+	@scripts/setup chromium fonts
+	@SCREENSHOTS=docs/screenshots .venv/bin/python -m pytest -q tests/test_journeys.py
 
 bench:
 	@echo "make bench will print how fast search and pages are with 100,000 orders and more. It is not written yet."
