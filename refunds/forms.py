@@ -150,7 +150,7 @@ class SimilarForm(forms.Form):
     similar_reason = PlainText(
         label=_("それでも返金する理由"),
         limit=MEMO_LENGTH,
-        error_messages={"required": _("よく似た返金があります。それでも返金する理由を入力してください。")},
+        error_messages={"required": _("似た返金があります。それでも返金する理由を入力してください。")},
     )
 
 
@@ -211,6 +211,14 @@ class OrderFilterForm(PeriodForm):
         )
 
 
+FILTERED_AMOUNT = {
+    "number": _("金額は数字で入力してください(例: 1000)。"),
+    "whole": _("金額は整数で入力してください。"),
+    "positive": _("金額は1円以上で入力してください。"),
+    "huge": _("金額が大きすぎます。"),
+}
+
+
 class RefundFilterForm(PeriodForm):
     """The filters of 返金一覧."""
 
@@ -222,5 +230,5 @@ class RefundFilterForm(PeriodForm):
     person = forms.ModelChoiceField(
         label=_("申請者"), required=False, queryset=User.objects.none(), empty_label=_("すべて")
     )
-    min_amount = YenField(label=_("金額(下限)"), required=False)
-    max_amount = YenField(label=_("金額(上限)"), required=False)
+    min_amount = YenField(label=_("金額(下限)"), required=False, error_messages=FILTERED_AMOUNT)
+    max_amount = YenField(label=_("金額(上限)"), required=False, error_messages=FILTERED_AMOUNT)

@@ -658,4 +658,4 @@ class AuditEntry(models.Model):
         )
 
     def __str__(self) -> str:
-        return f"{self.id} {self.action}"
+        return f"{self.get_action_display()} ({self.pk})"

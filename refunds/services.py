@@ -183,7 +183,7 @@ def request_refund(request: Request, *, refundable: int, by: User, similar_reaso
         _check(payment, request, by=by, refundable=refundable)
         if not similar_reason and similar_refunds(payment, request.amount, but=request.request_id):
             raise SimilarRefund(
-                _("よく似た返金があります。それでも返金する理由を入力してください。何も送られていません。")
+                _("似た返金があります。それでも返金する理由を入力してください。何も送られていません。")
             )
         now = clock.now()
         refund = Refund(

@@ -26,7 +26,12 @@ from refunds.templatetags.money import money
 PAGE = 50
 CONFIRMATION = "refunds.confirmation"  # the salt of its signature
 CONFIRMATION_SECONDS = 3600
-RENEW_SECONDS = 3
+RENEW_SECONDS = {
+    Refund.State.QUEUED: 3,
+    Refund.State.SENDING: 3,
+    Refund.State.UNKNOWN: 3,
+    Refund.State.REVIEW: 15,
+}
 
 may_see = permission_required(roles.VIEW_ORDERS, raise_exception=True)
 
@@ -225,8 +230,14 @@ def _why_no_refund(request: HttpRequest, order: Order, payments: list[Payment]) 
         if order.status == Order.Status.REQUIRES_CAPTURE:
             return _("売上がまだ確定していないため返金できません。Smartpay で注文をキャンセルしてください。")
         return _("支払いがないため、返金するものがありません。")
-    if any(payment.refundable() for payment in payments):
-        return ""
+    open_ones = [payment for payment in payments if payment.refundable()]
+    if open_ones:
+        blocked = Refund.objects.filter(payment__in=open_ones, state__in=Refund.BLOCKING)
+        if len(set(blocked.values_list("payment", flat=True))) < len(open_ones):
+            return ""
+        return _(
+            "結果が確定していない返金があります。確定するまで返金できません。もう一度返金しないでください。"
+        )
     if any(payment.reserved for payment in payments):
         return _("残額はすべて処理中の返金に充てられています。")
     return _("全額が返金済みです。")
@@ -525,7 +536,7 @@ def refund_detail(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
         "evidence": refund.evidence.order_by("-at")[:PAGE],
         "explanation": explanation,
         "what_now": what_now,
-        "renew_seconds": RENEW_SECONDS if refund.state in (*Refund.IN_FLIGHT, Refund.State.QUEUED) else 0,
+        "renew_seconds": RENEW_SECONDS.get(Refund.State(refund.state), 0),
         "can_withdraw": refund.requested_by_id == request.user.pk
         and refund.state in (Refund.State.AWAITING_APPROVAL, Refund.State.QUEUED),
     }
@@ -548,7 +559,7 @@ def _meaning(refund: Refund) -> tuple[str, str]:
             _("応答を待っています。もう一度返金しないでください。"),
         ),
         Refund.State.UNKNOWN: (
-            _("Smartpay から応答がありません。返金されたかどうかはまだ分かりません。"),
+            _("Smartpay からはっきりした応答がありません。返金されたかどうかはまだ分かりません。"),
             _("自動で確認しています。もう一度返金しないでください。"),
         ),
         Refund.State.REVIEW: (

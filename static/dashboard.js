@@ -163,7 +163,8 @@ function ready(root) {
   for (const row of root.querySelectorAll("[data-rows] tbody tr")) row.dataset.href = row.querySelector("a").href;
   for (const form of root.querySelectorAll("[data-refund]")) refundForm(form);
   for (const input of root.querySelectorAll("[data-count]")) counter(input);
-  root.querySelector("[data-focus]")?.focus();
+  // Where the next act begins, so that Tab need not pass the whole head; never away from somebody who types already.
+  if (document.activeElement === document.body) root.querySelector("[data-focus]")?.focus();
 }
 
 ready(document);

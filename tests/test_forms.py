@@ -332,7 +332,7 @@ def test_nothing_but_the_fields_of_the_form_is_taken(payment: Payment) -> None:
 def test_similar_refund_wants_a_reason_in_words() -> None:
     for blank in ({}, {"similar_reason": "  "}):
         assert list(SimilarForm(blank).errors["similar_reason"]) == [
-            "よく似た返金があります。それでも返金する理由を入力してください。"
+            "似た返金があります。それでも返金する理由を入力してください。"
         ]
     assert SimilarForm({"similar_reason": "別の商品"}).is_valid()
 
