@@ -91,6 +91,8 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
 else:
     DATABASES["default"]["CONN_MAX_AGE"] = 60
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+    # What was committed before money moves is on the disk, whatever the server's default.
+    DATABASES["default"].setdefault("OPTIONS", {})["options"] = "-c synchronous_commit=on"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- Language, time, static files ---------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import math
 import uuid
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -130,7 +131,9 @@ def record(
 
 
 def storable(value: Any) -> Any:
-    """The value without what neither database can hold as text: NUL, and halves of surrogate pairs."""
+    """The value without what neither database can hold: NUL, halves of surrogate pairs, numbers without end."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if isinstance(value, str):
         return value.replace("\x00", "").encode("utf-8", "replace").decode()
     if isinstance(value, dict):

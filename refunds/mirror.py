@@ -111,8 +111,9 @@ def refresh_order(order_id: str, client: smartpay.Client) -> tuple[smartpay.Refu
 def refresh_payment(payment_id: str, client: smartpay.Client) -> tuple[bool, tuple[smartpay.Refund, ...]]:
     """Read a payment at Smartpay and record its facts; read the refunds that it lists and that are news here.
 
-    Returns (complete, refunds): whether the payment lists its refunds at all, and those of them that the mirror does
-    not have or the ledger has not booked. They are not recorded: services.observe_refund() does that.
+    Returns (complete, refunds): whether the payment lists its refunds, all that we know among them; and those listed
+    that the mirror does not have or the ledger has not booked. They are not recorded: services.observe_refund() does
+    that.
     Raises: smartpay.SmartpayError.
     """
     read_at = clock.now()
@@ -128,7 +129,8 @@ def refresh_payment(payment_id: str, client: smartpay.Client) -> tuple[bool, tup
         _write_payments(payments, locked, keys=keys, read_at=read_at)
     if payment.refund_ids is None:
         return False, ()
-    return True, _read_news(payment.refund_ids, client)
+    known = set(SmartpayRefund.objects.filter(payment=payment.id).values_list("pk", flat=True))
+    return known <= set(payment.refund_ids), _read_news(payment.refund_ids, client)
 
 
 def _read_news(refund_ids: Collection[str], client: smartpay.Client) -> tuple[smartpay.Refund, ...]:
@@ -315,16 +317,19 @@ def _refund_facts(refund: smartpay.Refund) -> dict[str, Any]:
     }
 
 
+def named_refund(refund: smartpay.Refund) -> uuid.UUID | None:
+    """The ledger row that the refund names in its metadata or reference, be it of another payment; None for none."""
+    return Refund.objects.filter(pk__in=_claims(refund)).values_list("pk", flat=True).first()
+
+
+def _claims(refund: smartpay.Refund) -> list[uuid.UUID]:
+    texts = (refund.metadata.get("refund_dashboard_id"), refund.reference)
+    return [claim for text in texts if (claim := _uuid(text)) is not None]
+
+
 def _ours(refunds: Collection[smartpay.Refund]) -> dict[str, uuid.UUID]:
     """Which of the refunds are which rows of the ledger, by Smartpay's id."""
-    claims = {
-        refund.id: [
-            claim
-            for text in (refund.metadata.get("refund_dashboard_id"), refund.reference)
-            if (claim := _uuid(text)) is not None
-        ]
-        for refund in refunds
-    }
+    claims = {refund.id: _claims(refund) for refund in refunds}
     ledger = Refund.objects.filter(
         Q(smartpay_id__in=claims) | Q(pk__in={claim for named in claims.values() for claim in named})
     ).only("smartpay_id", "payment_id")
@@ -350,13 +355,17 @@ def _uuid(text: object) -> uuid.UUID | None:
 def _count_external(payment_ids: Iterable[str]) -> None:
     """Make `external` of the payments, which are locked or new, what Smartpay's refunds say.
 
-    A refund under our reference that is not the one the ledger row was settled with is a second one: the ledger
-    does not count it, so it is counted here.
+    A refund under our reference that is not the one the ledger row was settled with is a second one, and one of a
+    row that was cancelled was made all the same: the ledger does not count them, so they are counted here.
     """
     elsewhere = (
         SmartpayRefund.objects.filter(payment=OuterRef("pk"))
         .exclude(status=SmartpayRefund.Status.FAILED)
-        .filter(Q(ours=None) | (Q(ours__smartpay_id__isnull=False) & ~Q(ours__smartpay_id=F("pk"))))
+        .filter(
+            Q(ours=None)
+            | (Q(ours__smartpay_id__isnull=False) & ~Q(ours__smartpay_id=F("pk")))
+            | Q(ours__state=Refund.State.CANCELLED)
+        )
         .order_by()
         .values("payment")
         .annotate(total=Sum("amount"))
@@ -462,9 +471,16 @@ def sync(
 
     Raises: smartpay.SmartpayError, after some tries. Never called inside a transaction.
     """
-    # Sessions first: they bring orders and customers at once, and leave the second list little to write.
+    failed: smartpay.SmartpayError | None = None
+    # Sessions first: they bring orders and customers at once, and leave the second list little to write. One list
+    # that can't be read keeps the others waiting no longer than its tries.
     for collection in (SESSIONS, ORDERS, REFUNDS):
-        _Scan(collection, client, observe, progress).run(full=full)
+        try:
+            _Scan(collection, client, observe, progress).run(full=full)
+        except smartpay.SmartpayError as error:
+            failed = failed or error
+    if failed:
+        raise failed
 
 
 def scan_refunds(client: smartpay.Client, *, observe: Observe, progress: Progress | None = None) -> None:

@@ -16,7 +16,7 @@ from typing import cast
 import structlog
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils.translation import gettext as _
 
@@ -42,6 +42,7 @@ ABSENT_AFTER_FIRST_SENDING = timedelta(hours=6, minutes=30)
 ABSENT_AFTER_LAST_SENDING = timedelta(minutes=45)
 ABSENT_TWICE_WITHIN = timedelta(minutes=15)
 
+COULD_BE_OURS = timedelta(minutes=10)  # how far Smartpay's clock may be behind ours
 UNREADABLE_AFTER = timedelta(hours=12)  # reads that fail for so long are a case for people
 LONGEST_PAUSE = timedelta(minutes=30)
 FIRST_TURN_HEAD_START = timedelta(
@@ -209,7 +210,14 @@ def request_refund(request: Request, *, refundable: int, by: User, similar_reaso
             requested_at=now,
             next_check_at=now + FIRST_TURN_HEAD_START,
         )
-        refund.save(force_insert=True)
+        try:
+            with transaction.atomic():
+                refund.save(force_insert=True)
+        except IntegrityError:
+            # The same id at the same moment for another payment, whose lock is not this one.
+            if made := find_request(request, by=by):
+                return made
+            raise
         audit.record(
             by,
             "refund.requested",
@@ -333,7 +341,9 @@ def take_turn(refund_id: uuid.UUID, *, client: smartpay.Client, first: bool = Fa
     the turn inside the web request that made the row: the only one that may send without reading before.
     """
     owner = "" if first else str(uuid.uuid4())
-    if not first and not (_take_lease(refund_id, owner=owner) and _read(refund_id, client=client)):
+    if not first and not (
+        _take_lease(refund_id, owner=owner) and _read(refund_id, owner=owner, client=client)
+    ):
         return
     attempt = _begin_attempt(refund_id, owner=owner)
     if attempt is not None:
@@ -369,9 +379,13 @@ def settle_due(*, client: smartpay.Client, stop: Callable[[], bool] = lambda: Fa
         except Exception:
             # A defect, or the database gone. Its lease runs out and its turn comes again; the others shall not wait.
             log.exception("refund.turn_failed", alarm=True, refund=str(refund_id))
+    return len(ids)
+
+
+def scan_if_needed(*, client: smartpay.Client) -> None:
+    """Read all of Smartpay's refunds where one of ours waits for that. Raises: smartpay.SmartpayError."""
     if needs_full_scan():
         mirror.scan_refunds(client, observe=observe_refund)
-    return len(ids)
 
 
 def needs_full_scan() -> bool:
@@ -389,8 +403,8 @@ def _take_lease(refund_id: uuid.UUID, *, owner: str) -> bool:
         now = clock.now()
         if refund.is_settled or refund.state in (State.AWAITING_APPROVAL, State.REVIEW):
             return False
-        if refund.lease_until and refund.lease_until > now:
-            return False
+        if refund.next_check_at and refund.next_check_at > now:
+            return False  # leased, or told to wait
         if refund.state == State.SENDING:
             _move(refund, State.UNKNOWN)
             audit.record(None, "refund.unknown", refund, why="the sender died", attempt=refund.attempt_no)
@@ -409,6 +423,8 @@ def _begin_attempt(refund_id: uuid.UUID, *, owner: str) -> Attempt | None:
         now = clock.now()
         if refund.lease_owner != owner or refund.state not in (State.QUEUED, State.UNKNOWN):
             return None
+        if not owner and refund.state != State.QUEUED:
+            return None  # somebody sent it already: only a turn that reads first may do so again
         if reason := _why_not_sent(refund, now):
             log.info("refund.not_sent_now", refund=str(refund.pk), why=reason)
             _pause(refund, now)
@@ -468,7 +484,11 @@ def _send(attempt: Attempt, *, client: smartpay.Client) -> smartpay.Answer | sma
     Never inside a transaction: the one that made the attempt is durable, and refuses to be nested.
     """
     refund = attempt.refund
+    too_late = attempt.started_at + timedelta(seconds=settings.REFUND_LEASE_SECONDS / 2)
     try:
+        if clock.now() > too_late:
+            # This process slept. Another may have taken over long ago, and the key may be forgotten at Smartpay.
+            raise smartpay.NotSent("The lease was nearly over.")
         answer: smartpay.Answer | smartpay.SmartpayError = client.create_refund(
             body=refund.body,
             key=str(refund.pk),
@@ -524,10 +544,7 @@ def _book(attempt: Attempt, answer: smartpay.Answer | smartpay.SmartpayError) ->
             http_status=answer.http_status,
             error_code=answer.error_code,
         )
-        if isinstance(answer, smartpay.KeyRefused):
-            set_sends(enabled=False, reason="Smartpay: 401")
-        if isinstance(answer, smartpay.NotAccepted):
-            alarm("smartpay.not_accepted", refund, http_status=answer.http_status)
+        _heed(answer, refund)
 
 
 def _finish(attempt: Attempt, answer: smartpay.Answer | smartpay.SmartpayError) -> datetime:
@@ -558,11 +575,12 @@ def observe_refund(
     The one door for evidence: the answer to a sending, a read, a webhook, a scan and a reconciliation come here.
     """
     row = mirror.record_refund(seen, read_at=read_at)
-    if row.ours_id is not None:
-        with _locked(row.ours_id) as refund:
-            _book_evidence(refund, seen, kind=kind)
-    else:
+    if row.ours_id is None:
         _cancel_what_no_longer_fits(seen.payment)
+    # One that names a row of ours but belongs to another payment is not ours, and yet no stranger's.
+    if refund_id := row.ours_id or mirror.named_refund(seen):
+        with _locked(refund_id) as refund:
+            _book_evidence(refund, seen, kind=kind)
     return row
 
 
@@ -593,6 +611,9 @@ def _book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str) -> None:
     now, before = clock.now(), refund.state
     known = refund.smartpay_id == seen.id
     failed = seen.status == SmartpayRefund.Status.FAILED
+    if seen.status not in ("", *SmartpayRefund.Status.values):
+        alarm("refund.status_unknown", refund, smartpay_id=seen.id)
+        return  # neither done nor failed: it is read again
     if known and refund.state == (State.REJECTED if failed else State.SUCCEEDED):
         return
     matches = (seen.payment, seen.amount, seen.currency) == (
@@ -602,18 +623,26 @@ def _book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str) -> None:
     )
     detail = Evidence.Detail.FAILED if failed else "" if matches else Evidence.Detail.DIFFERS
     Evidence.objects.create(refund=refund, kind=kind, at=now, found=True, smartpay_id=seen.id, detail=detail)
-    if refund.state == State.QUEUED:
+    if refund.state in (State.AWAITING_APPROVAL, State.QUEUED):
         # Sent by a life of this row that the database has forgotten: it never may be sent again.
-        _move(refund, State.SENDING)
-        refund.first_sent_at = refund.last_sent_at = now
+        _to_review(refund, f"{seen.id} was sent and forgotten")
         refund.save()
-        alarm("refund.sent_but_forgotten", refund, smartpay_id=seen.id)
+    _judge(refund, seen, now, matches=matches)
+    refund.save()
+    action = f"refund.{refund.state}" if refund.state != before else "refund.observed"
+    audit.record(None, action, refund, smartpay_id=seen.id, evidence=kind)
+
+
+def _judge(refund: Refund, seen: smartpay.Refund, now: datetime, *, matches: bool) -> None:
+    """Give a refund the state that what Smartpay shows of it asks for; raise the alarm where it should show nothing."""
+    known = refund.smartpay_id == seen.id
+    failed = seen.status == SmartpayRefund.Status.FAILED
     if refund.smartpay_id and not known:
         alarm("refund.two_executions", refund, smartpay_id=seen.id)
         if refund.state in (State.REJECTED, State.NOT_EXECUTED):
             _to_review(refund, f"second refund {seen.id}")
     elif refund.state in (*Refund.IN_FLIGHT, State.REVIEW):
-        if not matches:
+        if not matches or Refund.objects.filter(smartpay_id=seen.id).exclude(pk=refund.pk).exists():
             _to_review(refund, f"{seen.id} differs")
         elif failed and refund.state in Refund.IN_FLIGHT:
             refund.smartpay_id = seen.id
@@ -623,16 +652,16 @@ def _book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str) -> None:
             refund.smartpay_id = seen.id
             refund.error_code = refund.error_message = ""
             _settle(refund, State.SUCCEEDED, now)
-    elif refund.state in (State.REJECTED, State.NOT_EXECUTED) and not failed:
+    elif failed:
+        if known:
+            alarm("refund.taken_back", refund, smartpay_id=seen.id)
+    elif refund.state in (State.REJECTED, State.NOT_EXECUTED):
         _to_review(refund, f"{seen.id} exists")
-    elif not failed:
+    else:
         alarm("refund.executed_unasked", refund, smartpay_id=seen.id)
-    refund.save()
-    action = f"refund.{refund.state}" if refund.state != before else "refund.observed"
-    audit.record(None, action, refund, smartpay_id=seen.id, evidence=kind)
 
 
-def _read(refund_id: uuid.UUID, *, client: smartpay.Client) -> bool:
+def _read(refund_id: uuid.UUID, *, owner: str, client: smartpay.Client) -> bool:
     """Look for the refund at Smartpay; return whether it may be sent (again), as far as a read can tell.
 
     A refund that was never sent needs no complete read; one that was is sent again only after a complete read
@@ -643,25 +672,29 @@ def _read(refund_id: uuid.UUID, *, client: smartpay.Client) -> bool:
     try:
         complete = read_payment(refund.payment_id, client=client)
     except smartpay.SmartpayError as error:
-        _unread(refund_id, error)
+        _book_silence(refund_id, error, owner=owner)
         return False
     if complete:
-        return _book_absence(refund_id, kind=Evidence.Kind.READ, complete_at=read_at)
+        return _book_absence(refund_id, kind=Evidence.Kind.READ, complete_at=read_at, owner=owner)
     scanned_at = SyncCursor.objects.filter(pk="refunds").values_list("last_started_at", flat=True).first()
-    return _book_absence(refund_id, kind=Evidence.Kind.LIST, complete_at=scanned_at)
+    return _book_absence(refund_id, kind=Evidence.Kind.LIST, complete_at=scanned_at, owner=owner)
 
 
-def _book_absence(refund_id: uuid.UUID, *, kind: str, complete_at: datetime | None) -> bool:
+def _book_absence(refund_id: uuid.UUID, *, kind: str, complete_at: datetime | None, owner: str) -> bool:
     """Write down that a read did not show the refund; return whether it may be sent (again).
 
     `complete_at`: when the complete read began that would have shown it; None where there was none.
     """
     with _locked(refund_id) as refund:
         now = clock.now()
+        if refund.lease_owner != owner:
+            return False  # found, and settled; or taken over by another
         if refund.state == State.QUEUED:
             return True  # never sent: there is nothing to be absent
-        if refund.state != State.UNKNOWN or refund.last_sent_at is None:
-            return False  # found, and settled
+        if refund.last_sent_at is None or refund.seen.exists():
+            _pause(refund, now)  # Smartpay shows it, in a state that says neither yes nor no
+            refund.save()
+            return False
         complete = complete_at is not None and complete_at > refund.last_sent_at
         Evidence.objects.create(
             refund=refund,
@@ -671,12 +704,11 @@ def _book_absence(refund_id: uuid.UUID, *, kind: str, complete_at: datetime | No
             detail="" if complete else Evidence.Detail.NO_LIST,
         )
         if complete_at is None or not complete:
-            _pause(refund, now)
+            _wait_or_ask(refund, now)
         elif complete_at < _absence_counts_from(refund):
             return True
         elif refund.absent_since and complete_at >= refund.absent_since + ABSENT_TWICE_WITHIN:
-            _settle(refund, State.NOT_EXECUTED, now)
-            audit.record(None, "refund.not_executed", refund, absent_since=refund.absent_since.isoformat())
+            _conclude_absence(refund, now)
         else:
             refund.absent_since = refund.absent_since or complete_at
             _pause(refund, now, at_least=ABSENT_TWICE_WITHIN.total_seconds())
@@ -684,30 +716,51 @@ def _book_absence(refund_id: uuid.UUID, *, kind: str, complete_at: datetime | No
     return False
 
 
+def _conclude_absence(refund: Refund, now: datetime) -> None:
+    """Two complete reads did not show it: it was not executed, unless a refund that nobody claims could be it."""
+    first_sent_at = cast(datetime, refund.first_sent_at)
+    could_be_it = SmartpayRefund.objects.filter(
+        payment=refund.payment_id,
+        ours=None,
+        amount=refund.amount,
+        created_at__gte=first_sent_at - COULD_BE_OURS,
+    ).exclude(status=SmartpayRefund.Status.FAILED)
+    if could_be_it.exists():
+        _to_review(refund, "a refund without our reference could be it")
+    else:
+        _settle(refund, State.NOT_EXECUTED, now)
+    audit.record(None, f"refund.{refund.state}", refund, absent_since=str(refund.absent_since))
+
+
 def _absence_counts_from(refund: Refund) -> datetime:
     first, last = (
         cast(datetime, refund.first_sent_at),
         cast(datetime, refund.last_sent_at),
-    )  # a constraint says so
+    )  # constraints say so
     return max(first + ABSENT_AFTER_FIRST_SENDING, last + ABSENT_AFTER_LAST_SENDING)
 
 
-def _unread(refund_id: uuid.UUID, error: smartpay.SmartpayError) -> None:
+def _book_silence(refund_id: uuid.UUID, error: smartpay.SmartpayError, *, owner: str) -> None:
+    """Write down that a read failed."""
     with _locked(refund_id) as refund:
-        now = clock.now()
         log.warning(
             "refund.unread", refund=str(refund_id), outcome=error.outcome, http_status=error.http_status
         )
-        if (
-            refund.state == State.UNKNOWN
-            and refund.first_sent_at
-            and now > refund.first_sent_at + UNREADABLE_AFTER
-        ):
-            _to_review(refund, "unreadable for twelve hours")
-            audit.record(None, "refund.review", refund, why="unreadable")
-        else:
-            _pause(refund, now, at_least=error.retry_after)
-        refund.save()
+        _heed(error, refund)
+        if refund.lease_owner == owner:
+            _wait_or_ask(refund, clock.now(), at_least=error.retry_after)
+            refund.save()
+
+
+def _wait_or_ask(refund: Refund, now: datetime, *, at_least: float | None = None) -> None:
+    """Look again later; ask people where the refund was sent, and could not be looked for, for twelve hours."""
+    since = now - UNREADABLE_AFTER
+    read = refund.evidence.filter(at__gt=since).exclude(detail=Evidence.Detail.NO_LIST)
+    if refund.state == State.UNKNOWN and cast(datetime, refund.first_sent_at) < since and not read.exists():
+        _to_review(refund, "unreadable for twelve hours")
+        audit.record(None, "refund.review", refund, why="unreadable")
+    else:
+        _pause(refund, now, at_least=at_least)
 
 
 def _cancel_what_no_longer_fits(payment_id: str) -> None:
@@ -780,6 +833,14 @@ def _to_review(refund: Refund, why: str) -> None:
     alarm("refund.review", refund, why=why)
 
 
+def _heed(answer: smartpay.SmartpayError, refund: Refund) -> None:
+    """Raise the alarm where Smartpay did not take a request at all; stop sending where it refuses the key."""
+    if isinstance(answer, smartpay.KeyRefused) and Control.sends_are_on():
+        set_sends(enabled=False, reason="Smartpay: 401")
+    if isinstance(answer, smartpay.NotAccepted):
+        alarm("smartpay.not_accepted", refund, http_status=answer.http_status)
+
+
 def set_sends(*, enabled: bool, reason: str, by: User | None = None) -> None:
     """Stop or resume all sending, with a reason; reading and settling go on either way. `by`: None is the machine."""
     with transaction.atomic():
@@ -787,7 +848,7 @@ def set_sends(*, enabled: bool, reason: str, by: User | None = None) -> None:
             one=True,
             defaults={
                 "sends_enabled": enabled,
-                "reason": reason,
+                "reason": reason[:200],
                 "changed_at": clock.now(),
                 "changed_by": by,
             },

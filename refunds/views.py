@@ -327,15 +327,16 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponse:
         services.read_payment(
             asked.payment_id, client=smartpay.client().within(settings.SMARTPAY_VIEW_DEADLINE)
         )
-        if "confirm" in request.POST:
+        if "confirm" not in request.POST:
+            return _confirmation(request, order, asked)
+        try:
             return _confirmed(request, order, asked)
-        return _confirmation(request, order, asked)
+        except services.SimilarRefund as error:
+            _refused(request, order, asked, error)
+            return _confirmation(request, order, asked, similar_form=SimilarForm(request.POST), status=422)
     except services.RequestReused as error:
         audit.record(request.user, "refund.requested", error.refund, refused=True, why="request_id reused")
         return render(request, "refunds/conflict.html", {"refund": error.refund}, status=409)
-    except services.SimilarRefund as error:
-        _refused(request, order, asked, error)
-        return _confirmation(request, order, asked, similar_form=SimilarForm(request.POST), status=422)
     except services.RefundError as error:
         _refused(request, order, asked, error)
         form.add_error(error.field, str(error))
@@ -529,6 +530,12 @@ def refund_detail(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
     if "renew" not in request.GET:
         audit.record(request.user, "refund.viewed", refund)
     explanation, what_now = _meaning(refund)
+    if (
+        refund.state == Refund.State.CANCELLED
+        and refund.seen.exclude(status=SmartpayRefund.Status.FAILED).exists()
+    ):
+        explanation = _("この返金は取り下げられましたが、Smartpay に同じ返金があります。")
+        what_now = _("システム担当者に連絡してください。もう一度返金しないでください。")
     context = {
         "refund": refund,
         "order": refund.payment.order,

@@ -25,8 +25,8 @@ NOW = datetime(2026, 3, 9, 3, 0, 0, 250_000, tzinfo=UTC)
 HELD = {"awaiting_approval", "queued", "sending", "unknown", "review"}
 STATES = {*HELD, "succeeded", "rejected", "not_executed", "cancelled"}
 ALLOWED = {
-    "awaiting_approval": {"queued", "cancelled"},
-    "queued": {"sending", "cancelled"},
+    "awaiting_approval": {"queued", "cancelled", "review"},
+    "queued": {"sending", "cancelled", "review"},
     "sending": {"succeeded", "rejected", "unknown", "review"},
     "unknown": {"sending", "succeeded", "rejected", "not_executed", "review"},
     "review": {"succeeded", "not_executed"},

@@ -485,7 +485,7 @@ def test_refresh_payment_reads_refunds_that_are_not_known_or_not_booked(paid: Pa
 
 
 def test_refresh_payment_of_an_order_that_is_not_known_reads_that_first() -> None:
-    client: Any = Smartpay(order_of("order_test_1"), payment_of(refund_ids=()))
+    client: Any = Smartpay(order_of("order_test_1"), payment_of(refund_ids=(refund_of().id,)))
     mirror.record_refund(refund_of(), read_at=AT)
     assert mirror.refresh_payment("payment_test_1", client) == (True, ())
     assert client.asked == ["payment_test_1", "order_test_1"]

@@ -51,6 +51,14 @@ def refund(payment: Payment, by: User, amount: int = 1000, **more: Any) -> Refun
     )
 
 
+def work(client: smartpay.Client | None = None) -> int:
+    """A round of a worker."""
+    client = client or smartpay.client()
+    turns = services.settle_due(client=client)
+    services.scan_if_needed(client=client)
+    return turns
+
+
 def at_smartpay(sandbox: Sandbox, payment: Payment) -> list[dict[str, Any]]:
     refunds = sandbox.api("GET", "/refunds", params={"maxResults": 100}).json()["data"]
     return [each for each in refunds if each["payment"] == payment.pk]
@@ -629,9 +637,9 @@ def test_without_a_list_a_scan_that_began_later_settles(
     assert not services.needs_full_scan()
 
     at.advance(hours=1)
-    services.settle_due(client=smartpay.client())  # reads, finds no list, and scans
+    work()  # reads, finds no list, and scans
     at.advance(hours=1)
-    services.settle_due(client=smartpay.client())
+    work()
 
     made.refresh_from_db()
     assert (made.state, made.attempt_no) == (State.SUCCEEDED, 1 if executed else 2)
@@ -649,7 +657,7 @@ def test_absence_without_a_list_takes_two_scans_a_quarter_of_an_hour_apart(
     seen = []
 
     for _turn in range(6):
-        services.settle_due(client=smartpay.client())
+        work()
         made.refresh_from_db()
         seen.append(made.state)
         at.advance(minutes=31)

@@ -246,6 +246,9 @@ def test_length_that_lies_or_is_missing_lets_no_large_body_in(
         event(kind=None),  # type: ignore[arg-type]
         event(kind=["order.authorized"]),  # type: ignore[arg-type]
         event("order.authorized", data="order_test_1"),
+        event("payment.created", {"id": "payment_test_unknown00000000000"}),
+        event("refund.created", {"id": 17}),
+        event("refund.created", {}),
         event("refund.created", data=["refund_test_1"]),
     ],
     ids=lambda body: body[:40].decode(errors="replace"),
@@ -384,8 +387,6 @@ def test_event_of_no_concern_is_taken_and_nothing_is_read(db: None, sandbox: San
         ("refund.created", {"id": "refund_live_unknown0000000000000"}),
         ("order.authorized", {"id": "order_test_unknown0000000000000"}),
         ("payment.created", {"id": "payment_test_unknown00000000000", "order": "order_test_unknown0000"}),
-        ("payment.created", {"id": "payment_test_unknown00000000000"}),
-        ("refund.created", {"id": 17}),
     ],
 )
 def test_event_that_names_what_is_not_there_has_to_come_again(

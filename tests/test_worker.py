@@ -4,11 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from django.db import OperationalError
 
+from refunds import mirror, services, smartpay
+from refunds.management.commands import run_worker
 from tests.sandbox import Sandbox
 from tests.site import ROOT
 
@@ -43,3 +49,65 @@ def test_worker_fills_the_mirror_and_ends_when_told(tmp_path: Path) -> None:
 
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(PATIENCE) == 0
+
+
+class Gone:
+    """The connection, as far as a worker closes it after a fault."""
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Rounds without pauses, on the test's own connection."""
+    for name in ("SETTLE_SECONDS", "SYNC_SECONDS", "UNREAD_SECONDS"):
+        monkeypatch.setattr(run_worker, name, 0.01)
+    monkeypatch.setattr(run_worker, "close_old_connections", lambda: None)
+    monkeypatch.setattr(run_worker, "connection", Gone())
+    monkeypatch.setattr(mirror, "is_older_than", lambda age: False)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_worker_outlives_a_fault_of_the_database(
+    sandbox: Sandbox, hasty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = []
+
+    def settle(**_options: Any) -> int:
+        rounds.append(1)
+        if len(rounds) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return 0
+        raise OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(services, "settle_due", settle)
+    monkeypatch.setattr(services, "scan_if_needed", lambda **_options: None)
+    monkeypatch.setattr(mirror, "sync", lambda *_args, **_options: None)
+
+    run_worker.Command().handle()
+
+    assert len(rounds) == 3
+
+
+@pytest.mark.parametrize("fault", [OperationalError("deadlock detected"), smartpay.Unclear("silence")])
+def test_mirror_outlives_a_fault(
+    sandbox: Sandbox, hasty: None, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    rounds: list[int] = []
+    stop = threading.Event()
+
+    def scan(**_options: Any) -> None:
+        rounds.append(1)
+        if len(rounds) == 3:
+            stop.set()
+        raise fault
+
+    monkeypatch.setattr(services, "scan_if_needed", scan)
+
+    run_worker.Command()._keep_mirror(smartpay.client(), stop)
+
+    assert len(rounds) == 3

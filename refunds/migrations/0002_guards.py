@@ -19,8 +19,10 @@ RESERVING = "('awaiting_approval', 'queued', 'sending', 'unknown', 'review')"
 TRANSITIONS = (
     "awaiting_approval>queued",
     "awaiting_approval>cancelled",
+    "awaiting_approval>review",
     "queued>sending",
     "queued>cancelled",
+    "queued>review",
     "sending>succeeded",
     "sending>rejected",
     "sending>unknown",

@@ -1,11 +1,12 @@
 import signal
 import threading
+import time
 from datetime import timedelta
 from typing import Any
 
 import structlog
 from django.core.management.base import BaseCommand
-from django.db import close_old_connections
+from django.db import close_old_connections, connection
 
 from refunds import mirror, services, smartpay
 
@@ -13,6 +14,7 @@ log = structlog.get_logger(__name__)
 
 SETTLE_SECONDS = 1.0
 SYNC_SECONDS = 60.0
+UNREAD_SECONDS = 15.0  # until a list that could not be read is tried again
 FULL_SYNC_EVERY = timedelta(hours=24)
 
 
@@ -20,7 +22,10 @@ class Command(BaseCommand):
     help = "The background work of a deployment, as many as wanted, anywhere: settles refunds, keeps the mirror fresh."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Work until told to stop (SIGTERM, Ctrl-C); the refund in flight is finished first."""
+        """Work until told to stop (SIGTERM, Ctrl-C); the refund in flight is finished first.
+
+        A defect, or the database gone for a moment, ends a round and never the worker: refunds wait for it.
+        """
         stop = threading.Event()
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: stop.set())
@@ -31,17 +36,30 @@ class Command(BaseCommand):
         threading.Thread(target=self._keep_mirror, args=(client, stop), daemon=True).start()
         while not stop.is_set():
             close_old_connections()
-            services.settle_due(client=client, stop=stop.is_set)
+            try:
+                services.settle_due(client=client, stop=stop.is_set)
+            except Exception:
+                log.exception("worker.round_failed", alarm=True)
+                connection.close()
             stop.wait(SETTLE_SECONDS)
         log.info("worker.stopped")
 
     def _keep_mirror(self, client: smartpay.Client, stop: threading.Event) -> None:
+        """Read what refunds wait for at once, and everything from time to time."""
+        next_sync = 0.0
         while not stop.is_set():
             close_old_connections()
             try:
-                mirror.sync(
-                    client, full=mirror.is_older_than(FULL_SYNC_EVERY), observe=services.observe_refund
-                )
-            except smartpay.SmartpayError as error:  # the next round tries again
-                log.warning("mirror.not_synced", outcome=error.outcome, http_status=error.http_status)
-            stop.wait(SYNC_SECONDS)
+                services.scan_if_needed(client=client)
+                if time.monotonic() >= next_sync:
+                    next_sync = time.monotonic() + SYNC_SECONDS
+                    full = mirror.is_older_than(FULL_SYNC_EVERY)
+                    mirror.sync(client, full=full, observe=services.observe_refund)
+            except smartpay.SmartpayError as error:
+                log.warning("mirror.not_read", outcome=error.outcome, http_status=error.http_status)
+                stop.wait(UNREAD_SECONDS)
+            except Exception:
+                log.exception("mirror.round_failed", alarm=True)
+                connection.close()
+                stop.wait(UNREAD_SECONDS)
+            stop.wait(SETTLE_SECONDS)

@@ -12,4 +12,5 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         turns = services.settle_due(client=smartpay.client())
+        services.scan_if_needed(client=smartpay.client())
         self.stdout.write(f"refunds due: {turns}")

@@ -1,0 +1,388 @@
+"""Faults between the lines: sleepers, liars, forgotten rows, leases lost, lists that fail."""
+
+import contextlib
+import threading
+import uuid
+from typing import Any
+
+import pytest
+from django.db import connections
+
+from dashboard.models import User
+from refunds import mirror, services, smartpay
+from refunds.models import Attempt, Control, Payment, Refund
+from tests.conftest import Clock, make_user, sign_in
+from tests.sandbox import Sandbox
+from tests.test_services import ask, at_smartpay, mirrored, observe, refund, shown, unknown, work
+
+State = Refund.State
+
+
+@pytest.fixture
+def payment(db: None, sandbox: Sandbox) -> Payment:
+    return mirrored(sandbox, "refundable", min_amount=2000)
+
+
+# --- A sender that sleeps between its commit and its first byte
+
+
+def test_sender_that_slept_past_its_key_refunds_nothing_again(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = services._send
+    asleep: list[Attempt] = []
+
+    def slept(attempt: Attempt, *, client: smartpay.Client) -> Any:
+        if not asleep:
+            asleep.append(attempt)
+            for hours in (1, 7):
+                at.advance(hours=hours)
+                sandbox.advance(hours * 3600)
+                services.settle_due(client=client)  # a worker takes over at once, and refunds
+        return send(attempt, client=client)
+
+    monkeypatch.setattr(services, "_send", slept)
+
+    refund(payment, operator)
+
+    assert len(at_smartpay(sandbox, payment)) == 1
+
+
+def test_sender_that_slept_until_absence_was_proved_sends_nothing(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = services._send
+    asleep: list[Attempt] = []
+
+    def slept(attempt: Attempt, *, client: smartpay.Client) -> Any:
+        if not asleep:
+            asleep.append(attempt)
+            for _turn in range(4):
+                at.advance(hours=7)
+                sandbox.advance(7 * 3600)
+                services.settle_due(client=client)
+            assert Refund.objects.get().state == State.NOT_EXECUTED  # and a person may refund anew
+        return send(attempt, client=client)
+
+    monkeypatch.setattr(services, "_send", slept)
+
+    refund(payment, operator)
+
+    assert not at_smartpay(sandbox, payment)
+
+
+# --- A status that nobody knows
+
+
+def test_status_that_we_do_not_know_is_not_success_when_read(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    sandbox.fault("odd_status")
+    made = refund(payment, operator)
+    [there] = at_smartpay(sandbox, payment)
+    sandbox.set(there["id"], status="processing")
+
+    at.advance(hours=1)
+    services.settle_due(client=smartpay.client())
+    made.refresh_from_db()
+    assert made.state == State.UNKNOWN
+
+    sandbox.set(there["id"], status="failed")
+    at.advance(hours=1)
+    services.settle_due(client=smartpay.client())
+    made.refresh_from_db()
+    assert made.state == State.REJECTED
+
+
+def test_success_that_smartpay_takes_back_is_an_alarm(
+    payment: Payment, operator: User, sandbox: Sandbox, caplog: Any
+) -> None:
+    made = refund(payment, operator)
+    caplog.clear()
+
+    observe(shown(made, made.smartpay_id or "", status="failed"))
+
+    assert "'alarm': True" in caplog.text
+
+
+# --- Workers that die
+
+
+@pytest.mark.parametrize("mode", ["unauthorized", "html"])
+def test_scan_that_fails_does_not_end_the_worker(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "PAUSES", ())
+    sandbox.switch(payments_list_refunds=False)
+    sandbox.fault("reset", executed=False)
+    refund(payment, operator)
+    sandbox.fault(mode, method="GET", path="/v1/refunds", times=None)
+    at.advance(hours=1)
+
+    assert services.settle_due(client=smartpay.client()) == 1
+
+
+def test_row_that_can_not_be_read_keeps_no_other_waiting(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = mirrored(sandbox, "refundable", min_amount=2000, skip=3)
+    services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
+    good = services.request_refund(ask(other), refundable=other.refundable(), by=operator)
+    refresh = mirror.refresh_payment
+
+    def poisoned(payment_id: str, client: smartpay.Client) -> Any:
+        if payment_id == payment.pk:
+            raise ValueError("what no database can keep")
+        return refresh(payment_id, client)
+
+    monkeypatch.setattr(mirror, "refresh_payment", poisoned)
+    at.advance(seconds=6)
+
+    services.settle_due(client=smartpay.client())
+
+    good.refresh_from_db()
+    assert good.state == State.SUCCEEDED
+
+
+# --- IntegrityErrors where the table says review
+
+
+def test_answer_with_the_id_of_another_refund_is_for_people(
+    payment: Payment, operator: User, sandbox: Sandbox
+) -> None:
+    first = refund(payment, operator, 500)
+    sandbox.fault("altered", values={"id": first.smartpay_id, "reference": None, "metadata": None})
+
+    second = refund(payment, operator, 500, similar_reason="別件")
+
+    assert second.state == State.REVIEW
+
+
+def test_forgotten_refund_beside_one_in_flight_is_booked(
+    payment: Payment, operator: User, sandbox: Sandbox
+) -> None:
+    forgotten = services.request_refund(ask(payment, 100), refundable=payment.refundable(), by=operator)
+    payment.refresh_from_db()
+    assert unknown_beside(payment, operator, sandbox).state == State.UNKNOWN
+
+    observe(shown(forgotten))
+
+    forgotten.refresh_from_db()
+    assert forgotten.state in (State.SUCCEEDED, State.REVIEW)
+
+
+def unknown_beside(payment: Payment, by: User, sandbox: Sandbox) -> Refund:
+    sandbox.fault("reset", executed=False)
+    return refund(payment, by, 200, similar_reason="別件")
+
+
+def test_waiting_refund_that_smartpay_has_is_never_sent(
+    payment: Payment, operator: User, sandbox: Sandbox, settings: Any
+) -> None:
+    settings.REFUND_APPROVAL_ABOVE = 0
+    made = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
+
+    observe(shown(made))
+
+    made.refresh_from_db()
+    assert made.state != State.AWAITING_APPROVAL  # approved now, it would be sent
+
+
+# --- Told "not executed" though it may have been
+
+
+def test_absence_is_not_proved_beside_a_refund_that_could_be_it(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    sandbox.fault("reset")
+    made = refund(payment, operator)
+    [there] = at_smartpay(sandbox, payment)
+    sandbox.api("PATCH", f"/refunds/{there['id']}", json={"reference": "shop-17", "metadata": {}})
+
+    at.advance(hours=7)
+    for _turn in range(6):
+        services.settle_due(client=smartpay.client())
+        at.advance(hours=1)
+
+    made.refresh_from_db()
+    assert made.state == State.REVIEW
+
+
+def test_list_without_what_we_know_is_not_complete(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    sandbox.refund_elsewhere(payment.pk, 1)
+    services.read_payment(payment.pk, client=smartpay.client())
+    sandbox.fault("reset")
+    made = refund(payment, operator, similar_reason="別件")
+    sandbox.fault(
+        "altered", method="GET", path=f"/v1/payments/{payment.pk}", values={"refunds": []}, times=None
+    )
+
+    at.advance(hours=7)
+    for _turn in range(6):
+        services.settle_due(client=smartpay.client())
+        at.advance(hours=1)
+
+    made.refresh_from_db()
+    assert made.state != State.NOT_EXECUTED
+
+
+def test_our_reference_on_another_payment_is_for_people(
+    payment: Payment, operator: User, sandbox: Sandbox
+) -> None:
+    other = mirrored(sandbox, "refundable", min_amount=2000, skip=3)
+    made = unknown(payment, operator, sandbox)
+
+    observe(shown(made, payment=other.pk))
+
+    made.refresh_from_db()
+    assert made.state == State.REVIEW
+
+
+# --- First turns, leases, pauses
+
+
+def test_first_turn_that_comes_late_sends_nothing_unread(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    made = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
+    at.advance(seconds=6)
+    sandbox.fault("rate_limited", seconds=600)
+    services.settle_due(client=smartpay.client())
+
+    services.take_turn(made.pk, client=smartpay.client(), first=True)
+
+    assert len(sandbox.requests("POST", "/v1/refunds")) == 1
+
+
+def test_turn_that_was_just_taken_is_not_taken_again(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
+    at.advance(seconds=6)
+    [listed_by_two] = services.due().values_list("pk", flat=True)
+    sandbox.fault("rate_limited", seconds=600)
+    services.take_turn(listed_by_two, client=smartpay.client())
+
+    at.advance(seconds=1)
+    services.take_turn(listed_by_two, client=smartpay.client())
+
+    assert len(sandbox.requests("POST", "/v1/refunds")) == 1
+
+
+def test_reader_that_lost_its_lease_leaves_the_senders_alone(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox.fault("reset", executed=False)
+    made = refund(payment, operator)
+    at.advance(hours=1)
+
+    def slow(payment_id: str, *, client: smartpay.Client) -> bool:
+        at.advance(seconds=121)
+        assert services._take_lease(made.pk, owner="another")
+        assert services._begin_attempt(made.pk, owner="another")
+        raise smartpay.Unclear("No answer within the deadline.")
+
+    monkeypatch.setattr(services, "read_payment", slow)
+    services.take_turn(made.pk, client=smartpay.client())
+
+    made.refresh_from_db()
+    assert (made.state, made.lease_owner) == (State.SENDING, "another")
+
+
+# --- Silence
+
+
+def test_unknown_whose_scans_fail_for_twelve_hours_is_for_people(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "PAUSES", ())
+    sandbox.switch(payments_list_refunds=False)
+    sandbox.fault("reset", executed=False)
+    made = refund(payment, operator)
+    sandbox.fault("html", method="GET", path="/v1/refunds", times=None)
+
+    for _turn in range(20):
+        at.advance(hours=1)
+        with contextlib.suppress(smartpay.SmartpayError):
+            work()
+
+    made.refresh_from_db()
+    assert made.state == State.REVIEW
+
+
+def test_rotated_key_is_an_alarm_when_a_read_hears_it_first(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock, caplog: Any
+) -> None:
+    sandbox.fault("reset", executed=False)
+    refund(payment, operator)
+    sandbox.fault("unauthorized", method=None, path="", times=None)
+    caplog.clear()
+
+    at.advance(hours=1)
+    services.settle_due(client=smartpay.client())
+
+    assert "'alarm': True" in caplog.text
+    assert not Control.sends_are_on()
+
+
+# --- Sums
+
+
+def test_executed_refund_that_was_cancelled_here_is_not_left_to_refund(
+    payment: Payment, operator: User
+) -> None:
+    left = payment.refundable()
+    made = services.request_refund(ask(payment), refundable=left, by=operator)
+    services.withdraw(made.pk, by=operator)
+
+    observe(shown(made))
+
+    payment.refresh_from_db()
+    assert payment.refundable() == left - 1000
+    page = sign_in(operator).get(f"/refunds/{made.pk}/").content.decode()
+    assert "お金は動いていません" not in page
+
+
+# --- 500s that leave nothing behind
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_one_id_for_two_payments_at_once_is_a_conflict(sandbox: Sandbox) -> None:
+    person = make_user("operator")
+    pair = [mirrored(sandbox, "refundable", min_amount=2000, skip=skip) for skip in (0, 3)]
+
+    def click(
+        chosen: Payment, same: uuid.UUID, start: threading.Barrier, told: list[services.RefundError]
+    ) -> None:
+        try:
+            start.wait(5)
+            chosen.refresh_from_db()
+            services.request_refund(
+                ask(chosen, 1, request_id=same),
+                refundable=chosen.refundable(),
+                by=User.objects.get(pk=person.pk),
+                similar_reason="別件",
+            )
+        except services.RefundError as error:
+            told.append(error)
+        finally:
+            connections.close_all()
+
+    for _round in range(20):
+        told: list[services.RefundError] = []
+        same, start = uuid.uuid4(), threading.Barrier(2)
+        threads = [threading.Thread(target=click, args=(each, same, start, told)) for each in pair]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [type(error) for error in told] == [services.RequestReused]
+
+
+def test_stop_with_a_long_reason_stops(db: None) -> None:
+    services.set_sends(enabled=False, reason="点検" * 150)
+
+    assert not Control.sends_are_on()
