@@ -1,8 +1,14 @@
 """The settings that tests run under, set before Django reads its own; loaded by pytest's `-p` in pyproject.toml."""
 
 import os
+from pathlib import Path
+
+# Collected static files, of which tests have none; the server of the pages wants the directory all the same.
+STATIC_ROOT = Path(__file__).resolve().parent.parent / ".state" / "tests" / "static"
+STATIC_ROOT.mkdir(parents=True, exist_ok=True)
 
 os.environ.update(
+    STATIC_ROOT=str(STATIC_ROOT),
     SECRET_KEY="a-secret-of-the-tests-long-enough-for-every-check-0123456789",
     HTTPS="False",
     ALLOWED_HOSTS="127.0.0.1,localhost",
