@@ -214,9 +214,7 @@ def request_refund(request: Request, *, refundable: int, by: User, similar_reaso
             with transaction.atomic():
                 refund.save(force_insert=True)
         except IntegrityError:
-            # The same id at the same moment for another payment, whose lock is not this one.
-            if made := find_request(request, by=by):
-                return made
+            find_request(request, by=by)  # raises where the id was used a moment ago for another payment
             raise
         audit.record(
             by,

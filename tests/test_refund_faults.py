@@ -6,7 +6,7 @@ import uuid
 from typing import Any
 
 import pytest
-from django.db import connections
+from django.db import IntegrityError, connections
 
 from dashboard.models import User
 from refunds import mirror, services, smartpay
@@ -386,3 +386,13 @@ def test_stop_with_a_long_reason_stops(db: None) -> None:
     services.set_sends(enabled=False, reason="点検" * 150)
 
     assert not Control.sends_are_on()
+
+
+def test_row_that_the_database_refuses_is_no_refund_and_no_conflict(payment: Payment, operator: User) -> None:
+    nothing: Any = None
+    asked = ask(payment, description=nothing)
+
+    with pytest.raises(IntegrityError):
+        services.request_refund(asked, refundable=payment.refundable(), by=operator)
+
+    assert not Refund.objects.exists()
