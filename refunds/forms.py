@@ -154,6 +154,12 @@ class SimilarForm(forms.Form):
     )
 
 
+class DecisionForm(forms.Form):
+    """承認・却下. Why a refund is turned down is asked for; why it is approved may be said."""
+
+    note = PlainText(label=_("理由"), required=False, limit=MEMO_LENGTH, lines=True, widget=forms.Textarea)
+
+
 class PeriodForm(forms.Form):
     """期間: Japan's days, counted back from today."""
 

@@ -600,6 +600,7 @@ class AuditEntry(models.Model):
         REFUNDS_LISTED = "refunds.listed", _("返金一覧の閲覧")
         REFUND_VIEWED = "refund.viewed", _("返金の閲覧")
         REFUND_REQUESTED = "refund.requested", _("返金の申請")
+        REFUND_APPROVED = "refund.approved", _("返金の承認")
         REFUND_SENDING = "refund.sending", _("返金の送信")
         REFUND_UNKNOWN = "refund.unknown", _("返金: 結果不明")
         REFUND_REVIEW = "refund.review", _("返金: 要調査")

@@ -91,7 +91,13 @@ class RequestReused(RefundError):
 
 
 class NotWaiting(RefundError):
-    """It can't be withdrawn any more: it was sent, or decided."""
+    """It can't be withdrawn or decided any more: it was sent, or somebody decided."""
+
+
+class NoReason(RefundError):
+    """Who turns a refund down says why."""
+
+    field = "note"
 
 
 # --- Asking for a refund ------------------------------------------------------------------------------------
@@ -260,6 +266,68 @@ def withdraw(refund_id: uuid.UUID, *, by: User) -> Refund:
             raise NotWaiting(_("この返金はすでに送信されたか、決定されています。取り下げられません。"))
         _cancel(refund, Refund.Cancelled.WITHDRAWN, by=by)
     return refund
+
+
+# --- Four eyes ----------------------------------------------------------------------------------------------
+
+
+def approve(
+    refund_id: uuid.UUID, *, by: User, note: str = "", client: smartpay.Client | None = None
+) -> Refund:
+    """Approve another person's refund and take its first turn; return the row with its outcome so far.
+
+    What was asked for is that amount of that remaining balance: if the balance moved since, the refund is cancelled
+    instead, and has to be asked for again.
+
+    Raises: PermissionDenied (one's own, too), NotWaiting, smartpay.SmartpayError (nothing was decided then).
+    """
+    client = client or smartpay.client()
+    payment_id = Refund.objects.values_list("payment_id", flat=True).get(pk=refund_id)
+    read_payment(payment_id, client=client.within(settings.SMARTPAY_VIEW_DEADLINE))
+    with _to_decide(refund_id, by=by, note=note) as refund:
+        if refund.payment.refundable() + refund.amount != refund.refundable_before:
+            _cancel(refund, Refund.Cancelled.BALANCE, by=by)
+            return refund
+        _move(refund, State.QUEUED)
+        refund.next_check_at = clock.now() + FIRST_TURN_HEAD_START
+        refund.save()
+        audit.record(by, "refund.approved", refund, amount=refund.amount)
+    take_turn(refund_id, client=client, first=True)
+    refund.refresh_from_db()
+    return refund
+
+
+def reject(refund_id: uuid.UUID, *, by: User, note: str) -> Refund:
+    """Turn down another person's refund, with a reason. Raises: PermissionDenied, NotWaiting, NoReason."""
+    if not note:
+        raise NoReason(_("却下する理由を入力してください。"))
+    with _to_decide(refund_id, by=by, note=note) as refund:
+        _cancel(refund, Refund.Cancelled.REFUSED, by=by)
+    return refund
+
+
+def expire_requests() -> int:
+    """Cancel what has waited for a second person for REFUND_REQUEST_DAYS; return how many."""
+    before = clock.now() - timedelta(days=settings.REFUND_REQUEST_DAYS)
+    old = Refund.objects.filter(state=State.AWAITING_APPROVAL, requested_at__lt=before)
+    ids = list(old.values_list("pk", flat=True))
+    for refund_id in ids:
+        with _locked(refund_id) as refund:
+            if refund.state == State.AWAITING_APPROVAL:  # nobody decided meanwhile
+                _cancel(refund, Refund.Cancelled.EXPIRED, by=None)
+    return len(ids)
+
+
+@contextmanager
+def _to_decide(refund_id: uuid.UUID, *, by: User, note: str) -> Iterator[Refund]:
+    """A waiting refund, locked, with this person's decision written into it; the first of several is the one."""
+    with _locked(refund_id) as refund:
+        if not by.is_active or not by.has_perm(roles.APPROVE_REFUND) or refund.requested_by_id == by.pk:
+            raise PermissionDenied
+        if refund.state != State.AWAITING_APPROVAL:
+            raise NotWaiting(_("この返金はすでに決定されたか、取り下げられています。"))
+        refund.decided_by, refund.decided_at, refund.decision_note = by, clock.now(), note
+        yield refund
 
 
 def needs_approval(amount: int) -> bool:

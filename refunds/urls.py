@@ -14,5 +14,7 @@ urlpatterns = [
     path("refunds/", views.refund_list, name="refund_list"),
     path("refunds/<uuid:refund_id>/", views.refund_detail, name="refund"),
     path("refunds/<uuid:refund_id>/withdraw/", views.refund_withdraw, name="refund_withdraw"),
+    path("refunds/<uuid:refund_id>/decide/", views.refund_decide, name="refund_decide"),
+    path("approvals/", views.approvals, name="approvals"),
     path("webhooks/smartpay/", webhooks.receive, name="webhook"),
 ]

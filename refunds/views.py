@@ -9,7 +9,7 @@ from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import permission_required
 from django.core import signing
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -18,8 +18,9 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from dashboard.models import User
+from dashboard.sso import fresh_sign_in_required
 from refunds import audit, mirror, roles, search, services, smartpay
-from refunds.forms import OrderFilterForm, RefundFilterForm, RefundForm, SimilarForm
+from refunds.forms import DecisionForm, OrderFilterForm, RefundFilterForm, RefundForm, SimilarForm
 from refunds.models import Control, Order, Payment, Refund, Search, SmartpayRefund
 from refunds.templatetags.money import money
 
@@ -59,11 +60,9 @@ def start(request: HttpRequest) -> HttpResponse:
         .select_related("payment__order")
         .order_by("-requested_at", "-id")[:PAGE]
     )
-    return render(
-        request,
-        "refunds/start.html",
-        {"unsettled": unsettled, "waiting": 0, "typed": _parked(request).get("q", "")},
-    )
+    waiting = len(_waiting(request)[:PAGE]) if request.user.has_perm(roles.APPROVE_REFUND) else 0
+    context = {"unsettled": unsettled, "waiting": waiting, "typed": _parked(request).get("q", "")}
+    return render(request, "refunds/start.html", context)
 
 
 # --- 注文一覧 -------------------------------------------------------------------------------------------------
@@ -524,11 +523,22 @@ def _not_now(error: smartpay.SmartpayError) -> str:
 @may_see
 def refund_detail(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
     """The one page of a refund. Reading it again never sends anything."""
-    refund = get_object_or_404(
-        Refund.objects.select_related("payment__order", "requested_by", "decided_by"), pk=refund_id
-    )
+    refund = _refund(refund_id)
     if "renew" not in request.GET:
         audit.record(request.user, "refund.viewed", refund)
+    return _draw_refund(request, refund, DecisionForm(initial=_parked(request)))
+
+
+def _refund(refund_id: uuid.UUID) -> Refund:
+    related = Refund.objects.select_related("payment__order", "requested_by", "decided_by")
+    return get_object_or_404(related, pk=refund_id)
+
+
+def _draw_refund(
+    request: HttpRequest, refund: Refund, decision: DecisionForm, status: int = 200
+) -> HttpResponse:
+    waiting = refund.state == Refund.State.AWAITING_APPROVAL
+    mine = refund.requested_by_id == request.user.pk
     explanation, what_now = _meaning(refund)
     if (
         refund.state == Refund.State.CANCELLED
@@ -544,10 +554,59 @@ def refund_detail(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
         "explanation": explanation,
         "what_now": what_now,
         "renew_seconds": RENEW_SECONDS.get(Refund.State(refund.state), 0),
-        "can_withdraw": refund.requested_by_id == request.user.pk
-        and refund.state in (Refund.State.AWAITING_APPROVAL, Refund.State.QUEUED),
+        "can_withdraw": mine and (waiting or refund.state == Refund.State.QUEUED),
+        "can_decide": waiting and not mine and request.user.has_perm(roles.APPROVE_REFUND),
+        "decision": decision,
+        "left_after": refund.refundable_before - refund.amount,
+        "approve_label": _("%(amount)s の返金を承認する") % {"amount": money(refund.amount, refund.currency)},
     }
-    return render(request, "refunds/refund_detail.html", context)
+    return render(request, "refunds/refund_detail.html", context, status=status)
+
+
+@require_safe
+@permission_required(roles.APPROVE_REFUND, raise_exception=True)
+def approvals(request: HttpRequest) -> HttpResponse:
+    """承認: what waits for a second person, the longest waiting first; one's own waits for somebody else."""
+    rows = list(_waiting(request)[:PAGE])
+    audit.record(request.user, "refunds.listed", None, shown=[str(refund.pk) for refund in rows])
+    own = Refund.objects.filter(requested_by=_person(request), state=Refund.State.AWAITING_APPROVAL).exists()
+    return render(request, "refunds/approvals.html", {"refunds": rows, "own": own})
+
+
+def _waiting(request: HttpRequest) -> QuerySet[Refund]:
+    """What this person could decide."""
+    return (
+        Refund.objects.filter(state=Refund.State.AWAITING_APPROVAL)
+        .exclude(requested_by=_person(request))
+        .select_related("payment__order", "requested_by")
+        .order_by("requested_at", "id")
+    )
+
+
+@require_POST
+@permission_required(roles.APPROVE_REFUND, raise_exception=True)
+@fresh_sign_in_required
+def refund_decide(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
+    """承認する sends the refund; 却下する frees its amount. The sign-in has to be fresh for either."""
+    refund = _refund(refund_id)
+    form = DecisionForm(request.POST)
+    if not form.is_valid():
+        return _draw_refund(request, refund, form, status=422)
+    note = form.cleaned_data["note"]
+    try:
+        if "approve" in request.POST:
+            services.approve(refund_id, by=_person(request), note=note)
+        else:
+            services.reject(refund_id, by=_person(request), note=note)
+    except services.NotWaiting as error:
+        messages.warning(request, str(error))
+    except services.RefundError as error:
+        form.add_error(error.field, str(error))
+        return _draw_refund(request, refund, form, status=422)
+    except smartpay.SmartpayError as error:
+        form.add_error(None, _not_now(error))
+        return _draw_refund(request, refund, form, status=503)
+    return redirect("refunds:refund", refund_id)
 
 
 def _meaning(refund: Refund) -> tuple[str, str]:

@@ -304,3 +304,27 @@ def test_screens_that_go_wrong_are_ours_too(site: Site, chrome: Browser, scheme:
     expect(operator.page.get_by_text("一致する注文はありません")).to_be_visible()
     operator.shoot(f"search-empty-{scheme}" if scheme == "dark" else "search-empty")
     operator.leave()
+
+
+def test_second_person_approves_what_is_large(chrome: Browser, tmp_path: Path) -> None:
+    with Site(tmp_path, REFUND_APPROVAL_ABOVE="5000") as site:
+        found = site.sandbox.find("refundable", min_amount=8000)
+        operator = Person(chrome, site, "operator")
+        operator.open_refund_form(found["order"])
+        operator.fill_in("6000", "商品の返品のため")
+        operator.page.get_by_role("button", name="¥6,000 の返金を申請する").click()
+        expect(operator.page.get_by_role("heading", level=1)).to_contain_text("承認待ち")
+        operator.shoot("refund-waiting")
+        assert refunds_of(site, found["payments"][0]["id"]) == []
+
+        approver = Person(chrome, site, "approver")
+        expect(approver.page.get_by_text("あなたの承認を待っている返金が 1 件あります")).to_be_visible()
+        approver.page.goto("/approvals/")
+        approver.shoot("approvals")
+        approver.page.get_by_role("row").nth(1).get_by_role("link").first.click()
+        approver.shoot("refund-decide")
+        approver.page.get_by_role("button", name="¥6,000 の返金を承認する").click()
+        expect(approver.page.get_by_role("heading", level=1)).to_contain_text("返金済み")
+        assert [each["amount"] for each in refunds_of(site, found["payments"][0]["id"])] == [6000]
+        operator.leave()
+        approver.leave()

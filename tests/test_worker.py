@@ -73,7 +73,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_worker_outlives_a_fault_of_the_database(
-    sandbox: Sandbox, hasty: None, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, hasty: None, db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounds = []
 

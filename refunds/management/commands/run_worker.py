@@ -37,6 +37,7 @@ class Command(BaseCommand):
         while not stop.is_set():
             close_old_connections()
             try:
+                services.expire_requests()
                 services.settle_due(client=client, stop=stop.is_set)
             except Exception:
                 log.exception("worker.round_failed", alarm=True)

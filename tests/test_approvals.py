@@ -1,0 +1,229 @@
+"""Four eyes: large refunds wait for a second person, who is never the one who asked."""
+
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.exceptions import PermissionDenied
+from django.db import connections
+from django.test import Client
+
+from dashboard.models import User
+from refunds import services, smartpay
+from refunds.models import AuditEntry, Payment, Refund
+from tests.conftest import Clock, make_user, sign_in
+from tests.sandbox import Sandbox
+from tests.test_services import ask, at_smartpay, mirrored
+
+State = Refund.State
+
+
+@pytest.fixture
+def payment(db: None, sandbox: Sandbox, settings: Any) -> Payment:
+    settings.REFUND_APPROVAL_ABOVE = 500
+    return mirrored(sandbox, "refundable", min_amount=2000)
+
+
+@pytest.fixture
+def waiting(payment: Payment, operator: User) -> Refund:
+    return services.refund_payment(ask(payment), refundable=payment.refundable(), by=operator)
+
+
+def fresh(user: User) -> Client:
+    """At a browser where the provider asked for this person a moment ago."""
+    browser = sign_in(user)
+    session = browser.session
+    session["auth_time"] = time.time()
+    session.save()
+    return browser
+
+
+def decide(browser: Client, refund: Refund, **fields: str) -> Any:
+    return browser.post(f"/refunds/{refund.pk}/decide/", fields)
+
+
+def test_approved_refund_is_sent_at_once(
+    waiting: Refund, payment: Payment, approver: User, sandbox: Sandbox
+) -> None:
+    assert (waiting.state, sandbox.requests("POST", "/v1/refunds")) == (State.AWAITING_APPROVAL, [])
+
+    made = services.approve(waiting.pk, by=approver, note="確認済み")
+
+    [there] = at_smartpay(sandbox, payment)
+    assert (made.state, made.decided_by, made.decision_note) == (State.SUCCEEDED, approver, "確認済み")
+    assert there["reference"] == str(made.pk)
+    trail = AuditEntry.objects.filter(object_id=made.pk).order_by("id").values_list("action", "actor")
+    assert list(trail)[:2] == [
+        ("refund.requested", waiting.requested_by_id),
+        ("refund.approved", approver.pk),
+    ]
+
+
+def test_rejected_refund_frees_its_amount(
+    waiting: Refund, payment: Payment, approver: User, sandbox: Sandbox
+) -> None:
+    with pytest.raises(services.NoReason):
+        services.reject(waiting.pk, by=approver, note="")
+
+    made = services.reject(waiting.pk, by=approver, note="金額が違います")
+
+    payment.refresh_from_db()
+    assert (made.state, made.label, made.decided_by) == (State.CANCELLED, "却下", approver)
+    assert (payment.reserved, sandbox.requests("POST", "/v1/refunds")) == (0, [])
+
+
+def test_nobody_decides_their_own(payment: Payment, approver: User, sandbox: Sandbox) -> None:
+    own = services.refund_payment(ask(payment), refundable=payment.refundable(), by=approver)
+
+    for act in (services.approve, services.reject):
+        with pytest.raises(PermissionDenied):
+            act(own.pk, by=approver, note="自分")
+
+    own.refresh_from_db()
+    assert (own.state, own.decided_by) == (State.AWAITING_APPROVAL, None)
+
+
+@pytest.mark.parametrize("role", ["viewer", "operator", "auditor"])
+def test_only_approvers_decide(waiting: Refund, role: str) -> None:
+    person = make_user(role)
+
+    with pytest.raises(PermissionDenied):
+        services.approve(waiting.pk, by=person)
+    assert decide(fresh(person), waiting, approve="1").status_code == 403
+    assert sign_in(person).get("/approvals/").status_code == 403
+
+
+def test_refund_whose_balance_moved_is_asked_for_again(
+    waiting: Refund, payment: Payment, approver: User, sandbox: Sandbox
+) -> None:
+    sandbox.refund_elsewhere(payment.pk, 1)
+
+    made = services.approve(waiting.pk, by=approver)
+
+    assert (made.state, made.label) == (State.CANCELLED, "残額変更")
+    assert not sandbox.requests("POST", "/v1/refunds")
+
+
+def test_decision_is_made_once(waiting: Refund, approver: User, sandbox: Sandbox) -> None:
+    services.approve(waiting.pk, by=approver)
+
+    with pytest.raises(services.NotWaiting):
+        services.reject(waiting.pk, by=make_user("approver"), note="遅い")
+    with pytest.raises(services.NotWaiting):
+        services.approve(waiting.pk, by=make_user("approver"))
+
+    assert len(sandbox.requests("POST", "/v1/refunds")) == 1
+
+
+@pytest.mark.postgresql  # SQLite in memory has one connection, and no race to lose
+@pytest.mark.django_db(transaction=True)
+def test_of_several_approvers_at_once_one_decides(sandbox: Sandbox, settings: Any) -> None:
+    settings.REFUND_APPROVAL_ABOVE = 500
+    payment = mirrored(sandbox, "refundable", min_amount=2000)
+    waiting = services.refund_payment(ask(payment), refundable=payment.refundable(), by=make_user("operator"))
+    people = [make_user("approver") for _person in range(5)]
+    start, told = threading.Barrier(5), []
+
+    def press(person: User) -> None:
+        try:
+            start.wait(5)
+            services.approve(waiting.pk, by=person)
+        except services.NotWaiting as error:
+            told.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=press, args=[person]) for person in people]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    waiting.refresh_from_db()
+    assert (len(told), waiting.state) == (4, State.SUCCEEDED)
+    assert len(at_smartpay(sandbox, payment)) == 1
+
+
+def test_request_that_nobody_decides_expires(
+    waiting: Refund, payment: Payment, at: Clock, settings: Any
+) -> None:
+    settings.REFUND_REQUEST_DAYS = 7
+    assert services.expire_requests() == 0
+
+    at.advance(days=8)
+
+    assert services.expire_requests() == 1
+    waiting.refresh_from_db()
+    payment.refresh_from_db()
+    assert (waiting.state, waiting.label, payment.reserved) == (State.CANCELLED, "期限切れ", 0)
+    assert services.expire_requests() == 0
+
+
+def test_nothing_is_decided_while_smartpay_can_not_be_read(
+    waiting: Refund, approver: User, sandbox: Sandbox
+) -> None:
+    sandbox.fault("html", method="GET", path="", times=None)
+
+    with pytest.raises(smartpay.SmartpayError):
+        services.approve(waiting.pk, by=approver)
+    page = decide(fresh(approver), waiting, approve="1", note="確認済み")
+
+    waiting.refresh_from_db()
+    assert (page.status_code, waiting.state) == (503, State.AWAITING_APPROVAL)
+    assert "確認済み" in page.content.decode()
+
+
+# --- The screens --------------------------------------------------------------------------------------------
+
+
+def test_approver_finds_what_waits_and_approves_it(waiting: Refund, approver: User, sandbox: Sandbox) -> None:
+    browser = fresh(approver)
+    assert "承認を待っている返金が 1 件" in browser.get("/").content.decode()
+    assert f"/refunds/{waiting.pk}/" in browser.get("/approvals/").content.decode()
+    assert "¥1,000 の返金を承認する" in browser.get(f"/refunds/{waiting.pk}/").content.decode()
+
+    answer = decide(browser, waiting, approve="1")
+
+    assert answer["Location"] == f"/refunds/{waiting.pk}/"
+    waiting.refresh_from_db()
+    assert waiting.state == State.SUCCEEDED
+    assert "承認を待っている返金はありません" in browser.get("/approvals/").content.decode()
+    late = browser.post(f"/refunds/{waiting.pk}/decide/", {"approve": "1"}, follow=True)
+    assert "すでに決定されたか" in late.content.decode()
+
+
+def test_own_request_offers_no_decision(payment: Payment, approver: User) -> None:
+    own = services.refund_payment(ask(payment), refundable=payment.refundable(), by=approver)
+    browser = fresh(approver)
+
+    assert "承認する" not in browser.get(f"/refunds/{own.pk}/").content.decode()
+    assert "ほかの承認者が決定します" in browser.get("/approvals/").content.decode()
+    assert decide(browser, own, approve="1").status_code == 403
+    assert AuditEntry.objects.filter(action="page.refused", actor=approver).count() == 1
+
+
+def test_turning_down_without_a_reason_is_told_beside_the_field(waiting: Refund, approver: User) -> None:
+    page = decide(fresh(approver), waiting, reject="1", note=" ")
+    odd = decide(fresh(approver), waiting, reject="1", note="\u202e")
+
+    assert (page.status_code, odd.status_code) == (422, 422)
+    assert 'id="id_note_error">却下する理由を入力してください。' in page.content.decode()
+    waiting.refresh_from_db()
+    assert waiting.state == State.AWAITING_APPROVAL
+
+
+def test_decision_wants_a_fresh_sign_in_and_sends_nothing_before(
+    waiting: Refund, approver: User, sandbox: Sandbox, settings: Any
+) -> None:
+    browser = sign_in(approver)
+    session = browser.session
+    session["auth_time"] = time.time() - timedelta(minutes=6).total_seconds()
+    session.save()
+
+    answer = decide(browser, waiting, approve="1", note="確認済み")
+
+    assert answer["Location"].startswith("/oidc/step-up/?next=")
+    waiting.refresh_from_db()
+    assert (waiting.state, sandbox.requests("POST", "/v1/refunds")) == (State.AWAITING_APPROVAL, [])
