@@ -8,7 +8,7 @@ help:
 	@echo "make format        rewrite the sources as make check wants them"
 	@echo "make translations  bring locale/ up to date with the sources"
 	@echo "make screenshots   make docs/screenshots anew, by the browser tests"
-	@echo "make bench         the performance table"
+	@echo "make bench         what it will measure; it does not yet"
 
 run:
 	@scripts/setup

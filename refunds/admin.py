@@ -148,8 +148,8 @@ class AuditEntryAdmin(AuditorAdmin):
     list_filter = ("outcome", "action", "actor")
     list_select_related = ("actor",)
     date_hierarchy = "at"
-    search_fields = ("=object_id", "=order_id", "=action", "=actor__username", "actor__name")
-    search_help_text = _("利用者の氏名、注文ID、返金の受付番号、操作")
+    search_fields = ("=object_id", "=order_id", "=actor__username", "actor__name")
+    search_help_text = _("利用者の氏名、注文ID、返金の受付番号")
     fields = (
         "at",
         "actor",

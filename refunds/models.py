@@ -274,7 +274,9 @@ class Refund(models.Model):
 
     RESERVING = (State.AWAITING_APPROVAL, State.QUEUED, State.SENDING, State.UNKNOWN, State.REVIEW)
     IN_FLIGHT = (State.SENDING, State.UNKNOWN)
-    BLOCKING = (State.UNKNOWN, State.REVIEW)  # a further refund of the payment is refused meanwhile
+    OPEN = (*IN_FLIGHT, State.REVIEW)  # nothing else of the payment is sent meanwhile
+    # A further refund of the payment is refused meanwhile. A sending one takes seconds: another that fits may queue.
+    BLOCKING = (State.UNKNOWN, State.REVIEW)
 
     class Reason(models.TextChoices):
         REQUESTED_BY_CUSTOMER = "requested_by_customer", _("お客様からの依頼")

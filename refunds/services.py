@@ -419,20 +419,20 @@ def take_turn(refund_id: uuid.UUID, *, client: smartpay.Client, first: bool = Fa
 def due(*, now: datetime | None = None) -> QuerySet[Refund]:
     """Refunds whose turn has come, the longest waiting first: the ledger is its own queue."""
     now = now or clock.now()
-    earlier = Refund.objects.filter(payment=OuterRef("payment"), state__in=[*Refund.IN_FLIGHT, State.REVIEW])
+    open_one = Refund.objects.filter(payment=OuterRef("payment"), state__in=Refund.OPEN)
     return (
         Refund.objects.filter(next_check_at__lte=now)
         .filter(Q(lease_until=None) | Q(lease_until__lte=now))
         .filter(
             Q(state__in=Refund.IN_FLIGHT)
-            | (Q(state=State.QUEUED) & ~Exists(earlier.exclude(pk=OuterRef("pk"))))
+            | (Q(state=State.QUEUED) & ~Exists(open_one.exclude(pk=OuterRef("pk"))))
         )
         .order_by("next_check_at", "requested_at")
     )
 
 
 def settle_due(*, client: smartpay.Client, stop: Callable[[], bool] = lambda: False) -> int:
-    """Take a turn for each refund that is due and return how many there were. Called by workers, as many as wanted.
+    """Take a turn for up to a hundred refunds that are due; return how many. Called by workers, as many as wanted.
 
     `stop` is asked between two turns.
     """
@@ -483,7 +483,7 @@ def _take_lease(refund_id: uuid.UUID, *, owner: str) -> bool:
 def _begin_attempt(refund_id: uuid.UUID, *, owner: str) -> Attempt | None:
     """Commit the intent to send, before the first byte leaves; None where nothing may be sent now.
 
-    `owner` holds the lease; "" is the web request that made the row, which sends it if no worker has taken it.
+    `owner` holds the lease. "" is the web request that made the row: nobody holds a lease of it, which is "" as well.
     """
     with _locked(refund_id) as refund:
         now = clock.now()
@@ -517,7 +517,7 @@ def _why_not_sent(refund: Refund, now: datetime) -> str:
         return "the clock went back"
     if refund.first_sent_at and now >= refund.first_sent_at + SEND_WINDOW:
         return "the send window is over"
-    others = refund.payment.refunds.filter(state__in=[*Refund.IN_FLIGHT, State.REVIEW]).exclude(pk=refund.pk)
+    others = refund.payment.refunds.filter(state__in=Refund.OPEN).exclude(pk=refund.pk)
     if others.exists():
         return "another refund of the payment is open"
     if refund.first_sent_at and not _entitled(refund):
@@ -638,7 +638,8 @@ def observe_refund(
 ) -> SmartpayRefund:
     """Book a refund that Smartpay showed: into the mirror, and into the ledger where it is ours.
 
-    The one door for evidence: the answer to a sending, a read, a webhook, a scan and a reconciliation come here.
+    The one door for what is read: a payment's refunds, a webhook's, a scan's. Only the answer to a sending of our own
+    goes to the ledger first, where it is known to be ours.
     """
     row = mirror.record_refund(seen, read_at=read_at)
     if row.ours_id is None:
@@ -692,7 +693,7 @@ def _book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str) -> None:
     if refund.state in (State.AWAITING_APPROVAL, State.QUEUED):
         # Sent by a life of this row that the database has forgotten: it never may be sent again.
         _to_review(refund, f"{seen.id} was sent and forgotten")
-        refund.save()
+        refund.save()  # a step of its own: no guard lets a waiting row become a settled one at once
     _judge(refund, seen, now, matches=matches)
     refund.save()
     action = f"refund.{refund.state}" if refund.state != before else "refund.observed"
@@ -707,7 +708,7 @@ def _judge(refund: Refund, seen: smartpay.Refund, now: datetime, *, matches: boo
         alarm("refund.two_executions", refund, smartpay_id=seen.id)
         if refund.state in (State.REJECTED, State.NOT_EXECUTED):
             _to_review(refund, f"second refund {seen.id}")
-    elif refund.state in (*Refund.IN_FLIGHT, State.REVIEW):
+    elif refund.state in Refund.OPEN:
         if not matches or Refund.objects.filter(smartpay_id=seen.id).exclude(pk=refund.pk).exists():
             _to_review(refund, f"{seen.id} differs")
         elif failed and refund.state in Refund.IN_FLIGHT:
@@ -847,6 +848,8 @@ def _cancel_what_no_longer_fits(payment_id: str) -> None:
 
 
 # --- Small steps, each inside the caller's transaction ------------------------------------------------------
+# They change the object in hand. Saving is the caller's, who may have more to change; only _cancel() saves, and writes
+# its own entry, since there is never more to it.
 
 
 @contextmanager
@@ -908,7 +911,10 @@ def _heed(answer: smartpay.SmartpayError, refund: Refund) -> None:
 
 
 def set_sends(*, enabled: bool, reason: str, by: User | None = None) -> None:
-    """Stop or resume all sending, with a reason; reading and settling go on either way. `by`: None is the machine."""
+    """Stop or resume all sending, with a reason; reading and settling go on either way.
+
+    `by`: None is the machine, or whoever types the command.
+    """
     with transaction.atomic():
         Control.objects.update_or_create(
             one=True,

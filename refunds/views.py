@@ -311,6 +311,9 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponse:
     order = get_object_or_404(Order.objects.prefetch_related("payments"), order_id=order_id)
     payments = list(order.payments.all())
     if request.method != "POST":
+        if blocked := _why_no_refund(request, order, payments):
+            messages.warning(request, blocked)
+            return redirect("refunds:order", order_id)
         return _draw_form(request, order, _empty_form(request, order, payments))
     form = RefundForm(request.POST, payments=payments)
     if "all" in request.POST or "back" in request.POST:
@@ -684,7 +687,6 @@ def refund_list(request: HttpRequest) -> HttpResponse:
         "filters": form,
         "newer_url": _page_url(request, newer),
         "older_url": _page_url(request, older),
-        "export_url": "",
     }
     return render(request, "refunds/refund_list.html", context)
 

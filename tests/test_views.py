@@ -354,6 +354,7 @@ def test_unknown_outcome_is_told_and_the_page_renews_itself(
     assert "もう一度返金しないでください" in text(page)
     assert "data-renew" in text(page)
     assert "結果不明" in text(browser.get("/"))
+    assert browser.get(form_url(paid))["Location"] == f"/orders/{paid.order_id}/"
     blocked = browser.post(form_url(paid), typed(paid, amount="1"))
     assert blocked.status_code == 422
     assert "結果が確定していない返金があります" in text(blocked)
