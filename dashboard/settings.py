@@ -132,6 +132,7 @@ def whole_yen(name: str) -> int | None:
 # --- Refunds ------------------------------------------------------------------------------------------------
 REFUND_APPROVAL_ABOVE = whole_yen("REFUND_APPROVAL_ABOVE")
 REFUND_MAX_AMOUNT = whole_yen("REFUND_MAX_AMOUNT")
+REFUND_DAILY_LIMIT = whole_yen("REFUND_DAILY_LIMIT")
 REFUND_REQUEST_DAYS = env.int("REFUND_REQUEST_DAYS", default=7)  # until a request for approval expires
 REFUND_LEASE_SECONDS = env.float(
     "REFUND_LEASE_SECONDS", default=120

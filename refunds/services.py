@@ -17,7 +17,8 @@ import structlog
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
 from django.db import IntegrityError, transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet, Sum
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from dashboard.models import User
@@ -182,6 +183,9 @@ def request_refund(request: Request, *, refundable: int, by: User, similar_reaso
     Raises: PermissionDenied; RequestReused, RefundUnsettled, BalanceMoved, AmountTooHigh, SimilarRefund.
     """
     with transaction.atomic(durable=True):
+        if settings.REFUND_DAILY_LIMIT is not None:
+            # Two of a person's requests at once, for two payments, would not see each other in the day's sum.
+            User.objects.select_for_update().get(pk=by.pk)
         payment = (
             Payment.objects.select_for_update(of=("self",)).select_related("order").get(pk=request.payment_id)
         )
@@ -395,6 +399,22 @@ def _check(payment: Payment, request: Request, *, by: User, refundable: int | No
         raise AmountTooHigh(
             _("一回の返金は%(maximum)sまでです。") % {"maximum": money(maximum, payment.currency)}
         )
+    limit = settings.REFUND_DAILY_LIMIT
+    if limit is not None and request.amount + (today := refunded_today(by)) > limit:
+        shown = {
+            "limit": money(limit, payment.currency),
+            "left": money(max(0, limit - today), payment.currency),
+        }
+        raise AmountTooHigh(_("一日の返金は合計%(limit)sまでです。本日はあと%(left)sです。") % figures)
+
+
+def refunded_today(by: User) -> int:
+    """The sum of a person's refunds of this Japanese day, in the minor unit: made, open, or waiting."""
+    morning = timezone.localtime(clock.now()).replace(hour=0, minute=0, second=0, microsecond=0)
+    counted = Refund.objects.filter(requested_by=by, requested_at__gte=morning).filter(
+        state__in=[*Refund.RESERVING, State.SUCCEEDED]
+    )
+    return counted.aggregate(total=Sum("amount"))["total"] or 0
 
 
 # --- Sending ------------------------------------------------------------------------------------------------

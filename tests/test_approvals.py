@@ -1,8 +1,8 @@
-"""Four eyes: large refunds wait for a second person, who is never the one who asked."""
+"""Four eyes and a day's limit: large refunds wait for a second person, who is never the one who asked."""
 
 import threading
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -227,3 +227,75 @@ def test_decision_wants_a_fresh_sign_in_and_sends_nothing_before(
     assert answer["Location"].startswith("/oidc/step-up/?next=")
     waiting.refresh_from_db()
     assert (waiting.state, sandbox.requests("POST", "/v1/refunds")) == (State.AWAITING_APPROVAL, [])
+
+
+# --- A person's day -----------------------------------------------------------------------------------------
+
+
+def test_day_of_a_person_has_a_limit_that_waiting_refunds_count_against(
+    waiting: Refund, payment: Payment, operator: User, settings: Any
+) -> None:
+    settings.REFUND_DAILY_LIMIT = 1400
+    payment.refresh_from_db()
+
+    with pytest.raises(services.AmountTooHigh, match="一日の返金は合計¥1,400までです。本日はあと¥400です。"):
+        request(payment, operator, 401)
+
+    assert request(payment, operator, 400).state == State.QUEUED
+    payment.refresh_from_db()
+    assert request(payment, make_user("operator"), 401).state == State.QUEUED  # somebody else's day
+
+
+def test_what_was_not_refunded_does_not_count(
+    waiting: Refund, payment: Payment, operator: User, settings: Any
+) -> None:
+    settings.REFUND_DAILY_LIMIT = 1000
+    services.withdraw(waiting.pk, by=operator)
+    payment.refresh_from_db()
+
+    assert request(payment, operator, 500).state == State.QUEUED
+
+
+def test_day_ends_at_midnight_in_japan(payment: Payment, operator: User, at: Clock, settings: Any) -> None:
+    settings.REFUND_DAILY_LIMIT = 500
+    at.now = datetime(2026, 11, 23, 14, 59, tzinfo=UTC)  # 23:59 in Tokyo
+    request(payment, operator, 500)
+    payment.refresh_from_db()
+
+    at.advance(seconds=30)
+    with pytest.raises(services.AmountTooHigh):
+        request(payment, operator, 1)
+    at.advance(minutes=1)
+    assert request(payment, operator, 500).state == State.QUEUED
+
+
+@pytest.mark.postgresql  # SQLite in memory has one connection, and no race to lose
+@pytest.mark.django_db(transaction=True)
+def test_requests_at_once_do_not_exceed_the_day_together(sandbox: Sandbox, settings: Any) -> None:
+    settings.REFUND_DAILY_LIMIT = 1000
+    person = make_user("operator")
+    payments = [mirrored(sandbox, "refundable", min_amount=2000, skip=skip) for skip in range(4)]
+    start, told = threading.Barrier(4), []
+
+    def press(payment: Payment) -> None:
+        try:
+            start.wait(5)
+            request(payment, User.objects.get(pk=person.pk), 400)
+        except services.AmountTooHigh as error:
+            told.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=press, args=[payment]) for payment in payments]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert (len(told), services.refunded_today(person)) == (2, 800)
+
+
+def request(payment: Payment, by: User, amount: int) -> Refund:
+    return services.request_refund(
+        ask(payment, amount), refundable=payment.refundable(), by=by, similar_reason="別件"
+    )
