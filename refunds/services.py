@@ -401,7 +401,7 @@ def _check(payment: Payment, request: Request, *, by: User, refundable: int | No
         )
     limit = settings.REFUND_DAILY_LIMIT
     if limit is not None and request.amount + (today := refunded_today(by)) > limit:
-        shown = {
+        figures = {
             "limit": money(limit, payment.currency),
             "left": money(max(0, limit - today), payment.currency),
         }
