@@ -19,6 +19,8 @@ from urllib.parse import quote
 import requests
 from django.conf import settings
 from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, NewConnectionError
 from urllib3.util.retry import Retry
 
@@ -444,6 +446,39 @@ class _Session(requests.Session):
         """Nowhere: `allow_redirects=False` alone would still look at the target, and read a body of any size first."""
 
 
+class _Punctual(HTTPAdapter):
+    """Lets nothing leave after `ends`: looking up a name may take longer than anybody waits for the answer."""
+
+    def __init__(self, *, ends: float) -> None:
+        self._ends = ends
+        super().__init__(max_retries=Retry(0))
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        ends = self._ends
+
+        class InTime:
+            def connect(self: Any) -> None:
+                super().connect()  # type: ignore[misc]  # of the connection that this is mixed into
+                if time.monotonic() > ends:
+                    self.close()
+                    raise ConnectTimeoutError(self, "Connected too late to send.")
+
+        class Plain(InTime, HTTPConnection):
+            pass
+
+        class Secure(InTime, HTTPSConnection):
+            pass
+
+        class PlainPool(HTTPConnectionPool):
+            ConnectionCls = Plain
+
+        class SecurePool(HTTPSConnectionPool):
+            ConnectionCls = Secure
+
+        self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+
+
 class Client:
     """One merchant's Smartpay. Reads share connections and are repeated; a refund is sent once, on a fresh one."""
 
@@ -454,7 +489,7 @@ class Client:
         self._authorization = f"Basic {secret_key}"  # the key as it is: Smartpay takes no base64
         self._timeout = (settings.SMARTPAY_CONNECT_TIMEOUT, settings.SMARTPAY_READ_TIMEOUT)
         self._deadline: float = settings.SMARTPAY_DEADLINE if deadline is None else deadline
-        self._reads = self._session(RETRIED_READS)
+        self._reads = self._session(HTTPAdapter(max_retries=RETRIED_READS))
         self._page_size = PAGE_SIZES[0]
 
     def __repr__(self) -> str:
@@ -526,7 +561,7 @@ class Client:
                 stream=True,
             ),
             # A connection of its own: one that the server is closing would lose the answer for nothing.
-            session=self._session(Retry(0)),
+            session=self._session(_Punctual(ends=time.monotonic() + self._deadline)),
             largest=LARGEST_REFUND_ANSWER,
         )
         if not 200 <= response.status < 300:
@@ -574,7 +609,7 @@ class Client:
 
     # -- how a call is made
 
-    def _session(self, retries: Retry) -> requests.Session:
+    def _session(self, adapter: HTTPAdapter) -> requests.Session:
         session = _Session()
         session.trust_env = (
             False  # a .netrc would replace our Authorization, a proxy variable would reroute money
@@ -583,7 +618,6 @@ class Client:
         session.headers.update(
             {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
         )
-        adapter = HTTPAdapter(max_retries=retries)
         session.mount("https://", adapter)
         session.mount("http://", adapter)
         return session

@@ -161,6 +161,24 @@ def test_request_that_nobody_decides_expires(
     assert services.expire_requests() == 0
 
 
+def test_request_that_was_withdrawn_a_moment_ago_does_not_expire(
+    waiting: Refund, at: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = services._locked
+
+    def late(refund_id: Any) -> Any:
+        Refund.objects.filter(pk=refund_id).update(state=State.CANCELLED, cancelled_because="withdrawn")
+        return locked(refund_id)
+
+    monkeypatch.setattr(services, "_locked", late)
+    at.advance(days=8)
+
+    services.expire_requests()
+
+    waiting.refresh_from_db()
+    assert waiting.label == "取り下げ"
+
+
 def test_nothing_is_decided_while_smartpay_can_not_be_read(
     waiting: Refund, approver: User, sandbox: Sandbox
 ) -> None:

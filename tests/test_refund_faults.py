@@ -1,7 +1,9 @@
 """Faults between the lines: sleepers, liars, forgotten rows, leases lost, lists that fail."""
 
 import contextlib
+import socket
 import threading
+import time
 import uuid
 from typing import Any
 
@@ -68,6 +70,24 @@ def test_sender_that_slept_until_absence_was_proved_sends_nothing(
 
     refund(payment, operator)
 
+    assert not at_smartpay(sandbox, payment)
+
+
+def test_nothing_leaves_after_the_deadline(
+    payment: Payment, operator: User, sandbox: Sandbox, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up = socket.getaddrinfo
+
+    def hangs(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(2)
+        return look_up(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hangs)
+    made = refund(payment, operator)
+    assert made.state == State.UNKNOWN
+
+    time.sleep(2)
+    monkeypatch.undo()
     assert not at_smartpay(sandbox, payment)
 
 
