@@ -95,6 +95,11 @@ def find(text: str, *, filters: Filters = Filters(), cursor: str = "", limit: in
     return result
 
 
+def as_typed(text: str) -> str:
+    """What somebody typed, as it is kept: printable characters, trimmed, 200 at most; "" where nothing is left."""
+    return "".join(character for character in text if character.isprintable()).strip()[:200]
+
+
 def whole_order_id(text: str) -> str | None:
     """Return the order id that the text is, without blanks, quotes, brackets or a URL around it; else None."""
     order_id = _cleaned(text)

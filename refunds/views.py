@@ -118,7 +118,7 @@ def order_search(request: HttpRequest) -> HttpResponse:
 
 def _searched(request: HttpRequest, typed: str) -> HttpResponse:
     """Keep what was typed on our side and go on to an address without it; a whole order ID opens the order."""
-    text = "".join(character for character in typed if character.isprintable()).strip()[:200]
+    text = search.as_typed(typed)
     if not text:
         return redirect("refunds:order_list")
     if order_id := search.whole_order_id(text):
@@ -342,6 +342,8 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponse:
     except services.RefundError as error:
         _refused(request, order, asked, error)
         form.add_error(error.field, str(error))
+        for payment in payments:  # the figures beside the message are those it speaks of
+            payment.refresh_from_db()
         return _draw_form(request, order, form, status=422)
     except smartpay.SmartpayError as error:
         form.add_error(None, _not_now(error))

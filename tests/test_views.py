@@ -143,6 +143,21 @@ def test_second_tab_is_told_that_the_balance_moved(browser: Client, paid: Order,
     assert len(sandbox.requests("POST", "/v1/refunds")) == 1
 
 
+def test_balance_moved_elsewhere_is_shown_with_the_new_figure(
+    browser: Client, paid: Order, sandbox: Sandbox
+) -> None:
+    page = browser.post(form_url(paid), typed(paid))
+    sandbox.refund_elsewhere(paid.payments.get().pk, 300)  # nobody here has heard of it
+
+    late = browser.post(form_url(paid), hidden(page) | {"confirm": "1"})
+
+    left = paid.payments.get().refundable()
+    assert late.status_code == 422
+    assert f"いまの返金可能額は¥{left:,}です" in text(late)
+    assert f'data-refundable="{left}"' in text(late)
+    assert not sandbox.requests("POST", "/v1/refunds")
+
+
 def test_used_form_with_other_contents_is_a_conflict(browser: Client, paid: Order, sandbox: Sandbox) -> None:
     confirm(browser, paid)
     made = Refund.objects.get()
