@@ -91,7 +91,7 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
         typed = request.GET.get("q", "")
         kept = Search.objects.filter(pk=typed).first() if typed.isprintable() else None
         if typed and kept is None:
-            text = "".join(character for character in typed if character.isprintable()).strip()[:200]
+            text = search.as_typed(typed)
             kept = Search.objects.create(
                 person=cast(User, request.user), text=text, created_at=timezone.now()
             )

@@ -204,6 +204,10 @@ class Payment(models.Model):
     def already_refunded(self) -> int:
         return self.refunded + self.external
 
+    def is_overdrawn(self) -> bool:
+        """Whether more is refunded or reserved than was captured, as a refund made elsewhere can bring about."""
+        return self.already_refunded() + self.reserved > self.captured
+
 
 class SmartpayRefund(models.Model):
     """A refund that Smartpay shows, whoever made it. Written by mirror.py only; which are ours, it decides there."""

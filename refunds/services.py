@@ -436,9 +436,9 @@ def take_turn(refund_id: uuid.UUID, *, client: smartpay.Client, first: bool = Fa
         _book(attempt, _send(attempt, client=client))
 
 
-def due(*, now: datetime | None = None) -> QuerySet[Refund]:
+def due() -> QuerySet[Refund]:
     """Refunds whose turn has come, the longest waiting first: the ledger is its own queue."""
-    now = now or clock.now()
+    now = clock.now()
     open_one = Refund.objects.filter(payment=OuterRef("payment"), state__in=Refund.OPEN)
     return (
         Refund.objects.filter(next_check_at__lte=now)
@@ -547,8 +547,7 @@ def _why_not_sent(refund: Refund, now: datetime) -> str:
 
 def _still_wanted(refund: Refund) -> bool:
     """Whether a refund that was never sent may still be; if not, it is cancelled with its cause."""
-    payment = refund.payment
-    if payment.reserved + payment.already_refunded() > payment.captured:
+    if refund.payment.is_overdrawn():
         _cancel(refund, Refund.Cancelled.BALANCE, by=None)
     elif not _entitled(refund):
         _cancel(refund, Refund.Cancelled.ENTITLEMENT, by=None)
@@ -861,7 +860,7 @@ def _cancel_what_no_longer_fits(payment_id: str) -> None:
         )
         for refund in waiting.select_for_update():
             payment.refresh_from_db()
-            if payment.reserved + payment.already_refunded() <= payment.captured:
+            if not payment.is_overdrawn():
                 break
             _cancel(refund, Refund.Cancelled.BALANCE, by=None)
             alarm("refund.no_longer_fits", refund)

@@ -37,8 +37,8 @@ class Command(BaseCommand):
         while not stop.is_set():
             close_old_connections()
             try:
-                services.expire_requests()
                 services.settle_due(client=client, stop=stop.is_set)
+                services.expire_requests()
             except Exception:
                 log.exception("worker.round_failed", alarm=True)
                 connection.close()
