@@ -322,6 +322,21 @@ def named_refund(refund: smartpay.Refund) -> uuid.UUID | None:
     return Refund.objects.filter(pk__in=_claims(refund)).values_list("pk", flat=True).first()
 
 
+def lost_refund(refund: smartpay.Refund) -> uuid.UUID | None:
+    """The id of a ledger row that the refund's metadata names and that is not there; None for none.
+
+    Judged by the metadata, which only this tool writes, never by the shape of a reference; and only for a refund that
+    a row could stand for: of a known payment and its currency, not failed.
+    """
+    claim = _uuid(refund.metadata.get("refund_dashboard_id"))
+    if claim is None or refund.status == SmartpayRefund.Status.FAILED or refund.amount < 1:
+        return None
+    if Refund.objects.filter(pk=claim).exists():
+        return None
+    known = Payment.objects.filter(pk=refund.payment, currency=refund.currency).exists()
+    return claim if known else None
+
+
 def _claims(refund: smartpay.Refund) -> list[uuid.UUID]:
     texts = (refund.metadata.get("refund_dashboard_id"), refund.reference)
     return [claim for text in texts if (claim := _uuid(text)) is not None]
@@ -493,6 +508,11 @@ def scan_refunds(client: smartpay.Client, *, observe: Observe, progress: Progres
     )
     if not under_way.exists():
         _Scan(REFUNDS, client, observe, progress).run(full=True)
+
+
+def scanned_at() -> datetime | None:
+    """When the last complete reading of GET /refunds began; None before the first."""
+    return SyncCursor.objects.filter(pk=REFUNDS).values_list("last_started_at", flat=True).first()
 
 
 def is_older_than(age: timedelta) -> bool:

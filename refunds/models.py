@@ -345,6 +345,10 @@ class Refund(models.Model):
     error_code = models.CharField(_("エラーコード"), max_length=64, blank=True, default="")
     error_message = models.TextField(_("エラー内容"), blank=True, default="")
     settled_at = models.DateTimeField(_("確定日時"), null=True, blank=True)
+    # How often it became a case for people: their decisions are about the last time.
+    reviews = models.PositiveIntegerField(_("要調査の回数"), default=0)
+    # Written anew from what Smartpay shows, after the database had lost it. Never sent.
+    recovered = models.BooleanField(_("復元"), default=False)
 
     class Meta:
         verbose_name = _("返金")
@@ -490,6 +494,45 @@ class Evidence(models.Model):
         return f"{self.refund_id} {self.kind}"
 
 
+class ReviewDecision(models.Model):
+    """What one person says of a refund that is 要調査. Two people who say the same, neither the requester, settle it.
+
+    Kept for ever; a person's last word of a round is the one that counts.
+    """
+
+    class Verdict(models.TextChoices):
+        SUCCEEDED = "succeeded", _("返金済み")  # it is the refund `smartpay_id`
+        NOT_EXECUTED = "not_executed", _("返金不成立")  # Smartpay has none, as two complete reads proved
+
+    refund = models.ForeignKey(
+        Refund, on_delete=models.PROTECT, related_name="review_decisions", verbose_name=_("返金")
+    )
+    # Refund.reviews at that time.
+    round = models.PositiveIntegerField(_("回"))
+    person = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+", verbose_name=_("判定者")
+    )
+    verdict = models.CharField(_("判定"), max_length=12, choices=Verdict)
+    smartpay_id = models.CharField(_("Smartpay 返金ID"), max_length=80, blank=True, default="")
+    note = models.TextField(_("理由"))
+    at = models.DateTimeField(_("日時"))
+
+    class Meta:
+        verbose_name = _("要調査の判定")
+        verbose_name_plural = _("要調査の判定")
+        ordering = ("refund", "at", "id")
+        constraints = (
+            models.CheckConstraint(
+                condition=Q(verdict="succeeded", smartpay_id__gt="")
+                | Q(verdict="not_executed", smartpay_id=""),
+                name="review_names_its_refund",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.refund_id} {self.verdict}"
+
+
 class Control(models.Model):
     """The switch for sending, one row: off, nothing is sent; reading and settling go on."""
 
@@ -505,6 +548,13 @@ class Control(models.Model):
         related_name="+",
         verbose_name=_("変更者"),
     )
+
+    # When it was noticed that the database was restored; nothing is sent until people resume it.
+    restored_at = models.DateTimeField(_("復元の検知"), null=True, blank=True)
+    # When people last resumed sending after that.
+    restore_accepted_at = models.DateTimeField(_("復元後の再開"), null=True, blank=True)
+    # Which PostgreSQL this is, and which of its timelines.
+    cluster = models.CharField(max_length=40, blank=True, default="", editable=False)
 
     class Meta:
         verbose_name = _("送信の停止と再開")
@@ -615,6 +665,8 @@ class AuditEntry(models.Model):
         REFUND_NOT_EXECUTED = "refund.not_executed", _("返金: 返金不成立")
         REFUND_CANCELLED = "refund.cancelled", _("返金: 取り下げ")
         REFUND_OBSERVED = "refund.observed", _("返金: Smartpay での確認")
+        REFUND_JUDGED = "refund.judged", _("要調査の判定")
+        REFUND_RECOVERED = "refund.recovered", _("返金: 復元")
         SENDS_STOPPED = "sends.stopped", _("送信の停止")
         SENDS_RESUMED = "sends.resumed", _("送信の再開")
         PAGE_REFUSED = "page.refused", _("権限のない操作")

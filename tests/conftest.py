@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +46,12 @@ def _static_files_as_they_are(settings: Any) -> None:
     plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
     settings.STORAGES = settings.STORAGES | {"staticfiles": plain}
     settings.WHITENOISE_AUTOREFRESH = True
+
+
+@pytest.fixture(autouse=True)
+def _state_of_this_test(settings: Any, tmp_path: Path) -> None:
+    """Every test has a database as new; what is remembered of the ledger outside of it has to be new as well."""
+    settings.STATE_DIR = tmp_path
 
 
 # --- People -------------------------------------------------------------------------------------------------

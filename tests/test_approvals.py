@@ -13,6 +13,7 @@ from django.test import Client
 from dashboard.models import User
 from refunds import services, smartpay
 from refunds.models import AuditEntry, Payment, Refund
+from refunds.services import deciding
 from tests.conftest import Clock, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_services import ask, at_smartpay, mirrored
@@ -164,13 +165,13 @@ def test_request_that_nobody_decides_expires(
 def test_request_that_was_withdrawn_a_moment_ago_does_not_expire(
     waiting: Refund, at: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    locked = services._locked
+    locked = deciding.locked
 
     def late(refund_id: Any) -> Any:
         Refund.objects.filter(pk=refund_id).update(state=State.CANCELLED, cancelled_because="withdrawn")
         return locked(refund_id)
 
-    monkeypatch.setattr(services, "_locked", late)
+    monkeypatch.setattr(deciding, "locked", late)
     at.advance(days=8)
 
     services.expire_requests()

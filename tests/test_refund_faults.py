@@ -13,6 +13,7 @@ from django.db import IntegrityError, connections
 from dashboard.models import User
 from refunds import mirror, services, smartpay
 from refunds.models import Attempt, Control, Payment, Refund
+from refunds.services import sending, settling
 from tests.conftest import Clock, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_services import ask, at_smartpay, mirrored, observe, refund, shown, unknown, work
@@ -31,7 +32,7 @@ def payment(db: None, sandbox: Sandbox) -> Payment:
 def test_sender_that_slept_past_its_key_refunds_nothing_again(
     payment: Payment, operator: User, sandbox: Sandbox, at: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send = services._send
+    send = sending.send
     asleep: list[Attempt] = []
 
     def slept(attempt: Attempt, *, client: smartpay.Client) -> Any:
@@ -43,7 +44,7 @@ def test_sender_that_slept_past_its_key_refunds_nothing_again(
                 services.settle_due(client=client)  # a worker takes over at once, and refunds
         return send(attempt, client=client)
 
-    monkeypatch.setattr(services, "_send", slept)
+    monkeypatch.setattr(sending, "send", slept)
 
     refund(payment, operator)
 
@@ -53,7 +54,7 @@ def test_sender_that_slept_past_its_key_refunds_nothing_again(
 def test_sender_that_slept_until_absence_was_proved_sends_nothing(
     payment: Payment, operator: User, sandbox: Sandbox, at: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send = services._send
+    send = sending.send
     asleep: list[Attempt] = []
 
     def slept(attempt: Attempt, *, client: smartpay.Client) -> Any:
@@ -66,7 +67,7 @@ def test_sender_that_slept_until_absence_was_proved_sends_nothing(
             assert Refund.objects.get().state == State.NOT_EXECUTED  # and a person may refund anew
         return send(attempt, client=client)
 
-    monkeypatch.setattr(services, "_send", slept)
+    monkeypatch.setattr(sending, "send", slept)
 
     refund(payment, operator)
 
@@ -300,11 +301,11 @@ def test_reader_that_lost_its_lease_leaves_the_senders_alone(
 
     def slow(payment_id: str, *, client: smartpay.Client) -> bool:
         at.advance(seconds=121)
-        assert services._take_lease(made.pk, owner="another")
-        assert services._begin_attempt(made.pk, owner="another")
+        assert sending.take_lease(made.pk, owner="another")
+        assert sending.begin_attempt(made.pk, owner="another")
         raise smartpay.Unclear("No answer within the deadline.")
 
-    monkeypatch.setattr(services, "read_payment", slow)
+    monkeypatch.setattr(settling, "read_payment", slow)
     services.take_turn(made.pk, client=smartpay.client())
 
     made.refresh_from_db()

@@ -13,7 +13,7 @@ from django.test import override_settings
 from dashboard.models import User
 from refunds import clock, mirror, services, smartpay
 from refunds.models import AuditEntry, Control, Payment, Refund, SmartpayRefund
-from refunds.services import Request
+from refunds.services import Request, sending
 from tests.conftest import Clock, make_order
 from tests.sandbox import Sandbox
 
@@ -439,10 +439,10 @@ def test_sender_that_died_leaves_unknown_and_a_worker_goes_on(
     payment: Payment, operator: User, sandbox: Sandbox, at: Clock, executed: bool
 ) -> None:
     made = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
-    attempt = services._begin_attempt(made.pk, owner="")
+    attempt = sending.begin_attempt(made.pk, owner="")
     assert attempt is not None
     if executed:
-        services._send(attempt, client=smartpay.client())  # and dies before it is booked
+        sending.send(attempt, client=smartpay.client())  # and dies before it is booked
 
     assert services.settle_due(client=smartpay.client()) == 0  # its lease still holds
     at.advance(seconds=121)
@@ -459,9 +459,9 @@ def test_one_process_takes_the_turn(payment: Payment, operator: User, sandbox: S
     made = refund(payment, operator)
     at.advance(hours=1)
 
-    assert services._take_lease(made.pk, owner="one")
-    assert not services._take_lease(made.pk, owner="two")
-    assert services._begin_attempt(made.pk, owner="two") is None
+    assert sending.take_lease(made.pk, owner="one")
+    assert not sending.take_lease(made.pk, owner="two")
+    assert sending.begin_attempt(made.pk, owner="two") is None
     services.take_turn(made.pk, client=smartpay.client())
 
     assert len(sandbox.requests("POST", "/v1/refunds")) == 1
@@ -471,12 +471,12 @@ def test_answer_that_comes_after_the_lease_is_only_recorded(
     payment: Payment, operator: User, sandbox: Sandbox, at: Clock
 ) -> None:
     made = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
-    slow = services._begin_attempt(made.pk, owner="")
+    slow = sending.begin_attempt(made.pk, owner="")
     assert slow is not None
     at.advance(seconds=121)
     services.settle_due(client=smartpay.client())
 
-    services._book(slow, smartpay.Refused("no", http_status=403, error_code="amount.insufficient"))
+    sending.book(slow, smartpay.Refused("no", http_status=403, error_code="amount.insufficient"))
 
     made.refresh_from_db()
     slow.refresh_from_db()
@@ -505,8 +505,8 @@ def test_refund_waits_for_the_one_before_it(
     assert sorted(each["amount"] for each in at_smartpay(sandbox, payment)) == [100, 200]
 
 
-def test_nothing_is_sent_while_sends_are_off(payment: Payment, operator: User, sandbox: Sandbox) -> None:
-    services.set_sends(enabled=False, reason="点検", by=operator)
+def test_nothing_is_sent_while_sends_are_off(payment: Payment, operator: User, approver: User, sandbox: Sandbox) -> None:
+    services.set_sends(enabled=False, reason="点検", by=approver)
 
     made = refund(payment, operator)
 
@@ -924,21 +924,21 @@ def test_refund_whose_turn_breaks_keeps_no_other_waiting(
         for payment in payments
     )
     at.advance(seconds=6)
-    real = services._send
+    real = sending.send
 
     def send(attempt: Any, **more: Any) -> Any:
         if attempt.refund_id == broken.pk:
             raise ZeroDivisionError(attempt.refund.memo)
         return real(attempt, **more)
 
-    monkeypatch.setattr(services, "_send", send)
+    monkeypatch.setattr(sending, "send", send)
     services.settle_due(client=smartpay.client())
 
     for each in (broken, sound):
         each.refresh_from_db()
     assert (broken.state, sound.state) == (State.SENDING, State.SUCCEEDED)
     assert "refund.turn_failed" in caplog.text
-    monkeypatch.setattr(services, "_send", real)
+    monkeypatch.setattr(sending, "send", real)
     at.advance(seconds=121)
     services.settle_due(client=smartpay.client())
     broken.refresh_from_db()
@@ -950,11 +950,11 @@ def test_clock_that_goes_back_after_the_read_sends_nothing(
 ) -> None:
     made = unknown(payment, operator, sandbox)
     at.advance(hours=1)
-    assert services._take_lease(made.pk, owner="one")
+    assert sending.take_lease(made.pk, owner="one")
 
     at.advance(hours=-2)
 
-    assert services._begin_attempt(made.pk, owner="one") is None
+    assert sending.begin_attempt(made.pk, owner="one") is None
 
 
 def test_scan_is_shared_and_repeated_only_for_what_was_sent_since(

@@ -15,6 +15,7 @@ from hypothesis import given, settings, strategies
 from dashboard.models import User
 from refunds import services, smartpay, webhooks
 from refunds.models import Order, Payment, Refund, SmartpayRefund, WebhookEvent
+from refunds.services import sending
 from tests.sandbox import Sandbox
 
 ADDRESS = "/webhooks/smartpay/"
@@ -336,13 +337,13 @@ def test_event_tells_of_our_own_refund_before_its_answer_is_booked(
         request_id=Refund._meta.pk.get_default(), payment_id=payment.pk, amount=500, reason="fraudulent"
     )
     made = services.request_refund(asked, refundable=payment.refundable(), by=operator)
-    attempt = services._begin_attempt(made.pk, owner="")
+    attempt = sending.begin_attempt(made.pk, owner="")
     assert attempt is not None
-    answer = services._send(attempt, client=smartpay.client())
+    answer = sending.send(attempt, client=smartpay.client())
     assert isinstance(answer, smartpay.Answer)
 
     assert deliver(refund_event({"id": answer.refund.id, "payment": payment.pk})) == 200
-    services._book(attempt, answer)
+    sending.book(attempt, answer)
 
     made.refresh_from_db()
     payment.refresh_from_db()

@@ -12,8 +12,9 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 REFUND, PAYMENT, ORDER = "refunds_refund", "refunds_payment", "refunds_order"
 ATTEMPT, EVIDENCE, AUDIT = "refunds_attempt", "refunds_evidence", "refunds_auditentry"
+DECISION, SEEN = "refunds_reviewdecision", "refunds_smartpayrefund"
 
-KEPT = (REFUND, ATTEMPT, EVIDENCE, AUDIT)
+KEPT = (REFUND, ATTEMPT, EVIDENCE, DECISION, AUDIT)
 RESERVING = "('awaiting_approval', 'queued', 'sending', 'unknown', 'review')"
 
 TRANSITIONS = (
@@ -62,9 +63,19 @@ GUARDS = (
     (
         REFUND,
         "INSERT",
-        "NEW.state NOT IN ('awaiting_approval', 'queued') OR NEW.attempt_no <> 0 OR NEW.first_sent_at IS NOT NULL "
-        "OR NEW.last_sent_at IS NOT NULL OR NEW.smartpay_id IS NOT NULL OR NEW.settled_at IS NOT NULL",
+        "NOT NEW.recovered AND (NEW.state NOT IN ('awaiting_approval', 'queued') OR NEW.attempt_no <> 0 "
+        "OR NEW.first_sent_at IS NOT NULL OR NEW.last_sent_at IS NOT NULL OR NEW.smartpay_id IS NOT NULL "
+        "OR NEW.settled_at IS NOT NULL)",
         "a refund begins unsent",
+    ),
+    (
+        REFUND,
+        "INSERT",
+        "NEW.recovered AND (NEW.state <> 'succeeded' OR NEW.attempt_no <> 0 OR NEW.first_sent_at IS NOT NULL "
+        "OR NEW.last_sent_at IS NOT NULL OR NEW.settled_at IS NULL OR NOT EXISTS "
+        f"(SELECT 1 FROM {SEEN} WHERE id = NEW.smartpay_id AND payment_id = NEW.payment_id "
+        "AND amount = NEW.amount AND status <> 'failed'))",
+        "a recovered refund is one that Smartpay shows",
     ),
     (
         REFUND,
@@ -74,7 +85,7 @@ GUARDS = (
     ),
     # SQLite would keep half a yen, or a word, in a column of integers.
     (REFUND, "INSERT", "NEW.amount <> CAST(NEW.amount AS bigint)", "an amount is a whole number"),
-    (REFUND, "INSERT", f"NEW.amount > {LEFT}", "more than is left of the payment"),
+    (REFUND, "INSERT", f"NOT NEW.recovered AND NEW.amount > {LEFT}", "more than is left of the payment"),
     # The ledger: what never changes, and what changes once.
     (
         REFUND,
@@ -92,6 +103,7 @@ GUARDS = (
             "body",
             "requested_by_id",
             "requested_at",
+            "recovered",
         ),
         "the request of a refund never changes",
     ),
@@ -100,9 +112,16 @@ GUARDS = (
         "UPDATE",
         " OR ".join(
             f"(OLD.{column} IS NOT NULL AND {changed(column)})"
-            for column in ("first_sent_at", "smartpay_id", "decided_by_id", "decided_at")
+            for column in ("first_sent_at", "decided_by_id", "decided_at")
         ),
-        "first_sent_at, smartpay_id and the decision are written once",
+        "first_sent_at and the decision are written once",
+    ),
+    (
+        REFUND,
+        "UPDATE",
+        f"OLD.smartpay_id IS NOT NULL AND {changed('smartpay_id')} "
+        "AND NOT (OLD.state = 'review' AND NEW.state = 'succeeded' AND NEW.smartpay_id IS NOT NULL)",
+        "smartpay_id is written once, unless people decide which of two it is",
     ),
     (
         REFUND,
@@ -132,6 +151,14 @@ GUARDS = (
         + ")",
         "no such change of state",
     ),
+    (
+        REFUND,
+        "UPDATE",
+        "OLD.state = 'review' AND NEW.state = 'not_executed' AND (SELECT COUNT(DISTINCT person_id) "
+        f"FROM {DECISION} WHERE refund_id = NEW.id AND round = NEW.reviews AND verdict = 'not_executed') < 2",
+        "two people decide that nothing was executed",
+    ),
+    (REFUND, "UPDATE", "NEW.reviews < OLD.reviews", "rounds of review only go up"),
     (REFUND, "DELETE", "TRUE", "refunds are never deleted"),
     # The account: only the triggers below move the counters.
     (PAYMENT, "INSERT", "NEW.reserved <> 0 OR NEW.refunded <> 0", "counters begin at 0"),
@@ -160,6 +187,16 @@ GUARDS = (
     (ATTEMPT, "DELETE", "TRUE", "attempts are never deleted"),
     (EVIDENCE, "UPDATE", "TRUE", "evidence never changes"),
     (EVIDENCE, "DELETE", "TRUE", "evidence is never deleted"),
+    # What people decide about a case.
+    (
+        DECISION,
+        "INSERT",
+        f"NOT EXISTS (SELECT 1 FROM {REFUND} WHERE id = NEW.refund_id AND state = 'review' "
+        "AND reviews = NEW.round AND requested_by_id <> NEW.person_id)",
+        "a case is decided while it is one, and never by who asked for the refund",
+    ),
+    (DECISION, "UPDATE", "TRUE", "a decision never changes"),
+    (DECISION, "DELETE", "TRUE", "a decision is never deleted"),
     # The trail.
     (AUDIT, "INSERT", "NEW.seal IS NOT NULL OR NEW.previous_seal IS NOT NULL", "entries begin unsealed"),
     (
@@ -248,8 +285,10 @@ def install_postgresql() -> Iterable[str]:
         )
         yield (f"CREATE TRIGGER {name} BEFORE {event} ON {table} FOR EACH ROW EXECUTE FUNCTION {name}()")
     for name, (table, event, then, lock) in zip(names(FOLLOWERS, "follow"), FOLLOWERS, strict=True):
+        # As the owner of the tables: the application's own role may not touch the counters (see grants.py).
         yield (
-            f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {lock} {then} RETURN NULL; END $$"
+            f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
+            f"SET search_path FROM CURRENT AS $$ BEGIN {lock} {then} RETURN NULL; END $$"
         )
         yield f"CREATE TRIGGER {name} AFTER {event} ON {table} FOR EACH ROW EXECUTE FUNCTION {name}()"
     yield (

@@ -37,6 +37,7 @@ class Command(BaseCommand):
         while not stop.is_set():
             close_old_connections()
             try:
+                services.watch()
                 services.settle_due(client=client, stop=stop.is_set)
                 services.expire_requests()
             except Exception:

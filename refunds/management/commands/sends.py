@@ -1,7 +1,7 @@
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
 
 from refunds import services
 
@@ -16,5 +16,8 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        services.set_sends(enabled=options["switch"] == "on", reason=options["reason"])
+        try:
+            services.set_sends(enabled=options["switch"] == "on", reason=options["reason"])
+        except services.NotReconciled as error:
+            raise CommandError(str(error)) from error
         self.stdout.write(f"sends: {options['switch']}")

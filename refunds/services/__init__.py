@@ -1,0 +1,86 @@
+"""Everything that moves money; nothing else writes Refund. Read it in this order:
+
+- states: the states of a refund, how it is locked, the small steps that every change is made of
+- control: whether anything may be sent at all: the switch, the restore fence, the circuit breaker
+- settling: what Smartpay shows of a refund, and what it means when it shows nothing
+- sending: a turn is taken, committed before the first byte leaves, and its answer booked
+- asking: a person asks; the row is committed, and its first turn taken in the same web request
+- deciding: another person approves what waits
+
+The life of a refund: request_refund() commits its row; take_turn() sends it and books the answer, first in the web
+request that made it, later in a worker, always through the same function; observe_refund() books what Smartpay
+shows of it, whoever looked. Nothing talks to Smartpay inside a transaction, and nothing changes a state outside one.
+"""
+
+from refunds.services.asking import (
+    Preview,
+    Request,
+    Similar,
+    find_request,
+    needs_approval,
+    preview_refund,
+    refund_payment,
+    refunded_today,
+    request_refund,
+    similar_refunds,
+    withdraw,
+)
+from refunds.services.control import set_sends, watch
+from refunds.services.deciding import approve, expire_requests, reject
+from refunds.services.errors import (
+    AmountTooHigh,
+    BalanceMoved,
+    NoReason,
+    NotProved,
+    NotReconciled,
+    NotWaiting,
+    RefundError,
+    RefundUnsettled,
+    RequestReused,
+    SimilarRefund,
+)
+from refunds.services.sending import due, settle_due, take_turn
+from refunds.services.settling import (
+    needs_full_scan,
+    observe_refund,
+    read_order,
+    read_payment,
+    scan_if_needed,
+)
+
+__all__ = [
+    "AmountTooHigh",
+    "BalanceMoved",
+    "NoReason",
+    "NotProved",
+    "NotReconciled",
+    "NotWaiting",
+    "Preview",
+    "RefundError",
+    "RefundUnsettled",
+    "Request",
+    "RequestReused",
+    "Similar",
+    "SimilarRefund",
+    "approve",
+    "due",
+    "expire_requests",
+    "find_request",
+    "needs_approval",
+    "needs_full_scan",
+    "observe_refund",
+    "preview_refund",
+    "read_order",
+    "read_payment",
+    "refund_payment",
+    "refunded_today",
+    "reject",
+    "request_refund",
+    "scan_if_needed",
+    "set_sends",
+    "settle_due",
+    "similar_refunds",
+    "take_turn",
+    "watch",
+    "withdraw",
+]

@@ -1,0 +1,284 @@
+"""Asking for a refund: what it would do, what speaks against it, and its row, committed before anything is sent."""
+
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.core.exceptions import PermissionDenied
+from django.db import IntegrityError, transaction
+from django.db.models import Q, Sum
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from dashboard.models import User
+from refunds import audit, clock, roles, smartpay
+from refunds.models import Payment, Refund, SmartpayRefund
+from refunds.services import sending
+from refunds.services.errors import (
+    AmountTooHigh,
+    BalanceMoved,
+    NotWaiting,
+    RefundUnsettled,
+    RequestReused,
+    SimilarRefund,
+)
+from refunds.services.states import State, cancel, locked, retried
+from refunds.templatetags.money import money
+
+FIRST_TURN_HEAD_START = timedelta(seconds=5)  # whose request made the row sends it; a worker steps in later
+SIMILAR_ON_ORDER = timedelta(hours=24)
+SIMILAR_FOR_CUSTOMER = timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a person asks for. `request_id` is minted when the form is drawn and stays this refund's id for ever."""
+
+    request_id: uuid.UUID
+    payment_id: str
+    amount: int
+    reason: str
+    description: str = ""
+    memo: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Similar:
+    """A refund like the one asked for: of the same order within a day, or to the same customer of the same amount."""
+
+    at: datetime
+    amount: int
+    currency: str
+    order_id: str
+    person: User | None
+    refund: Refund | None  # None: made outside this tool
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What would happen, for the confirmation."""
+
+    payment: Payment
+    refundable_before: int
+    refundable_after: int
+    similar: list[Similar]
+    needs_approval: bool
+
+
+def find_request(request: Request, *, by: User) -> Refund | None:
+    """Return the refund that this very form made already, None if it has made none.
+
+    Raises RequestReused where the id is that of a refund with other contents, or of another person.
+    """
+    refund = Refund.objects.filter(pk=request.request_id).first()
+    if refund is None:
+        return None
+    kept = Request(
+        refund.id, refund.payment_id, refund.amount, refund.reason, refund.description, refund.memo
+    )
+    if kept != request or refund.requested_by_id != by.pk:
+        raise RequestReused(
+            _("この申請は別の内容ですでに受け付けられています。新しい申請は送られていません。"), refund
+        )
+    return refund
+
+
+def preview_refund(request: Request, *, by: User) -> Preview:
+    """Tell what the request would do. Raises PermissionDenied and the RefundErrors of request_refund()."""
+    payment = Payment.objects.select_related("order").get(pk=request.payment_id)
+    _check(payment, request, by=by)
+    left = payment.refundable()
+    return Preview(
+        payment=payment,
+        refundable_before=left,
+        refundable_after=left - request.amount,
+        similar=similar_refunds(payment, request.amount, but=request.request_id),
+        needs_approval=needs_approval(request.amount),
+    )
+
+
+@retried
+def request_refund(request: Request, *, refundable: int, by: User, similar_reason: str = "") -> Refund:
+    """Record the refund that `by` asks for, committed before anything is sent, and return its row.
+
+    Asked again with the same contents it is the same row, and nothing new happens.
+
+    Args:
+        refundable: what the person saw as left, in the minor unit; if that moved, it has to be asked anew.
+        similar_reason: why all the same, where preview_refund() showed a similar refund.
+
+    Raises: PermissionDenied; RequestReused, RefundUnsettled, BalanceMoved, AmountTooHigh, SimilarRefund.
+    """
+    with transaction.atomic(durable=True):
+        if settings.REFUND_DAILY_LIMIT is not None:
+            # Two of a person's requests at once, for two payments, would not see each other in the day's sum.
+            User.objects.select_for_update().get(pk=by.pk)
+        payment = (
+            Payment.objects.select_for_update(of=("self",)).select_related("order").get(pk=request.payment_id)
+        )
+        if refund := find_request(request, by=by):
+            return refund
+        _check(payment, request, by=by, refundable=refundable)
+        if not similar_reason and similar_refunds(payment, request.amount, but=request.request_id):
+            raise SimilarRefund(
+                _("似た返金があります。それでも返金する理由を入力してください。何も送られていません。")
+            )
+        now = clock.now()
+        refund = Refund(
+            id=request.request_id,
+            payment=payment,
+            amount=request.amount,
+            currency=payment.currency,
+            reason=request.reason,
+            description=request.description,
+            memo=request.memo,
+            similar_reason=similar_reason,
+            refundable_before=refundable,
+            body=smartpay.refund_body(
+                payment_id=payment.pk,
+                amount=request.amount,
+                currency=payment.currency,
+                reason=request.reason,
+                description=request.description,
+                key=str(request.request_id),
+            ),
+            state=State.AWAITING_APPROVAL if needs_approval(request.amount) else State.QUEUED,
+            requested_by=by,
+            requested_at=now,
+            next_check_at=now + FIRST_TURN_HEAD_START,
+        )
+        try:
+            with transaction.atomic():
+                refund.save(force_insert=True)
+        except IntegrityError:
+            find_request(request, by=by)  # raises where the id was used a moment ago for another payment
+            raise
+        audit.record(
+            by,
+            "refund.requested",
+            refund,
+            amount=refund.amount,
+            currency=refund.currency,
+            reason=refund.reason,
+            payment=payment.pk,
+            refundable=refundable,
+            state=refund.state,
+            similar=bool(similar_reason),
+        )
+    return refund
+
+
+def refund_payment(
+    request: Request,
+    *,
+    refundable: int,
+    by: User,
+    similar_reason: str = "",
+    client: smartpay.Client | None = None,
+) -> Refund:
+    """Record a refund and take its first turn at once; return the row with its outcome so far.
+
+    Raises what request_refund() raises, before anything is recorded or sent. What Smartpay answers, or fails to
+    answer, is not raised: it is the state of the refund returned.
+    """
+    refund = request_refund(request, refundable=refundable, by=by, similar_reason=similar_reason)
+    if refund.state == State.QUEUED and refund.attempt_no == 0:
+        sending.take_turn(refund.pk, client=client or smartpay.client(), first=True)
+    refund.refresh_from_db()
+    return refund
+
+
+@retried
+def withdraw(refund_id: uuid.UUID, *, by: User) -> Refund:
+    """Cancel one's own refund that was never sent. Raises PermissionDenied for another's, NotWaiting once sent."""
+    with locked(refund_id) as refund:
+        if refund.requested_by_id != by.pk:
+            raise PermissionDenied
+        if refund.state not in (State.AWAITING_APPROVAL, State.QUEUED) or refund.first_sent_at:
+            raise NotWaiting(_("この返金はすでに送信されたか、決定されています。取り下げられません。"))
+        cancel(refund, Refund.Cancelled.WITHDRAWN, by=by)
+    return refund
+
+
+def needs_approval(amount: int) -> bool:
+    return settings.REFUND_APPROVAL_ABOVE is not None and amount > settings.REFUND_APPROVAL_ABOVE
+
+
+def similar_refunds(payment: Payment, amount: int, *, but: uuid.UUID) -> list[Similar]:
+    """Refunds like this one, by anyone, here or elsewhere, newest first; `but` is this request's own id.
+
+    Alike: of the same order within 24 hours, whatever the amount; of the same amount to the same customer (told by
+    mail, else by name) within seven days.
+    """
+    order, now = payment.order, clock.now()
+    same_customer = Q(payment__order=order)
+    if order.email_folded:
+        same_customer |= Q(payment__order__email_folded=order.email_folded)
+    elif order.name_folded:
+        same_customer |= Q(payment__order__name_folded=order.name_folded)
+
+    def alike(moment: str) -> Q:
+        same_order = Q(payment__order=order) & Q((f"{moment}__gte", now - SIMILAR_ON_ORDER))
+        same_amount = same_customer & Q(amount=amount) & Q((f"{moment}__gte", now - SIMILAR_FOR_CUSTOMER))
+        return same_order | same_amount
+
+    ours = (
+        Refund.objects.filter(alike("requested_at"), state__in=[*Refund.RESERVING, State.SUCCEEDED])
+        .exclude(pk=but)
+        .select_related("payment__order", "requested_by")
+    )
+    elsewhere = (
+        SmartpayRefund.objects.filter(alike("created_at"), ours=None)
+        .exclude(status=SmartpayRefund.Status.FAILED)
+        .select_related("payment__order")
+    )
+    found = [
+        Similar(r.requested_at, r.amount, r.currency, r.payment.order.order_id, r.requested_by, r)
+        for r in ours
+    ] + [Similar(s.created_at, s.amount, s.currency, s.payment.order.order_id, None, None) for s in elsewhere]
+    return sorted(found, key=lambda similar: similar.at, reverse=True)
+
+
+def _check(payment: Payment, request: Request, *, by: User, refundable: int | None = None) -> None:
+    """Raise what speaks against the request; `refundable` is what the person saw, None before they saw anything."""
+    if not by.is_active or not by.has_perm(roles.REQUEST_REFUND):
+        raise PermissionDenied
+    if payment.refunds.filter(state__in=Refund.BLOCKING).exists():
+        raise RefundUnsettled(
+            _(
+                "この支払いには結果が確定していない返金があります。確定するまで返金できません。何も送られていません。"
+            )
+        )
+    left = payment.refundable()
+    shown = money(left, payment.currency)
+    if refundable is not None and refundable != left:
+        raise BalanceMoved(
+            _(
+                "確認画面を開いたあとに返金可能額が変わりました。いまの返金可能額は%(left)sです。何も送られていません。"
+            )
+            % {"left": shown}
+        )
+    if request.amount > left:
+        raise AmountTooHigh(_("返金可能額は%(left)sです。これを超える返金はできません。") % {"left": shown})
+    maximum = settings.REFUND_MAX_AMOUNT
+    if maximum is not None and request.amount > maximum:
+        raise AmountTooHigh(
+            _("一回の返金は%(maximum)sまでです。") % {"maximum": money(maximum, payment.currency)}
+        )
+    limit = settings.REFUND_DAILY_LIMIT
+    if limit is not None and request.amount + (today := refunded_today(by)) > limit:
+        figures = {
+            "limit": money(limit, payment.currency),
+            "left": money(max(0, limit - today), payment.currency),
+        }
+        raise AmountTooHigh(_("一日の返金は合計%(limit)sまでです。本日はあと%(left)sです。") % figures)
+
+
+def refunded_today(by: User) -> int:
+    """The sum of a person's refunds of this Japanese day, in the minor unit: made, open, or waiting."""
+    morning = timezone.localtime(clock.now()).replace(hour=0, minute=0, second=0, microsecond=0)
+    counted = Refund.objects.filter(requested_by=by, requested_at__gte=morning).filter(
+        state__in=[*Refund.RESERVING, State.SUCCEEDED]
+    )
+    return counted.aggregate(total=Sum("amount"))["total"] or 0

@@ -1,0 +1,199 @@
+"""Whether anything may be sent at all: the switch, the restore fence, the circuit breaker. Reading always goes on."""
+
+import fcntl
+import json
+import os
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+from django.conf import settings
+from django.core.exceptions import PermissionDenied
+from django.db import connection, transaction
+from django.db.models import Max
+from django.utils.translation import gettext as _
+
+from dashboard.models import User
+from refunds import audit, clock, mirror, roles, smartpay
+from refunds.models import Attempt, Control, Refund
+from refunds.services.errors import NotReconciled
+from refunds.services.states import alarm
+
+log = structlog.get_logger(__name__)
+
+BREAKS_AFTER = 5  # sendings in a row without an answer
+PROBE_EVERY = timedelta(minutes=1)  # one sending, then, to see whether Smartpay answers again
+SILENT = (Attempt.Outcome.AMBIGUOUS, Attempt.Outcome.NOT_SENT)
+
+
+def why_nothing_is_sent(now: datetime) -> str:
+    """Why no refund may be sent at this moment, for the log; "" if it may. Inside the transaction of an attempt."""
+    if not Control.sends_are_on():
+        return "sending is stopped"
+    if _notice_restore():
+        return "the database was restored"
+    if _is_broken() and Attempt.objects.filter(started_at__gt=now - PROBE_EVERY).exists():
+        return "Smartpay does not answer"
+    return ""
+
+
+def heed(answer: smartpay.SmartpayError, refund: Refund) -> None:
+    """Raise the alarm where Smartpay did not take a request at all; stop sending where it refuses the key."""
+    if isinstance(answer, smartpay.KeyRefused) and Control.sends_are_on():
+        set_sends(enabled=False, reason="Smartpay: 401")
+    if isinstance(answer, smartpay.NotAccepted):
+        alarm("smartpay.not_accepted", refund, http_status=answer.http_status)
+    if answer.outcome in SILENT and _is_broken():
+        alarm("smartpay.silent", refund)
+
+
+def _is_broken() -> bool:
+    """The circuit breaker: whether the last sendings all went without an answer."""
+    answered = Attempt.objects.filter(finished_at__isnull=False).order_by("-pk")
+    outcomes = answered.values_list("outcome", flat=True)[:BREAKS_AFTER]
+    return len(outcomes) == BREAKS_AFTER and all(outcome in SILENT for outcome in outcomes)
+
+
+# --- The switch ---------------------------------------------------------------------------------------------
+
+
+def set_sends(*, enabled: bool, reason: str, by: User | None = None) -> None:
+    """Stop or resume all sending, with a reason; reading and settling go on either way.
+
+    Resuming also lifts the restore fence, once all of Smartpay's refunds have been read since it rose.
+
+    `by`: None is the machine, or whoever types the command.
+
+    Raises: PermissionDenied, NotReconciled.
+    """
+    if by is not None and not (by.is_active and by.has_perm(roles.APPROVE_REFUND)):
+        raise PermissionDenied
+    with transaction.atomic():
+        control = _locked_control()
+        now = clock.now()
+        if enabled and control.restored_at:
+            _check_reconciled(control.restored_at)
+            control.restored_at, control.restore_accepted_at = None, now
+            control.cluster = _cluster()
+        control.sends_enabled, control.reason = enabled, reason[:200]
+        control.changed_at, control.changed_by = now, by
+        control.save()
+        audit.record(by, "sends.resumed" if enabled else "sends.stopped", None, reason=control.reason)
+        if enabled:
+            # Who waited for this waits no longer. A turn that somebody has is left alone.
+            waiting = Refund.objects.filter(
+                state__in=[Refund.State.QUEUED, Refund.State.UNKNOWN], lease_until=None, next_check_at__gt=now
+            )
+            waiting.update(next_check_at=now)
+
+
+def _locked_control() -> Control:
+    Control.objects.bulk_create([Control()], ignore_conflicts=True)
+    return Control.objects.select_for_update().get(one=True)
+
+
+# --- The restore fence --------------------------------------------------------------------------------------
+
+# Note [The restore fence]
+# A database that was restored, or that took over without the last commits, has forgotten refunds that were sent. It
+# shows in two ways: PostgreSQL's cluster or timeline is another one; or the newest attempt is older than one that a
+# process has seen, which every sender writes down in a file outside the database (STATE_DIR) before its request
+# leaves. Sending then stops until all of Smartpay's refunds were read, and a person resumes it. A restore that a
+# person accepted is told from a further one by its moment, which both the database and the file keep.
+
+
+class Mark(NamedTuple):
+    """The newest state of the ledger that this machine has seen: the last accepted restore, the newest attempt."""
+
+    restore_accepted_at: str = ""  # in ISO 8601, UTC; "" for never
+    attempt: int = 0
+
+
+def watch() -> None:
+    """Look whether the database was restored, and remember how far the ledger is. Called by workers every round."""
+    with transaction.atomic(durable=True):
+        _notice_restore()
+    if Control.objects.filter(restored_at__isnull=False).exists():
+        return
+    remember(Attempt.objects.aggregate(newest=Max("pk"))["newest"] or 0)
+
+
+def remember(attempt: int) -> None:
+    """Write down, outside the database, that this attempt was committed. Before its request leaves."""
+    mark = Mark(_accepted(), attempt)
+    directory = Path(settings.STATE_DIR)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (directory / "ledger-mark.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if mark <= _mark():
+            return
+        new = directory / "ledger-mark.new"
+        with new.open("w") as file:
+            json.dump(mark, file)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(directory / "ledger-mark")
+
+
+def _notice_restore() -> bool:
+    """Whether the fence is up; raises it, in the caller's transaction, where the ledger is older than was seen."""
+    # The file first: what it tells was committed before, so that the database can only be further.
+    mark = _mark()
+    control = Control.objects.filter(one=True).first() or Control()
+    if control.restored_at:
+        return True
+    cluster = _cluster()
+    newest = Attempt.objects.aggregate(newest=Max("pk"))["newest"] or 0
+    behind = Mark(_iso(control.restore_accepted_at), newest) < mark
+    if behind or control.cluster not in ("", cluster):
+        control = _locked_control()
+        control.restored_at = control.changed_at = clock.now()
+        control.sends_enabled, control.reason, control.changed_by = False, "restored", None
+        control.save()
+        audit.record(None, "sends.stopped", None, reason=control.reason, attempt=newest, seen=mark.attempt)
+        log.error("ledger.restored", alarm=True, attempt=newest, seen=mark.attempt)
+        return True
+    if control.cluster != cluster:
+        control = _locked_control()
+        control.cluster = cluster
+        control.save()
+    return False
+
+
+def _mark() -> Mark:
+    """What the file says. One that can't be read raises: nothing is sent by who can't tell."""
+    try:
+        return Mark(*json.loads((Path(settings.STATE_DIR) / "ledger-mark").read_text()))
+    except FileNotFoundError:
+        return Mark()
+
+
+def _accepted() -> str:
+    return _iso(Control.objects.values_list("restore_accepted_at", flat=True).first())
+
+
+def _iso(moment: datetime | None) -> str:
+    return moment.isoformat(timespec="microseconds") if moment else ""
+
+
+def _cluster() -> str:
+    """Which PostgreSQL this is, and which of its timelines; "" for SQLite, which has neither."""
+    if connection.vendor != "postgresql":
+        return ""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT system_identifier || '/' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) "
+            "FROM pg_control_system()"
+        )
+        return str(cursor.fetchone()[0])
+
+
+def _check_reconciled(restored_at: datetime) -> None:
+    scanned_at = mirror.scanned_at()
+    if scanned_at is None or scanned_at < restored_at:
+        raise NotReconciled(
+            _(
+                "データベースの復元後、Smartpay の返金をまだすべて読み取っていません。読み取りが終わってから再開できます。"
+            )
+        )

@@ -1,0 +1,158 @@
+"""The states of a refund, how it is locked while it changes, and the small steps that every change is made of.
+
+    awaiting_approval ─▶ queued ─▶ sending ─▶ succeeded | rejected
+            │               │        │  ▲
+            └──▶ cancelled ◀┘        ▼  │
+                                   unknown ─▶ succeeded | rejected | not_executed
+
+Whatever contradicts goes to `review`, which evidence or two people lead to succeeded or not_executed. The database
+allows exactly these changes (TRANSITIONS in migrations/0002_guards.py); what each state means is told at Refund.State.
+
+The small steps change the object in hand, inside the caller's transaction. Saving is the caller's, who may have more
+to change; only cancel() saves, and writes its own entry, since there is never more to it.
+"""
+
+import functools
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+
+import structlog
+from django.conf import settings
+from django.db import OperationalError, transaction
+
+from dashboard.models import User
+from refunds import audit, clock
+from refunds.models import Payment, Refund
+
+log = structlog.get_logger(__name__)
+
+State = Refund.State
+
+# Note [The send window]
+# Smartpay keeps a key for six hours from when it first received it; after that the same key would be a second
+# refund. We count from our first sending, which is earlier, and stop an hour before: room for a request that the
+# network held back and for clocks that differ. The database refuses a later attempt too.
+SEND_WINDOW = timedelta(hours=5)
+
+# Note [Proof of absence]
+# "Not executed" needs two complete reads without our reference, a quarter of an hour apart, both after the last
+# moment at which a request of ours could still have been carried out or have been hidden from a reader.
+ABSENT_AFTER_FIRST_SENDING = timedelta(hours=6, minutes=30)
+ABSENT_AFTER_LAST_SENDING = timedelta(minutes=45)
+ABSENT_TWICE_WITHIN = timedelta(minutes=15)
+
+LONGEST_PAUSE = timedelta(minutes=30)
+TRIES = 3  # of a transaction that the database gave up
+
+
+def absence_counts_from(refund: Refund) -> datetime:
+    """The moment from which a complete read proves something. Only for a refund that was sent."""
+    first, last = refund.first_sent_at, refund.last_sent_at
+    if first is None or last is None:
+        raise ValueError("What was never sent is not absent.")
+    if refund.absent_since:
+        return refund.absent_since + ABSENT_TWICE_WITHIN
+    return max(first + ABSENT_AFTER_FIRST_SENDING, last + ABSENT_AFTER_LAST_SENDING)
+
+
+# --- Transactions -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(refund_id: uuid.UUID) -> Iterator[Refund]:
+    """A transaction that holds a refund, its payment first. See Note [Lock order] in models.py."""
+    with transaction.atomic(durable=True):
+        payment_id = Refund.objects.values_list("payment_id", flat=True).get(pk=refund_id)
+        payment = Payment.objects.select_for_update(of=("self",)).select_related("order").get(pk=payment_id)
+        refund = Refund.objects.select_for_update().get(pk=refund_id)
+        refund.payment = payment
+        yield refund
+
+
+def retried[**P, R](step: Callable[P, R]) -> Callable[P, R]:
+    """Run a step of the ledger again where the database gave its transaction up: a deadlock, a lock not had in time.
+
+    Only for what was certainly rolled back, and never around a call to Smartpay.
+    """
+
+    @functools.wraps(step)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        for attempt in range(1, TRIES):
+            try:
+                return step(*args, **kwargs)
+            except OperationalError as error:
+                if not _was_given_up(error):
+                    raise
+                log.warning("ledger.tried_again", step=step.__name__, attempt=attempt)
+                time.sleep(random.uniform(0.01, 0.1) * attempt)  # noqa: S311  (two that met part)
+        return step(*args, **kwargs)
+
+    return run
+
+
+GIVEN_UP = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock not available
+
+
+def _was_given_up(error: OperationalError) -> bool:
+    """Whether the transaction was rolled back only because of others, and may succeed if tried again."""
+    cause = error.__cause__
+    return getattr(cause, "sqlstate", None) in GIVEN_UP or getattr(cause, "sqlite_errorname", "").startswith(
+        ("SQLITE_BUSY", "SQLITE_LOCKED")
+    )
+
+
+# --- Small steps --------------------------------------------------------------------------------------------
+
+
+def move(refund: Refund, state: State) -> None:
+    refund.state = state
+    refund.lease_until, refund.lease_owner = None, ""
+
+
+def lease(refund: Refund, owner: str, now: datetime) -> None:
+    refund.lease_until = refund.next_check_at = now + timedelta(seconds=settings.REFUND_LEASE_SECONDS)
+    refund.lease_owner = owner
+
+
+def pause(refund: Refund, now: datetime, *, at_least: float | None = None) -> None:
+    """Give the turn back until later: twice as long each time, up to half an hour, never in step with others.
+
+    Never past the moment from which absence is proved, so that nobody waits longer for it than they have to.
+    """
+    seconds = min(
+        settings.REFUND_BACKOFF_SECONDS * 2 ** min(refund.turns - 1, 10), LONGEST_PAUSE.total_seconds()
+    ) * random.uniform(0.5, 1.5)  # noqa: S311  (spreads load, hides nothing)
+    if refund.first_sent_at and now < (proof := absence_counts_from(refund)):
+        seconds = min(seconds, (proof - now).total_seconds())
+    seconds = max(seconds, min(at_least or 0, LONGEST_PAUSE.total_seconds()))
+    refund.next_check_at = now + timedelta(seconds=seconds)
+    refund.lease_until, refund.lease_owner = None, ""
+
+
+def settle(refund: Refund, state: State, now: datetime) -> None:
+    move(refund, state)
+    refund.settled_at, refund.next_check_at = now, None
+
+
+def cancel(refund: Refund, because: Refund.Cancelled, *, by: User | None) -> None:
+    settle(refund, State.CANCELLED, clock.now())
+    refund.cancelled_because = because
+    refund.save()
+    audit.record(by, "refund.cancelled", refund, because=because)
+
+
+def to_review(refund: Refund, why: str) -> None:
+    move(refund, State.REVIEW)
+    refund.next_check_at = None
+    refund.reviews += 1
+    refund.error_message = refund.error_message or why
+    alarm("refund.review", refund, why=why)
+
+
+def alarm(name: str, refund: Refund, **about: object) -> None:
+    """Tell whoever watches the logs; ids and states only."""
+    log.error(name, alarm=True, refund=str(refund.pk), state=str(refund.state), **about)
