@@ -147,18 +147,24 @@ def _notice_restore() -> bool:
     newest = Attempt.objects.aggregate(newest=Max("pk"))["newest"] or 0
     behind = Mark(_iso(control.restore_accepted_at), newest) < mark
     if behind or control.cluster not in ("", cluster):
-        control = _locked_control()
-        control.restored_at = control.changed_at = clock.now()
-        control.sends_enabled, control.reason, control.changed_by = False, "restored", None
-        control.save()
-        audit.record(None, "sends.stopped", None, reason=control.reason, attempt=newest, seen=mark.attempt)
-        log.error("ledger.restored", alarm=True, attempt=newest, seen=mark.attempt)
+        _raise_fence(newest, mark)
         return True
     if control.cluster != cluster:
         control = _locked_control()
         control.cluster = cluster
         control.save()
     return False
+
+
+def _raise_fence(newest: int, mark: Mark) -> None:
+    control = _locked_control()
+    if control.restored_at:
+        return  # another process noticed it at the same time
+    control.restored_at = control.changed_at = clock.now()
+    control.sends_enabled, control.reason, control.changed_by = False, "restored", None
+    control.save()
+    audit.record(None, "sends.stopped", None, reason=control.reason, attempt=newest, seen=mark.attempt)
+    log.error("ledger.restored", alarm=True, attempt=newest, seen=mark.attempt)
 
 
 def _mark() -> Mark:
@@ -193,7 +199,5 @@ def _check_reconciled(restored_at: datetime) -> None:
     scanned_at = mirror.scanned_at()
     if scanned_at is None or scanned_at < restored_at:
         raise NotReconciled(
-            _(
-                "データベースの復元後、Smartpay の返金をまだすべて読み取っていません。読み取りが終わってから再開できます。"
-            )
+            _("データベースの復元後、Smartpay の返金の読み取りが終わっていません。終わってから再開できます。")
         )
