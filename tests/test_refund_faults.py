@@ -16,7 +16,7 @@ from refunds.models import Attempt, Control, Payment, Refund
 from refunds.services import sending, settling
 from tests.conftest import Clock, make_user, sign_in
 from tests.sandbox import Sandbox
-from tests.test_services import ask, at_smartpay, mirrored, observe, refund, shown, unknown, work
+from tests.test_services import ask, at_smartpay, mirrored, observe, refund, scan, shown, unknown, work
 
 State = Refund.State
 
@@ -417,3 +417,17 @@ def test_row_that_the_database_refuses_is_no_refund_and_no_conflict(payment: Pay
         services.request_refund(asked, refundable=payment.refundable(), by=operator)
 
     assert not Refund.objects.exists()
+
+
+def test_refund_that_found_a_scan_done_by_others_asks_for_the_next_one(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    sandbox.switch(payments_list_refunds=False)
+    made = unknown(payment, operator, sandbox)
+    at.advance(hours=7)
+    scan(at)  # for another refund, or the daily one
+
+    services.take_turn(made.pk, client=smartpay.client())
+    at.advance(minutes=16)
+
+    assert services.needs_full_scan()

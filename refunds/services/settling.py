@@ -6,7 +6,7 @@ from typing import cast
 
 import structlog
 from django.db import transaction
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from dashboard.models import User
 from refunds import audit, clock, mirror, smartpay
@@ -317,5 +317,7 @@ def needs_full_scan() -> bool:
 
 
 def _waiting_for_scan() -> QuerySet[Refund]:
-    no_list = Evidence.objects.filter(refund=OuterRef("pk"), detail=Evidence.Detail.NO_LIST)
-    return Refund.objects.filter(Exists(no_list), state=State.UNKNOWN)
+    without_list = Evidence.objects.filter(refund=OuterRef("pk"), found=False).filter(
+        Q(detail=Evidence.Detail.NO_LIST) | Q(kind=Evidence.Kind.LIST)
+    )
+    return Refund.objects.filter(Exists(without_list), state=State.UNKNOWN)
