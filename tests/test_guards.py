@@ -16,7 +16,16 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 
 from dashboard.models import User
-from refunds.models import Attempt, AuditEntry, Evidence, Order, Payment, Refund
+from refunds.models import (
+    Attempt,
+    AuditEntry,
+    Evidence,
+    Order,
+    Payment,
+    Refund,
+    ReviewDecision,
+    SmartpayRefund,
+)
 from tests.conftest import make_order, make_user
 
 guards = import_module("refunds.migrations.0002_guards")
@@ -84,16 +93,20 @@ def update(row: Any, **values: Any) -> None:
 
 def move(refund: Refund, state: str, **other: Any) -> None:
     """Change the state, with what else belongs to it."""
-    now = Refund.objects.values("attempt_no", "first_sent_at", "smartpay_id").get(pk=refund.pk)
+    now = Refund.objects.get(pk=refund.pk)
     belongs: dict[str, dict[str, Any]] = {
         "sending": {
-            "attempt_no": now["attempt_no"] + 1,
-            "first_sent_at": now["first_sent_at"] or NOW,
+            "attempt_no": now.attempt_no + 1,
+            "first_sent_at": now.first_sent_at or NOW,
             "last_sent_at": NOW,
         },
-        "succeeded": {"smartpay_id": now["smartpay_id"] or f"refund_test_{refund.pk.hex}"},
+        "review": {"reviews": now.reviews + 1},
+        "succeeded": {"smartpay_id": now.smartpay_id or f"refund_test_{refund.pk.hex}"},
         "cancelled": {"cancelled_because": "withdrawn"},
     }
+    if (now.state, state) == ("review", "not_executed"):
+        for _person in range(2):
+            decide(now, make_user("approver"))
     update(refund, state=state, **(belongs.get(state, {}) | other))
 
 
@@ -131,7 +144,7 @@ def test_every_guard_is_in_the_database_and_awake(db: None) -> None:
         expected += [f"{table}_never_emptied" for table in guards.KEPT]
 
     assert triggers() == sorted(set(expected))
-    assert len(expected) == (34 if connection.vendor == "postgresql" else 30)
+    assert len(expected) == (43 if connection.vendor == "postgresql" else 38)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -450,9 +463,15 @@ IMMUTABLE = {
     "body": '{"amount":1}',
     "requested_by_id": 0,
     "requested_at": NOW + timedelta(seconds=1),
+    "recovered": True,
 }
-WRITTEN_ONCE = {"first_sent_at", "smartpay_id", "decided_by_id", "decided_at"}
-GOES_UP = {"attempt_no", "last_sent_at"}
+WRITTEN_ONCE = {
+    "first_sent_at": "first_sent_at and the decision are written once",
+    "smartpay_id": "smartpay_id is written once",
+    "decided_by_id": "first_sent_at and the decision are written once",
+    "decided_at": "first_sent_at and the decision are written once",
+}
+GOES_UP = {"attempt_no", "last_sent_at", "reviews"}
 FREE = {
     "state": "unknown",
     "decision_note": "x",
@@ -471,7 +490,7 @@ FREE = {
 def test_every_column_of_a_refund_has_its_rule() -> None:
     columns = {field.attname for field in Refund._meta.concrete_fields}
 
-    assert columns == IMMUTABLE.keys() | WRITTEN_ONCE | GOES_UP | FREE.keys()
+    assert columns == IMMUTABLE.keys() | WRITTEN_ONCE.keys() | GOES_UP | FREE.keys()
 
 
 @pytest.mark.parametrize("state", ["queued", "unknown", "succeeded"])
@@ -503,9 +522,158 @@ def test_first_sending_id_and_decision_are_written_once(
     }
 
     for value in (other[column], None):
-        with refused("first_sent_at, smartpay_id and the decision are written once"):
+        with refused(WRITTEN_ONCE[column]):
             update(refund, **{column: value})
     update(refund, **{column: Refund.objects.values_list(column, flat=True).get(pk=refund.pk)})
+
+
+# --- What people decide about a case ------------------------------------------------------------------------
+
+
+def decide(refund: Refund, by: User, verdict: str = "not_executed", **other: Any) -> ReviewDecision:
+    facts = {"round": refund.reviews, "note": "確認済み", "at": NOW} | other
+    if verdict == "succeeded":
+        facts.setdefault("smartpay_id", "refund_test_1")
+    return ReviewDecision.objects.create(refund=refund, person=by, verdict=verdict, **facts)
+
+
+@pytest.fixture
+def case(payment: Payment, operator: User) -> Refund:
+    refund = at("review", payment, operator)
+    refund.refresh_from_db()
+    return refund
+
+
+def test_two_people_decide_that_nothing_was_executed(case: Refund, approver: User) -> None:
+    second = make_user("approver")
+    for _again in range(2):
+        decide(case, approver)
+    decide(case, second, "succeeded")
+
+    with refused("two people decide that nothing was executed"):
+        update(case, state="not_executed")
+    decide(case, second)
+    update(case, state="not_executed")
+
+
+def test_what_was_decided_in_an_earlier_round_settles_nothing(case: Refund, approver: User) -> None:
+    for person in (approver, make_user("approver")):
+        decide(case, person)
+    update(case, state="not_executed")
+    move(case, "review")
+
+    with refused("two people decide that nothing was executed"):
+        update(case, state="not_executed")
+
+
+def test_requester_decides_no_case_and_nobody_decides_what_is_none(
+    case: Refund, payment: Payment, operator: User, approver: User
+) -> None:
+    words = "a case is decided while it is one, and never by who asked for the refund"
+    with refused(words):
+        decide(case, operator)
+    for round_no in (0, 2):
+        with refused(words):
+            decide(case, approver, round=round_no)
+    with refused(words):
+        decide(insert(payment, operator), approver)
+
+
+def test_decision_names_the_refund_that_it_is(case: Refund, approver: User) -> None:
+    with refused("review_names_its_refund"):
+        decide(case, approver, "succeeded", smartpay_id="")
+    with refused("review_names_its_refund"):
+        decide(case, approver, smartpay_id="refund_test_1")
+
+
+def test_decision_is_kept_as_it_is(case: Refund, approver: User) -> None:
+    decision = decide(case, approver)
+
+    for values in ({"verdict": "succeeded", "smartpay_id": "x"}, {"note": "x"}, {"round": 2}, {"at": NOW}):
+        with refused("a decision never changes"):
+            update(decision, **values)
+    with refused("a decision is never deleted"):
+        decision.delete()
+
+
+def test_people_may_replace_the_id_that_turned_out_to_be_the_wrong_one(
+    payment: Payment, operator: User
+) -> None:
+    refund = at("unknown", payment, operator)
+    update(refund, state="rejected", smartpay_id="refund_test_failed")
+    update(refund, state="review", reviews=1)
+
+    with refused("smartpay_id is written once"):
+        update(refund, smartpay_id="refund_test_second")
+    with refused("smartpay_id is written once|refund_succeeded_has_id"):
+        update(refund, state="succeeded", smartpay_id=None)
+    update(refund, state="succeeded", smartpay_id="refund_test_second")
+
+
+def test_rounds_of_review_only_go_up(case: Refund) -> None:
+    with refused("rounds of review only go up"):
+        update(case, reviews=0)
+
+
+# --- What the ledger lost -----------------------------------------------------------------------------------
+
+
+def recovered(payment: Payment, by: User, **other: Any) -> dict[str, Any]:
+    return {
+        "recovered": True,
+        "state": "succeeded",
+        "smartpay_id": "refund_test_lost",
+        "settled_at": NOW,
+    } | other
+
+
+def seen(payment: Payment, **other: Any) -> None:
+    facts = {"id": "refund_test_lost", "amount": 1000, "currency": "JPY", "status": "succeeded"} | other
+    SmartpayRefund.objects.create(payment=payment, created_at=NOW, read_at=NOW, **facts)
+
+
+def test_refund_is_recovered_as_smartpay_shows_it_whatever_is_left(payment: Payment, operator: User) -> None:
+    insert(payment, operator, amount=4500)
+    seen(payment)
+
+    insert(payment, operator, **recovered(payment, operator))
+
+    assert sums(payment) == (4500, 1000)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"state": "queued"},
+        {"amount": 999},
+        {"smartpay_id": "refund_test_of_nobody"},
+        {"smartpay_id": None},
+        {"attempt_no": 1},
+        {"first_sent_at": NOW},
+        {"settled_at": None},
+    ],
+    ids=str,
+)
+def test_refund_that_smartpay_does_not_show_so_is_not_recovered(
+    payment: Payment, operator: User, other: dict[str, Any]
+) -> None:
+    seen(payment)
+
+    with refused("a recovered refund is one that Smartpay shows|refund_succeeded_has_id"):
+        insert(payment, operator, **recovered(payment, operator, **other))
+
+
+@pytest.mark.parametrize("facts", [{"status": "failed"}, {"amount": 999}], ids=str)
+def test_refund_that_failed_or_differs_is_not_recovered(
+    payment: Payment, operator: User, facts: dict[str, Any]
+) -> None:
+    seen(payment, **facts)
+
+    with refused("a recovered refund is one that Smartpay shows"):
+        insert(payment, operator, **recovered(payment, operator))
+
+
+# --- Never deleted ------------------------------------------------------------------------------------------
 
 
 def test_refund_is_never_deleted(payment: Payment, operator: User) -> None:
@@ -837,8 +1005,11 @@ def test_trail_is_never_deleted(entry: AuditEntry) -> None:
 @pytest.mark.parametrize("table", guards.KEPT)
 def test_nothing_that_is_kept_is_ever_replaced(evidence: Evidence, entry: AuditEntry, table: str) -> None:
     Attempt.objects.create(refund=evidence.refund, number=1, started_at=NOW)
+    update(evidence.refund, state="review", reviews=1)
+    evidence.refund.refresh_from_db()
+    decide(evidence.refund, make_user("approver"))
 
-    with refused("never replaced|begins unsent"), connection.cursor() as cursor:
+    with refused("never replaced|begins unsent|a case is decided"), connection.cursor() as cursor:
         cursor.execute(f"INSERT OR REPLACE INTO {table} SELECT * FROM {table}")  # noqa: S608
 
 
