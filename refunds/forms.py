@@ -11,7 +11,7 @@ from django.utils.translation import gettext_lazy as _
 
 from dashboard.models import User
 from refunds import services
-from refunds.models import Order, Payment, Refund
+from refunds.models import Order, Payment, Refund, ReviewDecision
 from refunds.search import ANY_STATUS, IN_PROGRESS, Filters
 
 DESCRIPTION_LENGTH = (
@@ -158,6 +158,28 @@ class DecisionForm(forms.Form):
     """承認・却下. Why a refund is turned down is asked for; why it is approved may be said."""
 
     note = PlainText(label=_("理由"), required=False, limit=MEMO_LENGTH, lines=True, widget=forms.Textarea)
+
+
+class ReviewForm(forms.Form):
+    """要調査の判定: one of the refunds that Smartpay shows, or that there is none; and why."""
+
+    choice = forms.CharField(error_messages={"required": _("判定を選んでください。")}, max_length=80)
+    note = PlainText(label=_("理由"), limit=MEMO_LENGTH, lines=True, widget=forms.Textarea)
+
+    def clean(self) -> dict[str, Any]:
+        """`verdict`, `smartpay_id` and `note`, as services.decide_case() takes them."""
+        choice = self.cleaned_data.get("choice", "")
+        if choice == ReviewDecision.Verdict.NOT_EXECUTED:
+            chosen = {"verdict": ReviewDecision.Verdict.NOT_EXECUTED, "smartpay_id": ""}
+        else:
+            chosen = {"verdict": ReviewDecision.Verdict.SUCCEEDED, "smartpay_id": choice}
+        return chosen | {"note": self.cleaned_data.get("note", "")}
+
+
+class SendsForm(forms.Form):
+    """送信の停止と再開."""
+
+    reason = PlainText(label=_("理由"), limit=200)
 
 
 class PeriodForm(forms.Form):

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from django.db import models, transaction
-from django.db.models import Exists, F, OuterRef, Q, Subquery, Sum
+from django.db.models import Case, Exists, F, OuterRef, Q, Subquery, Sum, Value, When
 from django.db.models.functions import Coalesce
 
 from refunds import clock, smartpay
@@ -371,19 +371,26 @@ def _count_external(payment_ids: Iterable[str]) -> None:
     """Make `external` of the payments, which are locked or new, what Smartpay's refunds say.
 
     A refund under our reference that is not the one the ledger row was settled with is a second one, and one of a
-    row that was cancelled was made all the same: the ledger does not count them, so they are counted here.
+    row that was cancelled was made all the same: the ledger does not count them, so they are counted here. So is what
+    one is larger than its row says, as only Smartpay's own mistake can make it.
     """
+    not_the_ledgers = (
+        Q(ours=None)
+        | (Q(ours__smartpay_id__isnull=False) & ~Q(ours__smartpay_id=F("pk")))
+        | Q(ours__state=Refund.State.CANCELLED)
+    )
+    counted = Case(
+        When(not_the_ledgers, then=F("amount")),
+        When(amount__gt=F("ours__amount"), then=F("amount") - F("ours__amount")),
+        default=Value(0),
+        output_field=models.BigIntegerField(),
+    )
     elsewhere = (
         SmartpayRefund.objects.filter(payment=OuterRef("pk"))
         .exclude(status=SmartpayRefund.Status.FAILED)
-        .filter(
-            Q(ours=None)
-            | (Q(ours__smartpay_id__isnull=False) & ~Q(ours__smartpay_id=F("pk")))
-            | Q(ours__state=Refund.State.CANCELLED)
-        )
         .order_by()
         .values("payment")
-        .annotate(total=Sum("amount"))
+        .annotate(total=Sum(counted))
         .values("total")
     )
     total = Coalesce(Subquery(elsewhere), 0)

@@ -564,6 +564,14 @@ class Control(models.Model):
     def __str__(self) -> str:
         return "on" if self.sends_enabled else f"off: {self.reason}"
 
+    @property
+    def why(self) -> str:
+        """The reason of the last change, in words; the machine's own are told by what happened."""
+        return {
+            "Smartpay: 401": str(_("Smartpay が秘密鍵を受け付けませんでした。")),
+            "restored": str(_("データベースが古い状態に戻された可能性があります。")),
+        }.get(self.reason, self.reason)
+
     @classmethod
     def sends_are_on(cls) -> bool:
         """Whether refunds may be sent; nobody having touched the switch, they may."""
@@ -672,6 +680,8 @@ class AuditEntry(models.Model):
         PAGE_REFUSED = "page.refused", _("権限のない操作")
         ADMIN_LISTED = "admin.listed", _("管理画面の一覧の閲覧")
         ADMIN_VIEWED = "admin.viewed", _("管理画面の記録の閲覧")
+        AUDIT_VERIFIED = "audit.verified", _("監査記録の検証")
+        AUDIT_EXPORTED = "audit.exported", _("監査記録の書き出し")
 
     class Outcome(models.TextChoices):
         DONE = "done", _("実行")

@@ -15,6 +15,8 @@ urlpatterns = [
     path("refunds/<uuid:refund_id>/", views.refund_detail, name="refund"),
     path("refunds/<uuid:refund_id>/withdraw/", views.refund_withdraw, name="refund_withdraw"),
     path("refunds/<uuid:refund_id>/decide/", views.refund_decide, name="refund_decide"),
+    path("refunds/<uuid:refund_id>/review/", views.refund_review, name="refund_review"),
+    path("refunds/sends/", views.sends, name="sends"),
     path("approvals/", views.approvals, name="approvals"),
     path("webhooks/smartpay/", webhooks.receive, name="webhook"),
 ]

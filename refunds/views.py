@@ -19,8 +19,16 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from dashboard.models import User
 from dashboard.sso import fresh_sign_in_required
-from refunds import audit, mirror, roles, search, services, smartpay
-from refunds.forms import DecisionForm, OrderFilterForm, RefundFilterForm, RefundForm, SimilarForm
+from refunds import audit, clock, mirror, roles, search, services, smartpay
+from refunds.forms import (
+    DecisionForm,
+    OrderFilterForm,
+    RefundFilterForm,
+    RefundForm,
+    ReviewForm,
+    SendsForm,
+    SimilarForm,
+)
 from refunds.models import Control, Order, Payment, Refund, Search, SmartpayRefund
 from refunds.templatetags.money import money
 
@@ -47,7 +55,7 @@ def every_page(request: HttpRequest) -> dict[str, Any]:
             "can_audit": request.user.has_perm(roles.AUDIT),
             "roles": [roles.LABELS[role] for role in _person(request).role_names],
         }
-        context["sends_enabled"] = Control.sends_are_on()
+        context["sends"] = Control.objects.filter(one=True).first() or Control()
     return context
 
 
@@ -60,8 +68,15 @@ def start(request: HttpRequest) -> HttpResponse:
         .select_related("payment__order")
         .order_by("-requested_at", "-id")[:PAGE]
     )
-    waiting = len(_waiting(request)[:PAGE]) if request.user.has_perm(roles.APPROVE_REFUND) else 0
-    context = {"unsettled": unsettled, "waiting": waiting, "typed": _parked(request).get("q", "")}
+    may_decide = request.user.has_perm(roles.APPROVE_REFUND)
+    waiting = len(_waiting(request)[:PAGE]) if may_decide else 0
+    cases = len(_cases()[:PAGE]) if may_decide else 0
+    context = {
+        "unsettled": unsettled,
+        "waiting": waiting,
+        "cases": cases,
+        "typed": _parked(request).get("q", ""),
+    }
     return render(request, "refunds/start.html", context)
 
 
@@ -572,10 +587,25 @@ def _draw_refund(
 @permission_required(roles.APPROVE_REFUND, raise_exception=True)
 def approvals(request: HttpRequest) -> HttpResponse:
     """承認: what waits for a second person, the longest waiting first; one's own waits for somebody else."""
+    return _draw_approvals(request, SendsForm(initial=_parked(request)))
+
+
+def _draw_approvals(request: HttpRequest, sends_form: SendsForm, status: int = 200) -> HttpResponse:
     rows = list(_waiting(request)[:PAGE])
-    audit.record(request.user, "refunds.listed", None, shown=[str(refund.pk) for refund in rows])
+    cases = list(_cases()[:PAGE])
+    audit.record(request.user, "refunds.listed", None, shown=[str(refund.pk) for refund in (*rows, *cases)])
     own = Refund.objects.filter(requested_by=_person(request), state=Refund.State.AWAITING_APPROVAL).exists()
-    return render(request, "refunds/approvals.html", {"refunds": rows, "own": own})
+    context = {"refunds": rows, "cases": cases, "own": own, "sends_form": sends_form}
+    return render(request, "refunds/approvals.html", context, status=status)
+
+
+def _cases() -> QuerySet[Refund]:
+    """What waits for two people's decision, the longest waiting first."""
+    return (
+        Refund.objects.filter(state=Refund.State.REVIEW)
+        .select_related("payment__order", "requested_by")
+        .order_by("requested_at", "id")
+    )
 
 
 def _waiting(request: HttpRequest) -> QuerySet[Refund]:
@@ -612,6 +642,88 @@ def refund_decide(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
         form.add_error(None, _not_now(error))
         return _draw_refund(request, refund, form, status=503)
     return redirect("refunds:refund", refund_id)
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@may_see
+def refund_review(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
+    """要調査: what was asked for beside what Smartpay shows; two approvers decide, neither of them the requester."""
+    if request.method == "POST":
+        return _decide_case(request, refund_id)
+    refund = _refund(refund_id)
+    audit.record(request.user, "refund.viewed", refund)
+    return _draw_case(request, refund, ReviewForm(initial=_parked(request)))
+
+
+@permission_required(roles.APPROVE_REFUND, raise_exception=True)
+@fresh_sign_in_required
+def _decide_case(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
+    refund = _refund(refund_id)
+    form = ReviewForm(request.POST)
+    if not form.is_valid():
+        return _draw_case(request, refund, form, status=422)
+    try:
+        services.decide_case(refund_id, **form.cleaned_data, by=_person(request), client=_quick_client())
+    except services.NotWaiting as error:
+        messages.warning(request, str(error))
+    except services.RefundError as error:
+        form.add_error(error.field, str(error))
+        return _draw_case(request, _refund(refund_id), form, status=422)
+    except smartpay.SmartpayError as error:
+        form.add_error(None, _not_now(error))
+        return _draw_case(request, _refund(refund_id), form, status=503, read=False)
+    else:
+        messages.success(request, _("判定を記録しました。"))
+    return redirect("refunds:refund_review", refund_id)
+
+
+def _draw_case(
+    request: HttpRequest, refund: Refund, form: ReviewForm, status: int = 200, *, read: bool = True
+) -> HttpResponse:
+    """The page of a case, read afresh from Smartpay where it answers in time."""
+    unread = not read
+    if refund.state == Refund.State.REVIEW and read:
+        try:
+            services.look_again(refund.pk, client=_quick_client())
+        except smartpay.SmartpayError:
+            unread = True
+        refund = _refund(refund.pk)
+    mine = refund.requested_by_id == request.user.pk
+    may_decide = request.user.has_perm(roles.APPROVE_REFUND)
+    context = {
+        "refund": refund,
+        "order": refund.payment.order,
+        "case": services.review_case(refund),
+        "form": form,
+        "unread": unread,
+        "is_open": refund.state == Refund.State.REVIEW,
+        "mine": mine,
+        "may_decide": may_decide,
+        "now": clock.now(),
+    }
+    return render(request, "refunds/refund_review.html", context, status=status)
+
+
+def _quick_client() -> smartpay.Client:
+    return smartpay.client().within(settings.SMARTPAY_VIEW_DEADLINE)
+
+
+@require_POST
+@permission_required(roles.APPROVE_REFUND, raise_exception=True)
+@fresh_sign_in_required
+def sends(request: HttpRequest) -> HttpResponse:
+    """Stop or resume all sending, with a reason."""
+    form = SendsForm(request.POST)
+    if form.is_valid():
+        try:
+            services.set_sends(
+                enabled="resume" in request.POST, reason=form.cleaned_data["reason"], by=_person(request)
+            )
+        except services.NotReconciled as error:
+            form.add_error(None, str(error))
+        else:
+            return redirect("refunds:approvals")
+    return _draw_approvals(request, form, status=422)
 
 
 def _meaning(refund: Refund) -> tuple[str, str]:

@@ -719,6 +719,8 @@ class Migration(migrations.Migration):
                             ("page.refused", "権限のない操作"),
                             ("admin.listed", "管理画面の一覧の閲覧"),
                             ("admin.viewed", "管理画面の記録の閲覧"),
+                            ("audit.verified", "監査記録の検証"),
+                            ("audit.exported", "監査記録の書き出し"),
                         ],
                         max_length=48,
                         verbose_name="操作",

@@ -6,6 +6,7 @@
 - sending: a turn is taken, committed before the first byte leaves, and its answer booked
 - asking: a person asks; the row is committed, and its first turn taken in the same web request
 - deciding: another person approves what waits
+- reviewing: what contradicts is decided by two people
 
 The life of a refund: request_refund() commits its row; take_turn() sends it and books the answer, first in the web
 request that made it, later in a worker, always through the same function; observe_refund() books what Smartpay
@@ -39,6 +40,7 @@ from refunds.services.errors import (
     RequestReused,
     SimilarRefund,
 )
+from refunds.services.reviewing import Case, decide_case, look_again, review_case
 from refunds.services.sending import due, settle_due, take_turn
 from refunds.services.settling import (
     needs_full_scan,
@@ -51,6 +53,7 @@ from refunds.services.settling import (
 __all__ = [
     "AmountTooHigh",
     "BalanceMoved",
+    "Case",
     "NoReason",
     "NotProved",
     "NotReconciled",
@@ -63,9 +66,11 @@ __all__ = [
     "Similar",
     "SimilarRefund",
     "approve",
+    "decide_case",
     "due",
     "expire_requests",
     "find_request",
+    "look_again",
     "needs_approval",
     "needs_full_scan",
     "observe_refund",
@@ -76,6 +81,7 @@ __all__ = [
     "refunded_today",
     "reject",
     "request_refund",
+    "review_case",
     "scan_if_needed",
     "set_sends",
     "settle_due",

@@ -307,6 +307,9 @@ def needs_full_scan() -> bool:
     now, scanned_at = clock.now(), mirror.scanned_at()
     if Control.objects.filter(restored_at__gt=scanned_at or mirror.EPOCH).exists():
         return True
+    cases = Evidence.objects.filter(refund__state=State.REVIEW, detail=Evidence.Detail.NO_LIST)
+    if cases.filter(at__gt=scanned_at or mirror.EPOCH).exists():
+        return True  # people look at one, and wait for it
     waiting = list(_waiting_for_scan())
     if scanned_at is None or now >= scanned_at + ABSENT_TWICE_WITHIN:
         return bool(waiting)
