@@ -13,7 +13,7 @@ from django.db import IntegrityError, connections
 from dashboard.models import User
 from refunds import mirror, services, smartpay
 from refunds.models import Attempt, Control, Payment, Refund
-from refunds.services import sending, settling
+from refunds.services import control, sending, settling
 from tests.conftest import Clock, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_services import ask, at_smartpay, mirrored, observe, refund, scan, shown, unknown, work
@@ -49,6 +49,22 @@ def test_sender_that_slept_past_its_key_refunds_nothing_again(
     refund(payment, operator)
 
     assert len(at_smartpay(sandbox, payment)) == 1
+
+
+def test_sender_that_slept_while_it_wrote_down_its_attempt_sends_nothing(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remember = control.remember
+
+    def slowly(attempt: int) -> None:
+        remember(attempt)
+        at.advance(minutes=15)
+
+    monkeypatch.setattr(control, "remember", slowly)
+
+    made = refund(payment, operator)
+
+    assert (made.state, sandbox.requests("POST", "/v1/refunds")) == (State.UNKNOWN, [])
 
 
 def test_sender_that_slept_until_absence_was_proved_sends_nothing(

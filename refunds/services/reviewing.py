@@ -1,22 +1,43 @@
-"""要調査: what Smartpay shows contradicts, and two people decide what became of a refund, by evidence alone."""
+"""要調査: what Smartpay shows contradicts, and two people decide what became of a refund, by evidence alone.
+
+They may say one of two things: that it is a certain refund which Smartpay shows, read in that very call; or that it
+was not executed, as two complete reads have proved, or as Smartpay says itself where all it shows of it has failed.
+"""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
 from django.core.exceptions import PermissionDenied
+from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from dashboard.models import User
 from refunds import audit, clock, mirror, roles, smartpay
-from refunds.models import Evidence, Refund, ReviewDecision, SmartpayRefund
+from refunds.models import Attempt, Evidence, Refund, ReviewDecision, SmartpayRefund
 from refunds.services import settling
 from refunds.services.errors import NoReason, NotProved, NotWaiting
-from refunds.services.states import State, absence_counts_from, locked, retried, settle
+from refunds.services.states import (
+    ABSENT_TWICE_WITHIN,
+    State,
+    absence_counts_from,
+    locked,
+    retried,
+    settle,
+)
 
 Verdict = ReviewDecision.Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A refund that Smartpay shows and that this row may be."""
+
+    seen: SmartpayRefund
+    is_named: bool  # it carries this row's reference
+    why_not: str  # why nobody can say that it is this row, in words; "" where people may
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,62 +45,147 @@ class Case:
     """What two people decide by."""
 
     refund: Refund
-    shown: list[SmartpayRefund]  # what Smartpay has of this payment and nobody else's row is
+    why: list[str]  # what made it a case, in words
+    candidates: list[Candidate]
     decisions: list[ReviewDecision]  # of this round, the last word of each person
-    provable_from: datetime | None  # from when a reading proves that there is none; None: it can't be proved
+    why_not_absent: str  # why nobody can say yet that it was not executed, and from when; "" where people may
 
 
-def review_case(refund: Refund) -> Case:
-    """Return what is known of a case, as last read."""
-    shown = SmartpayRefund.objects.filter(payment=refund.payment_id).order_by("created_at", "id")
-    booked = Refund.objects.filter(payment=refund.payment_id, state=State.SUCCEEDED).values("smartpay_id")
-    last_words = {decision.person_id: decision for decision in _decisions(refund)}
+def review_case(refund: Refund, *, complete_at: datetime | None = None) -> Case:
+    """Return what is known of a case. `complete_at`: what look_again() returned, None where nobody could look."""
+    candidates = _candidates(refund)
     return Case(
         refund=refund,
-        shown=list(shown.exclude(pk__in=booked)),
-        decisions=list(last_words.values()),
-        provable_from=absence_counts_from(refund) if refund.last_sent_at else None,
+        why=_why(refund, candidates),
+        candidates=candidates,
+        decisions=list(_last_words(refund).values()),
+        why_not_absent=_why_not_absent(refund, complete_at),
     )
 
 
-def look_again(refund_id: uuid.UUID, *, client: smartpay.Client) -> bool:
+# --- Looking ------------------------------------------------------------------------------------------------
+
+
+def look_again(refund_id: uuid.UUID, *, client: smartpay.Client) -> datetime | None:
     """Read the payment of a case at Smartpay now, and write down what that shows; it may settle the case.
 
-    Returns whether it proves that there is no such refund. Where the payment lists no refunds, the next full scan is
-    asked for, and counts when people look again.
+    Returns when the complete read began that would have shown the refund, None where there was none yet: a payment
+    that does not list its refunds waits for a scan of all of them. See Note [Complete reads] in settling.py.
 
     Raises: smartpay.SmartpayError.
     """
     refund = Refund.objects.get(pk=refund_id)
     read_at = clock.now()
-    if settling.read_payment(refund.payment_id, client=client):
-        return _note_absence(refund_id, kind=Evidence.Kind.READ, complete_at=read_at)
-    return _note_absence(refund_id, kind=Evidence.Kind.LIST, complete_at=mirror.scanned_at())
+    complete = settling.read_payment(refund.payment_id, client=client)
+    for seen in refund.seen.values_list("pk", flat=True):
+        _read_again(seen, client=client)
+    complete_at = read_at if complete else mirror.scanned_at()
+    kind = Evidence.Kind.READ if complete else Evidence.Kind.LIST
+    settling.book_absence_of_case(refund_id, kind=kind, complete_at=complete_at)
+    return complete_at
 
 
-@retried
-def _note_absence(refund_id: uuid.UUID, *, kind: str, complete_at: datetime | None) -> bool:
-    """Write down that a complete read, begun at `complete_at`, did not show the refund; return whether that proves it.
+def _read_again(smartpay_id: str, *, client: smartpay.Client) -> smartpay.Refund | None:
+    """Read one refund and book it where it says something new; None where Smartpay has none of this id.
 
-    See Note [Proof of absence] in states.py.
+    What is known is not booked again: each time that it contradicts would be another round, and nobody's word last.
     """
-    with locked(refund_id) as refund:
-        if refund.state != State.REVIEW or refund.last_sent_at is None or _shown_as_ours(refund):
-            return False
-        counts = complete_at is not None and complete_at >= absence_counts_from(refund)
-        is_proved = counts and refund.absent_since is not None
-        waits_for_scan = kind == Evidence.Kind.LIST and not is_proved
-        Evidence.objects.create(
-            refund=refund,
-            kind=kind,
-            at=clock.now(),
-            found=False,
-            detail=Evidence.Detail.NO_LIST if waits_for_scan else "",
-        )
-        if counts and not is_proved:
-            refund.absent_since = complete_at
-            refund.save()
-    return is_proved
+    read_at = clock.now()
+    try:
+        seen = client.get_refund(smartpay_id)
+    except smartpay.NotFound:
+        return None
+    if mirror.is_news(seen):
+        settling.observe_refund(seen, read_at=read_at)
+    return seen
+
+
+def _candidates(refund: Refund) -> list[Candidate]:
+    """What Smartpay shows of the payment and is no other row's, and what names this row but is of another payment."""
+    found = refund.evidence.filter(found=True).values("smartpay_id")
+    rows = SmartpayRefund.objects.filter(Q(payment=refund.payment_id) | Q(pk__in=found))
+    others = Refund.objects.filter(payment=refund.payment_id, smartpay_id__isnull=False).exclude(pk=refund.pk)
+    rows = rows.filter(Q(ours=None) | Q(ours=refund)).exclude(pk__in=others.values("smartpay_id"))
+    shown = {row.pk: row for row in rows.filter(pk__in=found) | rows.filter(ours=refund)}
+    since = (refund.first_sent_at or refund.requested_at) - settling.COULD_BE_OURS
+    shown |= {row.pk: row for row in rows.filter(ours=None, created_at__gte=since)}
+    return [
+        Candidate(row, is_named=_names(row, refund), why_not=_why_not(refund, row))
+        for row in sorted(shown.values(), key=lambda row: (row.created_at, row.pk))
+    ]
+
+
+def _names(row: SmartpayRefund, refund: Refund) -> bool:
+    return str(refund.pk) in (row.reference, row.metadata.get("refund_dashboard_id"))
+
+
+def _why_not(refund: Refund, row: SmartpayRefund) -> str:
+    """Why a refund that Smartpay shows can't be this row, in words; "" where people may say that it is."""
+    if row.payment_id != refund.payment_id:
+        return _("別の支払いの返金です。")
+    if row.currency != refund.currency:
+        return _("通貨が異なります。")
+    others = Refund.objects.filter(smartpay_id=row.pk).exclude(pk=refund.pk)
+    if row.ours_id not in (None, refund.pk) or others.exists():
+        return _("このツールの別の返金です。")
+    if row.status == SmartpayRefund.Status.FAILED:
+        return _("Smartpay は不成立と示しています。")
+    if row.status not in ("", SmartpayRefund.Status.SUCCEEDED):
+        return _("Smartpay は返金済みとも不成立とも示していません。")
+    sent_at = refund.first_sent_at or refund.requested_at
+    if row.ours_id is None and row.created_at < sent_at - settling.COULD_BE_OURS:
+        return _("この返金を送るより前の返金です。")
+    return ""
+
+
+def _why_not_absent(refund: Refund, complete_at: datetime | None) -> str:
+    """Why nobody can say yet that it was not executed, in words; "" where people may. See Note [Proof of absence]."""
+    shown = list(refund.seen.filter(payment=refund.payment_id))
+    if any(row.counts for row in shown):
+        return _("Smartpay にこの返金の番号がある返金が示されているため、返金不成立とは判定できません。")
+    if shown:
+        return ""  # all that there is of it failed, as Smartpay says itself
+    if refund.first_sent_at is None:
+        return _("いつ送信されたかの記録がないため、返金不成立とは判定できません。")
+    counts_from = absence_counts_from(refund)
+    if refund.absent_since and complete_at and complete_at >= counts_from:
+        return ""
+    provable_from = counts_from if refund.absent_since else counts_from + ABSENT_TWICE_WITHIN
+    if clock.now() < provable_from:
+        moment = timezone.localtime(provable_from).strftime("%Y/%m/%d %H:%M")
+        return _(
+            "返金されていないことは、まだ確かめられていません。返金不成立と判定できるのは、早くて %(moment)s からです。"
+        ) % {"moment": moment}
+    return _(
+        "返金されていないことを確かめるため、Smartpay の読み取りを待っています。"
+        "しばらくしてから、この画面を開き直してください。"
+    )
+
+
+def _why(refund: Refund, candidates: Iterable[Candidate]) -> list[str]:
+    """What made it a case, in words: told from what was written down, not from what an engineer was told then."""
+    candidates, found = list(candidates), refund.evidence.filter(found=True)
+    named = [candidate for candidate in candidates if candidate.is_named and candidate.seen.counts]
+    same_amount = [each for each in candidates if each.seen.amount == refund.amount and each.seen.counts]
+    reasons = {
+        _("送信への応答が、申請した内容と食い違っていました。"): refund.attempts.filter(
+            outcome=Attempt.Outcome.CONTRADICTION
+        ).exists(),
+        _("Smartpay が示す返金は、支払い・金額・通貨のいずれかが申請と異なります。"): found.filter(
+            detail=Evidence.Detail.DIFFERS
+        ).exists(),
+        _("この返金の番号がある返金が、Smartpay に二つ以上あります。"): len(named) > 1,
+        _("いったん確定したあとに、Smartpay が返金を示しました。"): refund.settled_at is not None,
+        _("送信した記録がないのに、Smartpay が返金を示しました。"): refund.first_sent_at is None,
+        _("この返金の番号がある返金はありませんが、番号のない同じ金額の返金があります。"): bool(
+            refund.absent_since and not named and same_amount
+        ),
+    }
+    told = [words for words, is_so in reasons.items() if is_so]
+    return told or [_("送信したあと、Smartpay を長いあいだ読み取れませんでした。")]
+
+
+# --- Deciding -----------------------------------------------------------------------------------------------
 
 
 def decide_case(
@@ -90,65 +196,69 @@ def decide_case(
     note: str,
     by: User,
     client: smartpay.Client,
+    at_round: int | None = None,
 ) -> Refund:
-    """Write down what a person says of a case; settle it where another one said the same. Return the refund.
+    """Write down what a person says of a case; settle it where another approver said the same. Return the refund.
 
     Args:
-        verdict: "succeeded", with the `smartpay_id` of the refund that it is, read at Smartpay in this very call; or
-            "not_executed", which two complete reads, a quarter of an hour apart, have to have proved.
+        verdict: "succeeded", with the `smartpay_id` of the refund that it is; or "not_executed".
         note: why; it is asked for.
+        at_round: the round (Refund.reviews) whose evidence the person saw; None is not compared.
 
-    Raises: PermissionDenied (one's own, too), NoReason, NotWaiting, NotProved, smartpay.SmartpayError.
+    Raises: PermissionDenied (one's own, too), NoReason, NotWaiting (it is settled, perhaps by what was just read),
+        NotProved (with the moment from when it may be), smartpay.SmartpayError (nothing was decided then).
     """
+    _check_may(Refund.objects.get(pk=refund_id), by)
     if not note:
         raise NoReason(_("判定の理由を入力してください。"))
-    is_absent = look_again(refund_id, client=client)
-    if verdict == Verdict.NOT_EXECUTED:
-        return _decide(
-            refund_id,
-            Verdict.NOT_EXECUTED,
-            "",
-            note,
-            by,
-            check=lambda refund: _check_absent(refund, is_absent),
-        )
-    read_at = clock.now()
-    try:
-        seen = client.get_refund(smartpay_id)
-    except smartpay.NotFound as error:
-        raise NotProved(_("Smartpay にこの返金はありません。")) from error
-    settling.observe_refund(seen, read_at=read_at)
-    refund = _decide(
-        refund_id, Verdict.SUCCEEDED, seen.id, note, by, check=lambda refund: _check_shown(refund, seen)
+    complete_at, seen, read_at = look_again(refund_id, client=client), None, clock.now()
+    if verdict == Verdict.SUCCEEDED:
+        if smartpay.id_kind(smartpay_id) != ("refund", client.mode):
+            raise NotProved(_("Smartpay の返金を選んでください。"))
+        seen = _read_again(smartpay_id, client=client)
+        if seen is None:
+            raise NotProved(_("Smartpay にこの返金はありません。"))
+    return _decide(
+        refund_id,
+        verdict=Verdict(verdict),
+        seen=seen,
+        read_at=read_at,
+        complete_at=complete_at,
+        note=note,
+        by=by,
+        at_round=at_round,
     )
-    if refund.state == State.SUCCEEDED:
-        # Now that the ledger says whose it is, the mirror counts it as ours, and any other one as made elsewhere.
-        retried(mirror.record_refund)(seen, read_at=read_at)
-    return refund
 
 
 @retried
 def _decide(
     refund_id: uuid.UUID,
+    *,
     verdict: Verdict,
-    smartpay_id: str,
+    seen: smartpay.Refund | None,
+    read_at: datetime,
+    complete_at: datetime | None,
     note: str,
     by: User,
-    *,
-    check: Callable[[Refund], None],
+    at_round: int | None,
 ) -> Refund:
     with locked(refund_id) as refund:
-        if not by.is_active or not by.has_perm(roles.APPROVE_REFUND) or refund.requested_by_id == by.pk:
-            raise PermissionDenied
+        _check_may(refund, by)
         if refund.state != State.REVIEW:
-            raise NotWaiting(_("この返金はすでに確定しています。"))
-        check(refund)
-        others = {
-            each.person_id: (each.verdict, each.smartpay_id)
-            for each in _decisions(refund)
-            if each.person_id != by.pk
-        }
-        ReviewDecision.objects.create(
+            raise NotWaiting(_("この返金はすでに確定しています。判定は記録していません。"))
+        if at_round not in (None, refund.reviews):
+            raise NotProved(
+                _("Smartpay が示す内容が変わりました。新しい内容を確かめて、もう一度判定してください。")
+            )
+        why_not = (
+            _why_not(refund, SmartpayRefund.objects.get(pk=seen.id))
+            if seen
+            else _why_not_absent(refund, complete_at)
+        )
+        if why_not:
+            raise NotProved(why_not)
+        smartpay_id = seen.id if seen else ""
+        decision = ReviewDecision.objects.create(
             refund=refund,
             round=refund.reviews,
             person=by,
@@ -157,39 +267,60 @@ def _decide(
             note=note,
             at=clock.now(),
         )
-        audit.record(by, "refund.judged", refund, verdict=verdict, smartpay_id=smartpay_id)
-        if (verdict, smartpay_id) in others.values():
-            if smartpay_id:
-                refund.smartpay_id = smartpay_id
-            refund.error_code = refund.error_message = ""
-            settle(refund, State(verdict), clock.now())
-            refund.save()
-            audit.record(by, f"refund.{refund.state}", refund, smartpay_id=smartpay_id, by_review=True)
+        audit.record(
+            by, "refund.judged", refund, verdict=verdict, smartpay_id=smartpay_id, round=decision.round
+        )
+        if _another_agrees(refund, decision):
+            _settle(refund, decision, seen, read_at=read_at)
     return refund
 
 
-def _decisions(refund: Refund) -> list[ReviewDecision]:
-    return list(refund.review_decisions.filter(round=refund.reviews).select_related("person").order_by("id"))
+def _settle(
+    refund: Refund, decision: ReviewDecision, seen: smartpay.Refund | None, *, read_at: datetime
+) -> None:
+    """Do what two people said. In their transaction, the mirror is told whose refund it is: what counts as made
+    elsewhere is never counted twice, nor forgotten, whatever dies."""
+    refund.error_code = refund.error_message = ""
+    if seen is not None:
+        refund.smartpay_id = seen.id
+        if not refund.evidence.filter(found=True, smartpay_id=seen.id).exists():
+            differs = seen.amount != refund.amount
+            Evidence.objects.create(
+                refund=refund,
+                kind=Evidence.Kind.READ,
+                at=decision.at,
+                found=True,
+                smartpay_id=seen.id,
+                detail=Evidence.Detail.DIFFERS if differs else "",
+            )
+    settle(refund, State(decision.verdict), decision.at)
+    refund.save()
+    if seen is not None:
+        mirror.record_refund(seen, read_at=read_at)
+    audit.record(
+        decision.person, f"refund.{refund.state}", refund, smartpay_id=decision.smartpay_id, by_review=True
+    )
 
 
-def _shown_as_ours(refund: Refund) -> bool:
-    """Whether Smartpay shows a refund of this payment, not failed, that names this row."""
-    return refund.seen.filter(payment=refund.payment_id).exclude(status=SmartpayRefund.Status.FAILED).exists()
+def _check_may(refund: Refund, by: User) -> None:
+    if not _is_approver(by) or refund.requested_by_id == by.pk:
+        raise PermissionDenied
 
 
-def _check_shown(refund: Refund, seen: smartpay.Refund) -> None:
-    fits = (seen.payment, seen.currency) == (refund.payment_id, refund.currency)
-    another = Refund.objects.filter(smartpay_id=seen.id).exclude(pk=refund.pk)
-    if not fits or seen.status not in ("", SmartpayRefund.Status.SUCCEEDED) or another.exists():
-        raise NotProved(_("この Smartpay の返金は、この返金ではありません。"))
+def _is_approver(person: User) -> bool:
+    return person.is_active and person.has_perm(roles.APPROVE_REFUND)
 
 
-def _check_absent(refund: Refund, is_absent: bool) -> None:
-    if _shown_as_ours(refund) or refund.last_sent_at is None:
-        raise NotProved(_("Smartpay にこの返金があるため、返金不成立にはできません。"))
-    if not is_absent:
-        moment = timezone.localtime(absence_counts_from(refund)).strftime("%Y/%m/%d %H:%M")
-        raise NotProved(
-            _("返金されていないことは、まだ確かめられていません。%(moment)s 以降にもう一度判定してください。")
-            % {"moment": moment}
-        )
+def _last_words(refund: Refund) -> dict[int, ReviewDecision]:
+    """What each person said last in this round."""
+    said = refund.review_decisions.filter(round=refund.reviews).select_related("person").order_by("id")
+    return {decision.person_id: decision for decision in said}
+
+
+def _another_agrees(refund: Refund, decision: ReviewDecision) -> bool:
+    return any(
+        (other.verdict, other.smartpay_id) == (decision.verdict, decision.smartpay_id)
+        and other.person_id != decision.person_id
+        and _is_approver(other.person)
+        for other in _last_words(refund).values()
+    )

@@ -169,10 +169,11 @@ def send(attempt: Attempt, *, client: smartpay.Client) -> smartpay.Answer | smar
     refund = attempt.refund
     too_late = attempt.started_at + timedelta(seconds=settings.REFUND_LEASE_SECONDS / 2)
     try:
+        control.remember(attempt.pk)
+        # The last thing before the request, with nothing in between that could take long.
         if clock.now() > too_late:
             # This process slept. Another may have taken over long ago, and the key may be forgotten at Smartpay.
             raise smartpay.NotSent("The lease was nearly over.")
-        control.remember(attempt.pk)
         answer: smartpay.Answer | smartpay.SmartpayError = client.create_refund(
             body=refund.body,
             key=str(refund.pk),

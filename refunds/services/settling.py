@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 COULD_BE_OURS = timedelta(minutes=10)  # how far Smartpay's clock may be behind ours
 UNREADABLE_AFTER = timedelta(hours=12)  # reads that fail for so long are a case for people
+NOTED_EVERY = timedelta(minutes=10)  # absence of a case that somebody looks at
 
 # Note [Complete reads]
 # Whether a refund is absent can be told in two ways: by a payment that lists its refunds, or by a scan of all of
@@ -230,6 +231,30 @@ def _book_absence(refund_id: uuid.UUID, *, kind: str, complete_at: datetime | No
     return False
 
 
+@retried
+def book_absence_of_case(refund_id: uuid.UUID, *, kind: str, complete_at: datetime | None) -> None:
+    """Write down that a read did not show a refund that people decide about; it stays theirs to conclude.
+
+    `complete_at`: when the complete read began that would have shown it; None where there was none. Pages are read
+    again and again: what proves nothing, or was written down a moment ago, is not written down.
+    """
+    with locked(refund_id) as refund:
+        if refund.state != State.REVIEW or refund.last_sent_at is None or refund.seen.exists():
+            return
+        absences, now = refund.evidence.filter(found=False), clock.now()
+        if complete_at is not None and complete_at >= absence_counts_from(refund):
+            if refund.absent_since is None:
+                refund.absent_since = complete_at
+                refund.save()
+            elif absences.filter(detail="", at__gt=now - NOTED_EVERY).exists():
+                return
+            Evidence.objects.create(refund=refund, kind=kind, at=now, found=False)
+        elif kind == Evidence.Kind.LIST and not absences.filter(detail=Evidence.Detail.NO_LIST).exists():
+            Evidence.objects.create(
+                refund=refund, kind=Evidence.Kind.READ, at=now, found=False, detail=Evidence.Detail.NO_LIST
+            )
+
+
 def _conclude_absence(refund: Refund, now: datetime) -> None:
     """Two complete reads did not show it: it was not executed, unless a refund that nobody claims could be it."""
     first_sent_at = cast(datetime, refund.first_sent_at)
@@ -297,7 +322,10 @@ def scan_if_needed(*, client: smartpay.Client) -> None:
     """
     if not needs_full_scan():
         return
+    cases = _cases_waiting_for_scan()
     mirror.scan_refunds(client, observe=observe_refund)
+    for refund in cases:
+        book_absence_of_case(refund.pk, kind=Evidence.Kind.LIST, complete_at=mirror.scanned_at())
     now = clock.now()
     _waiting_for_scan().filter(lease_until=None, next_check_at__gt=now).update(next_check_at=now)
 
@@ -307,9 +335,8 @@ def needs_full_scan() -> bool:
     now, scanned_at = clock.now(), mirror.scanned_at()
     if Control.objects.filter(restored_at__gt=scanned_at or mirror.EPOCH).exists():
         return True
-    cases = Evidence.objects.filter(refund__state=State.REVIEW, detail=Evidence.Detail.NO_LIST)
-    if cases.filter(at__gt=scanned_at or mirror.EPOCH).exists():
-        return True  # people look at one, and wait for it
+    if _cases_waiting_for_scan():
+        return True
     waiting = list(_waiting_for_scan())
     if scanned_at is None or now >= scanned_at + ABSENT_TWICE_WITHIN:
         return bool(waiting)
@@ -317,6 +344,22 @@ def needs_full_scan() -> bool:
         cast(datetime, refund.last_sent_at) >= scanned_at or scanned_at < absence_counts_from(refund) <= now
         for refund in waiting
     )
+
+
+def _cases_waiting_for_scan() -> list[Refund]:
+    """Cases that people looked at and whose payment lists no refunds: one scan shows what there is, two more prove
+    absence as soon as they can. However long a case then stays open, it asks for no further one.
+    """
+    now, scanned_at = clock.now(), mirror.scanned_at()
+    looked_at = Evidence.objects.filter(refund=OuterRef("pk"), detail=Evidence.Detail.NO_LIST)
+    cases = Refund.objects.filter(Exists(looked_at), state=State.REVIEW, last_sent_at__isnull=False)
+    return [
+        refund
+        for refund in cases
+        if scanned_at is None
+        or scanned_at <= cast(datetime, refund.last_sent_at)
+        or scanned_at < absence_counts_from(refund) <= now
+    ]
 
 
 def _waiting_for_scan() -> QuerySet[Refund]:
