@@ -8,6 +8,8 @@ from django.core.checks import Error, Tags, register
 
 from refunds import smartpay, webhooks
 
+LONGEST_LEASE = 600  # seconds; see docs/decisions/0011
+
 
 @register(Tags.security)
 def money(app_configs: Any, **kwargs: Any) -> list[Error]:
@@ -31,6 +33,14 @@ def money(app_configs: Any, **kwargs: Any) -> list[Error]:
                 "A lease must outlast two calls.",
                 hint="REFUND_LEASE_SECONDS, SMARTPAY_DEADLINE",
                 id="refunds.E004",
+            )
+        )
+    if settings.REFUND_LEASE_SECONDS > LONGEST_LEASE:
+        errors.append(
+            Error(
+                "A lease must be short: a sender may be half of it late, and the last hour of a key has to hold that.",
+                hint="REFUND_LEASE_SECONDS",
+                id="refunds.E006",
             )
         )
     digits, zero = set(webhooks.BASE62), webhooks.BASE62[0]

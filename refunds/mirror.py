@@ -398,9 +398,10 @@ def _count_external(payment_ids: Iterable[str]) -> None:
 
 
 def _booked(ids: Iterable[str]) -> set[str]:
-    """Which of Smartpay's refunds are here already, and booked in the ledger where they are ours."""
+    """Which of Smartpay's refunds are here already, and booked in the ledger where they are, or were, ours."""
     booking = Evidence.objects.filter(refund=OuterRef("ours"), smartpay_id=OuterRef("pk"))
-    rows = SmartpayRefund.objects.filter(Q(ours=None) | Exists(booking), pk__in=list(ids))
+    others = Q(ours=None) & ~Q(metadata__has_key="refund_dashboard_id")
+    rows = SmartpayRefund.objects.filter(others | Exists(booking) | Q(ours__recovered=True), pk__in=list(ids))
     return set(rows.values_list("pk", flat=True))
 
 
@@ -656,6 +657,11 @@ def _news(refunds: Iterable[smartpay.Refund]) -> list[smartpay.Refund]:
         for refund in by_id.values()
         if refund.id not in booked or _put(booked[refund.id], _refund_facts(refund))
     ]
+
+
+def is_news(refund: smartpay.Refund) -> bool:
+    """Whether the mirror does not have the refund as it is, or the ledger has not booked it."""
+    return bool(_news([refund]))
 
 
 def _patiently[T](read: Callable[[], T]) -> T:

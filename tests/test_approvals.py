@@ -13,7 +13,7 @@ from django.test import Client
 from dashboard.models import User
 from refunds import services, smartpay
 from refunds.models import AuditEntry, Payment, Refund
-from refunds.services import deciding
+from refunds.services import deciding, states
 from tests.conftest import Clock, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_services import ask, at_smartpay, mirrored
@@ -165,7 +165,7 @@ def test_request_that_nobody_decides_expires(
 def test_request_that_was_withdrawn_a_moment_ago_does_not_expire(
     waiting: Refund, at: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    locked = deciding.locked
+    locked = states.locked
 
     def late(refund_id: Any) -> Any:
         Refund.objects.filter(pk=refund_id).update(state=State.CANCELLED, cancelled_because="withdrawn")

@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 from django.db import OperationalError
 
 from dashboard.models import User
-from refunds import clock, services, smartpay
+from refunds import clock, mirror, services, smartpay
 from refunds.models import Attempt, AuditEntry, Control, Payment, Refund, SmartpayRefund
 from refunds.services import control, states
 from tests.conftest import Clock
@@ -202,6 +202,21 @@ def test_refund_that_the_ledger_lost_is_written_anew(payment: Payment, sandbox: 
     assert AuditEntry.objects.filter(action="refund.recovered").count() == 1
     assert "refund.recovered" in caplog.text
     assert not made.requested_by.is_active
+
+
+def test_lost_refund_of_an_order_that_was_lost_too_is_found_later(db: None, sandbox: Sandbox) -> None:
+    order = sandbox.find("refundable", min_amount=2000)
+    ghost = Refund(payment_id=order["payments"][0]["id"], amount=700)
+    seen = shown(ghost, metadata={"refund_dashboard_id": str(ghost.pk)})
+    observe(seen)
+    assert not Refund.objects.exists()
+
+    services.read_order(order["order"], client=smartpay.client())
+    assert mirror._booked([seen.id]) == set()  # so it is read again
+    observe(seen)
+
+    assert Refund.objects.get().recovered
+    assert mirror._booked([seen.id]) == {seen.id}
 
 
 @pytest.mark.parametrize("other", [{"status": "failed"}, {"currency": "USD"}, {"metadata": {}}])

@@ -26,7 +26,7 @@ from refunds.services.asking import (
     similar_refunds,
     withdraw,
 )
-from refunds.services.control import set_sends, watch
+from refunds.services.control import set_sends, smartpay_is_silent, watch
 from refunds.services.deciding import approve, expire_requests, reject
 from refunds.services.errors import (
     AmountTooHigh,
@@ -40,7 +40,7 @@ from refunds.services.errors import (
     RequestReused,
     SimilarRefund,
 )
-from refunds.services.reviewing import Case, decide_case, look_again, review_case
+from refunds.services.reviewing import Candidate, Case, decide_case, look_again, review_case
 from refunds.services.sending import due, settle_due, take_turn
 from refunds.services.settling import (
     needs_full_scan,
@@ -53,6 +53,7 @@ from refunds.services.settling import (
 __all__ = [
     "AmountTooHigh",
     "BalanceMoved",
+    "Candidate",
     "Case",
     "NoReason",
     "NotProved",
@@ -86,6 +87,7 @@ __all__ = [
     "set_sends",
     "settle_due",
     "similar_refunds",
+    "smartpay_is_silent",
     "take_turn",
     "watch",
     "withdraw",

@@ -33,7 +33,7 @@ def why_nothing_is_sent(now: datetime) -> str:
         return "sending is stopped"
     if _notice_restore():
         return "the database was restored"
-    if _is_broken() and Attempt.objects.filter(started_at__gt=now - PROBE_EVERY).exists():
+    if smartpay_is_silent() and Attempt.objects.filter(started_at__gt=now - PROBE_EVERY).exists():
         return "Smartpay does not answer"
     return ""
 
@@ -44,11 +44,11 @@ def heed(answer: smartpay.SmartpayError, refund: Refund) -> None:
         set_sends(enabled=False, reason="Smartpay: 401")
     if isinstance(answer, smartpay.NotAccepted):
         alarm("smartpay.not_accepted", refund, http_status=answer.http_status)
-    if answer.outcome in SILENT and _is_broken():
+    if answer.outcome in SILENT and smartpay_is_silent():
         alarm("smartpay.silent", refund)
 
 
-def _is_broken() -> bool:
+def smartpay_is_silent() -> bool:
     """The circuit breaker: whether the last sendings all went without an answer."""
     answered = Attempt.objects.filter(finished_at__isnull=False).order_by("-pk")
     outcomes = answered.values_list("outcome", flat=True)[:BREAKS_AFTER]
@@ -80,12 +80,13 @@ def set_sends(*, enabled: bool, reason: str, by: User | None = None) -> None:
         control.changed_at, control.changed_by = now, by
         control.save()
         audit.record(by, "sends.resumed" if enabled else "sends.stopped", None, reason=control.reason)
-        if enabled:
-            # Who waited for this waits no longer. A turn that somebody has is left alone.
-            waiting = Refund.objects.filter(
-                state__in=[Refund.State.QUEUED, Refund.State.UNKNOWN], lease_until=None, next_check_at__gt=now
-            )
-            waiting.update(next_check_at=now)
+    if enabled:
+        # Who waited for this waits no longer. A turn that somebody has is left alone. After the commit: whoever holds
+        # a refund may be waiting for the switch.
+        waiting = Refund.objects.filter(
+            state__in=[Refund.State.QUEUED, Refund.State.UNKNOWN], lease_until=None, next_check_at__gt=now
+        )
+        waiting.update(next_check_at=now)
 
 
 def _locked_control() -> Control:

@@ -30,6 +30,8 @@ from refunds.services.states import (
 
 log = structlog.get_logger(__name__)
 
+AT_WORK_SECONDS = 30.0
+
 
 def take_turn(refund_id: uuid.UUID, *, client: smartpay.Client, first: bool = False) -> None:
     """Do the next thing for a refund: read, and send where that is allowed and still needed.
@@ -229,7 +231,7 @@ def _book_error(attempt: Attempt, answer: smartpay.SmartpayError) -> None:
             to_review(refund, str(answer))
         else:
             move(refund, State.UNKNOWN)
-            pause(refund, now, at_least=answer.retry_after)
+            pause(refund, now, at_least=_asked_to_wait(answer))
         refund.save()
         audit.record(
             None,
@@ -241,6 +243,13 @@ def _book_error(attempt: Attempt, answer: smartpay.SmartpayError) -> None:
             error_code=answer.error_code,
         )
         control.heed(answer, refund)
+
+
+def _asked_to_wait(answer: smartpay.SmartpayError) -> float | None:
+    """Seconds that Smartpay wants to be left alone: what it says, and half a minute where it is at work or busy."""
+    if isinstance(answer, smartpay.InProgress | smartpay.Limited):
+        return max(AT_WORK_SECONDS, answer.retry_after or 0)
+    return answer.retry_after
 
 
 def _finish(attempt: Attempt, answer: smartpay.Answer | smartpay.SmartpayError) -> datetime:

@@ -124,7 +124,8 @@ def pause(refund: Refund, now: datetime, *, at_least: float | None = None) -> No
     Never past the moment from which absence is proved, so that nobody waits longer for it than they have to.
     """
     seconds = min(
-        settings.REFUND_BACKOFF_SECONDS * 2 ** min(refund.turns - 1, 10), LONGEST_PAUSE.total_seconds()
+        settings.REFUND_BACKOFF_SECONDS * 2 ** min(max(refund.turns - 1, 0), 10),
+        LONGEST_PAUSE.total_seconds(),
     ) * random.uniform(0.5, 1.5)  # noqa: S311  (spreads load, hides nothing)
     if refund.first_sent_at and now < (proof := absence_counts_from(refund)):
         seconds = min(seconds, (proof - now).total_seconds())
