@@ -1,13 +1,16 @@
 # Every target sets up what it needs and is missing; see scripts/setup.
-.PHONY: help run test check format translations screenshots bench
+.PHONY: help run test simulate kills check format translations screenshots mutants bench
 
 help:
 	@echo "make run           everything on http://127.0.0.1:8000 (PORT=9000 moves it); Ctrl-C ends it"
 	@echo "make test          all tests, on SQLite and PostgreSQL (ARGS=\"-k name\" for some of them)"
+	@echo "make simulate      lives of the refund engine in virtual time (SEEDS=300 FROM=1), on all cores"
+	@echo "make kills         the product killed 250 times, then held against Smartpay (KILLS_PG=200 KILLS_SQLITE=50)"
 	@echo "make check         format, lint, types, migrations, deployment, templates, translations, lock"
 	@echo "make format        rewrite the sources as make check wants them"
 	@echo "make translations  bring locale/ up to date with the sources"
 	@echo "make screenshots   make docs/screenshots anew, by the browser tests"
+	@echo "make mutants       whether the tests notice small changes of the modules that move money"
 	@echo "make bench         what it will measure; it does not yet"
 
 run:
@@ -17,6 +20,17 @@ run:
 test:
 	@scripts/setup postgresql chromium fonts
 	@exec .venv/bin/python -m scripts.test $(ARGS)
+
+SEEDS ?= 300
+FROM ?= 1
+
+simulate:
+	@scripts/setup
+	@exec .venv/bin/python -m scripts.simulate --seeds $(SEEDS) --from $(FROM)
+
+kills:
+	@scripts/setup postgresql
+	@exec .venv/bin/python -m scripts.kills
 
 check:
 	@scripts/setup gettext
@@ -34,6 +48,10 @@ translations:
 screenshots:
 	@scripts/setup chromium fonts
 	@SCREENSHOTS=docs/screenshots .venv/bin/python -m pytest -q tests/test_journeys.py
+
+mutants:
+	@scripts/setup
+	@exec nice .venv/bin/python -m scripts.mutants $(ARGS)
 
 bench:
 	@echo "make bench will print how fast search and pages are with 100,000 orders and more. It is not written yet."

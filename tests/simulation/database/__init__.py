@@ -1,0 +1,1 @@
+"""A database engine for Django: see base.py, where Django looks for it."""

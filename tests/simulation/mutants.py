@@ -1,0 +1,316 @@
+"""The rules that keep money safe, each taken out of the product in turn: a simulation that does not notice proves
+nothing.
+
+A mutant changes some lines of the product as they are imported, in a process of its own; no file is touched. Rules
+that the database defends as well are taken out there too. Each names the seeds that are known to notice it.
+
+    python -m tests.simulation 1 300 --mutant NAME --until-noticed    finds the first such seed
+
+Two kinds of rules have no mutant, since lives without them are as safe as far as the simulation can tell. They guard
+each other, or against a Smartpay that does not keep its promises: reading before a further sending, the lease, and
+the first turn's fence (the key makes the sendings one); the second of the two reads that prove absence (the first one
+is late enough).
+"""
+
+import importlib.abc
+import importlib.machinery
+import sqlite3
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import CodeType, ModuleType
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Other text for a piece of a module, which has to be there exactly once."""
+
+    module: str
+    old: str
+    new: str
+
+    def apply(self, source: str) -> str:
+        if (found := source.count(self.old)) != 1:
+            raise LookupError(f"{self.module} has this {found} times, not once:\n{self.old}")
+        return source.replace(self.old, self.new)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    rule: str  # as the code has it, and without which life is not safe
+    edits: tuple[Edit, ...]
+    seeds: tuple[int, ...] = ()  # that notice
+    guards: tuple[str, ...] = ()  # words of the database's guards that defend the same
+    indexes: tuple[str, ...] = ()
+    checks: bool = True  # whether the database keeps its CHECK constraints
+
+    def disarm(self, database: sqlite3.Connection) -> None:
+        """Take the rule out of a migrated database."""
+        for words in self.guards:
+            guards = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND instr(sql, ?)"
+            names = [name for (name,) in database.execute(guards, (words,))]
+            if not names:
+                raise LookupError(f"no guard says: {words}")
+            for name in names:
+                database.execute(f"DROP TRIGGER {name}")
+        for index in self.indexes:
+            database.execute(f"DROP INDEX {index}")
+
+
+def sending(old: str, new: str) -> Edit:
+    return Edit("refunds.services.sending", old, new)
+
+
+def settling(old: str, new: str) -> Edit:
+    return Edit("refunds.services.settling", old, new)
+
+
+def asking(old: str, new: str) -> Edit:
+    return Edit("refunds.services.asking", old, new)
+
+
+def states(old: str, new: str) -> Edit:
+    return Edit("refunds.services.states", old, new)
+
+
+def client(old: str, new: str) -> Edit:
+    return Edit("refunds.smartpay", old, new)
+
+
+MUTANTS = {
+    "sent for a day": Mutant(
+        "nothing is sent later than five hours after the first sending",
+        (states("SEND_WINDOW = timedelta(hours=5)", "SEND_WINDOW = timedelta(hours=24)"),),
+        guards=("the send window is over",),
+    ),
+    "a key for each attempt": Mutant(
+        "one refund has one key for ever",
+        (
+            sending(
+                "key=str(refund.pk),", "key=str(refund.pk if attempt.number == 1 else uuid.uuid4()),"
+            ),
+        ),
+    ),
+    "a 5xx is a no": Mutant(
+        "a server error leaves the outcome open",
+        (
+            client(
+                "            case _:\n                return Unclear(message, **about)",
+                "            case status:\n                return (Refused if status >= 500 else Unclear)(message, **about)",
+            ),
+        ),
+    ),
+    "silence is a no": Mutant(
+        "no answer leaves the outcome open",
+        (
+            sending(
+                "isinstance(answer, smartpay.Refused) and attempt.number == 1",
+                "(isinstance(answer, smartpay.Refused) or answer.http_status is None) and attempt.number == 1",
+            ),
+        ),
+    ),
+    "any 4xx is a no": Mutant(
+        "only Smartpay's own refusals, in its own shape, say that nothing happened",
+        (
+            client(
+                "            case 403 | 404 | 405 | 415:\n                return NotAccepted(message, **about)",
+                "            case 400 | 403 | 404 | 405 | 415:\n                return Refused(message, **about)",
+            ),
+        ),
+    ),
+    "a later no is a no": Mutant(
+        "a refusal of a further attempt may mean that the first one was carried out",
+        (
+            sending(
+                "isinstance(answer, smartpay.Refused) and attempt.number == 1",
+                "isinstance(answer, smartpay.Refused)",
+            ),
+        ),
+    ),
+    "absence at once": Mutant(
+        "absence is proved only when no request can be under way any more",
+        (
+            states(
+                "ABSENT_AFTER_FIRST_SENDING = timedelta(hours=6, minutes=30)",
+                "ABSENT_AFTER_FIRST_SENDING = timedelta(0)",
+            ),
+            states(
+                "ABSENT_AFTER_LAST_SENDING = timedelta(minutes=45)",
+                "ABSENT_AFTER_LAST_SENDING = timedelta(0)",
+            ),
+        ),
+    ),
+    "a failed read shows absence": Mutant(
+        "what could not be read is not absent",
+        (
+            settling(
+                "        _book_silence(refund_id, error, owner=owner)\n        return False",
+                "        return _book_absence(refund_id, kind=Evidence.Kind.READ, complete_at=read_at, owner=owner)",
+            ),
+        ),
+    ),
+    "no list is an empty list": Mutant(
+        "a payment that does not list its refunds says nothing of them",
+        (Edit("refunds.mirror", "        return False, ()\n", "        return True, ()\n"),),
+    ),
+    "sent before it is written": Mutant(
+        "the intent to send is committed before the first byte leaves",
+        (
+            sending(
+                "    attempt = begin_attempt(refund_id, owner=owner)\n    if attempt is not None:\n"
+                "        book(attempt, send(attempt, client=client))",
+                "    early = Attempt(id=0, refund=Refund.objects.get(pk=refund_id), started_at=clock.now())\n"
+                "    answer = send(early, client=client)\n"
+                "    attempt = begin_attempt(refund_id, owner=owner)\n    if attempt is not None:\n"
+                "        book(attempt, answer)",
+            ),
+        ),
+    ),
+    "sent after a sleep": Mutant(
+        "a process that slept after its commit does not send any more",
+        (sending("if clock.now() > too_late:", "if False:"),),
+    ),
+    "sent while stopped": Mutant(
+        "while sending is stopped, nothing is sent",
+        (
+            Edit(
+                "refunds.services.control",
+                "    if not Control.sends_are_on():\n        return",
+                "    if False:\n        return",
+            ),
+        ),
+    ),
+    "withdrawn on its way": Mutant(
+        "what was sent can't be withdrawn",
+        (
+            asking(
+                "if refund.state not in (State.AWAITING_APPROVAL, State.QUEUED) or refund.first_sent_at:",
+                "if refund.is_settled:",
+            ),
+        ),
+        guards=("no such change of state",),
+        checks=False,
+    ),
+    "matched by amount": Mutant(
+        "a refund is ours by its reference, not by looking alike",
+        (
+            Edit(
+                "refunds.mirror",
+                "    return [claim for text in texts if (claim := _uuid(text)) is not None]",
+                "    alike = Refund.objects.filter(payment=refund.payment, amount=refund.amount, state='unknown')\n"
+                "    return [claim for text in texts if (claim := _uuid(text)) is not None] or list(\n"
+                "        alike.values_list('pk', flat=True)\n    )",
+            ),
+        ),
+    ),
+    "nothing is reserved": Mutant(
+        "what is asked for is reserved until its proof",
+        (
+            Edit(
+                "refunds.models",
+                "return max(0, self.captured - self.refunded - self.external - self.reserved)",
+                "return max(0, self.captured - self.refunded - self.external)",
+            ),
+        ),
+        guards=("more than is left of the payment",),
+    ),
+    "unknown is not reserved": Mutant(
+        "an unknown refund may have been made, and stays reserved",
+        (
+            Edit(
+                "refunds.migrations.0002_guards",
+                "RESERVING = \"('awaiting_approval', 'queued', 'sending', 'unknown', 'review')\"",
+                "RESERVING = \"('awaiting_approval', 'queued', 'sending', 'review')\"",
+            ),
+        ),
+    ),
+    "made elsewhere does not count": Mutant(
+        "refunds made in Smartpay's own dashboard lower what is left",
+        (
+            Edit(
+                "refunds.mirror",
+                "exclude(external=total).update(external=total)",
+                "exclude(external=total).update(external=0)",
+            ),
+        ),
+    ),
+    "two at once": Mutant(
+        "a payment has one refund on its way at a time",
+        (
+            asking(
+                "if payment.refunds.filter(state__in=Refund.BLOCKING).exists():",
+                "if payment.refunds.filter(state=State.REVIEW).exists():",
+            ),
+            sending("    if others.exists():", "    if False:"),
+        ),
+        indexes=("refund_one_in_flight",),
+    ),
+    "a form makes many": Mutant(
+        "a form that is sent twice is one refund",
+        (
+            asking("refund = Refund.objects.filter(pk=request.request_id).first()", "refund = None"),
+            asking("            id=request.request_id,", "            id=uuid.uuid4(),"),
+        ),
+    ),
+    "success is not believed": Mutant(
+        "evidence of success wins over every state",
+        (settling("        elif not failed:\n", "        elif not failed and refund.state == State.SENDING:\n"),),
+    ),
+    "a failed refund is one": Mutant(
+        "a refund whose status is failed gave nothing back",
+        (
+            settling(
+                '    """Settle a locked refund by what Smartpay shows of it: evidence of success wins over every state."""\n',
+                '    seen = __import__("dataclasses").replace(seen, status="succeeded")\n',
+            ),
+        ),
+    ),
+    "a late answer wins": Mutant(
+        "an answer is booked only while the refund is still its attempt's",
+        (
+            sending(
+                "if refund.state != State.SENDING or refund.attempt_no != attempt.number:", "if False:"
+            ),
+        ),
+        guards=("no such change of state",),
+    ),
+}
+
+
+# --- How it is done -----------------------------------------------------------------------------------------
+
+
+class _Loader(SourceFileLoader):
+    """Loads a module with its edits, and never from compiled files."""
+
+    def __init__(self, name: str, path: str, edits: Sequence[Edit]) -> None:
+        super().__init__(name, path)
+        self._edits = edits
+
+    def get_code(self, fullname: str) -> CodeType:
+        source = self.get_data(self.path).decode()
+        for edit in self._edits:
+            source = edit.apply(source)
+        return compile(source, self.path, "exec", dont_inherit=True)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, edits: Sequence[Edit]) -> None:
+        self._edits = edits
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        edits = [edit for edit in self._edits if edit.module == fullname]
+        spec = PathFinder.find_spec(fullname, path) if edits else None
+        if spec is not None and spec.origin:
+            spec.loader = _Loader(fullname, spec.origin, edits)
+        return spec
+
+
+def install(name: str) -> Mutant:
+    """Have this process import the product without a rule."""
+    mutant = MUTANTS[name]
+    sys.meta_path.insert(0, _Finder(mutant.edits))
+    return mutant
