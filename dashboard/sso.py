@@ -151,7 +151,7 @@ def sync_user(claims: dict[str, Any]) -> User:
     username = hashlib.sha256(json.dumps([issuer, subject]).encode()).hexdigest()[:32]
     values = claims.get(settings.OIDC_ROLES_CLAIM)
     values = [values] if isinstance(values, str) else values if isinstance(values, list) else []
-    roles = {role for value, role in settings.OIDC_ROLE_VALUES.items() if value in values}
+    roles = {role for value, role in settings.OIDC_ROLE_VALUES.items() if value and value in values}
     if not roles:
         for user in User.objects.filter(issuer=issuer, subject=subject):
             user.groups.clear()
