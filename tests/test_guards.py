@@ -144,7 +144,7 @@ def test_every_guard_is_in_the_database_and_awake(db: None) -> None:
         expected += [f"{table}_never_emptied" for table in guards.KEPT]
 
     assert triggers() == sorted(set(expected))
-    assert len(expected) == (43 if connection.vendor == "postgresql" else 38)
+    assert len(expected) == (44 if connection.vendor == "postgresql" else 39)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -182,6 +182,7 @@ def test_refund_that_begins_unsent_is_taken_and_reserves(
         {"last_sent_at": NOW},
         {"smartpay_id": "refund_test_1"},
         {"settled_at": NOW},
+        {"reviews": 1},
     ],
     ids=str,
 )
@@ -556,6 +557,17 @@ def test_two_people_decide_that_nothing_was_executed(case: Refund, approver: Use
     update(case, state="not_executed")
 
 
+def test_word_that_was_taken_back_does_not_count(case: Refund, approver: User) -> None:
+    decide(case, approver)
+    decide(case, approver, "succeeded")
+    decide(case, make_user("approver"))
+
+    with refused("two people decide that nothing was executed"):
+        update(case, state="not_executed")
+    decide(case, approver)
+    update(case, state="not_executed")
+
+
 def test_what_was_decided_in_an_earlier_round_settles_nothing(case: Refund, approver: User) -> None:
     for person in (approver, make_user("approver")):
         decide(case, person)
@@ -577,6 +589,10 @@ def test_requester_decides_no_case_and_nobody_decides_what_is_none(
             decide(case, approver, round=round_no)
     with refused(words):
         decide(insert(payment, operator), approver)
+    decide(case, approver)
+    move(case, "succeeded")
+    with refused(words):
+        decide(case, make_user("approver"))
 
 
 def test_decision_names_the_refund_that_it_is(case: Refund, approver: User) -> None:
@@ -588,31 +604,99 @@ def test_decision_names_the_refund_that_it_is(case: Refund, approver: User) -> N
 
 def test_decision_is_kept_as_it_is(case: Refund, approver: User) -> None:
     decision = decide(case, approver)
+    others: dict[str, Any] = {
+        "id": 10**6,
+        "refund_id": uuid.UUID(int=1),
+        "round": 2,
+        "person_id": make_user("approver").pk,
+        "verdict": "succeeded",
+        "smartpay_id": "x",
+        "note": "x",
+        "at": NOW,  # as it was: not even that
+    }
+    assert others.keys() == {field.attname for field in ReviewDecision._meta.concrete_fields}
 
-    for values in ({"verdict": "succeeded", "smartpay_id": "x"}, {"note": "x"}, {"round": 2}, {"at": NOW}):
+    for column, value in others.items():
         with refused("a decision never changes"):
-            update(decision, **values)
+            update(decision, **{column: value})
     with refused("a decision is never deleted"):
         decision.delete()
+    with refused("a decision is never deleted"), connection.cursor() as cursor:
+        cursor.execute("DELETE FROM refunds_reviewdecision")
 
 
-def test_people_may_replace_the_id_that_turned_out_to_be_the_wrong_one(
-    payment: Payment, operator: User
-) -> None:
+@pytest.fixture
+def failed_case(payment: Payment, operator: User) -> Refund:
+    """Smartpay showed a refund that had failed, and then another one."""
     refund = at("unknown", payment, operator)
     update(refund, state="rejected", smartpay_id="refund_test_failed")
-    update(refund, state="review", reviews=1)
+    move(refund, "review")
+    refund.refresh_from_db()
+    return refund
+
+
+def test_people_may_replace_the_id_that_turned_out_to_be_the_wrong_one(failed_case: Refund) -> None:
+    for _person in range(2):
+        decide(failed_case, make_user("approver"), "succeeded", smartpay_id="refund_test_second")
 
     with refused("smartpay_id is written once"):
-        update(refund, smartpay_id="refund_test_second")
+        update(failed_case, smartpay_id="refund_test_second")
     with refused("smartpay_id is written once|refund_succeeded_has_id"):
-        update(refund, state="succeeded", smartpay_id=None)
-    update(refund, state="succeeded", smartpay_id="refund_test_second")
+        update(failed_case, state="succeeded", smartpay_id=None)
+    with refused("smartpay_id is written once"):
+        update(failed_case, state="succeeded", smartpay_id="refund_test_third")
+    update(failed_case, state="succeeded", smartpay_id="refund_test_second")
+    with refused("smartpay_id is written once"):
+        update(failed_case, smartpay_id="refund_test_failed")
 
 
-def test_rounds_of_review_only_go_up(case: Refund) -> None:
-    with refused("rounds of review only go up"):
+def test_nobody_else_replaces_the_id(failed_case: Refund, approver: User) -> None:
+    """One person twice, two who name two refunds, two of whom one took it back, two of an earlier round."""
+
+    def replace() -> None:
+        with refused("smartpay_id is written once"):
+            update(failed_case, state="succeeded", smartpay_id="refund_test_second")
+
+    replace()
+    for _again in range(2):
+        decide(failed_case, approver, "succeeded", smartpay_id="refund_test_second")
+    replace()
+    second = make_user("approver")
+    decide(failed_case, second, "succeeded", smartpay_id="refund_test_third")
+    replace()
+    decide(failed_case, second, "succeeded", smartpay_id="refund_test_second")
+    decide(failed_case, approver)
+    replace()
+    decide(failed_case, approver, "succeeded", smartpay_id="refund_test_second")
+    update(failed_case, reviews=2)
+    replace()
+
+
+def test_id_that_stays_needs_nobody(failed_case: Refund) -> None:
+    update(failed_case, state="succeeded")
+
+
+def test_id_is_replaced_in_no_other_change_of_state(payment: Payment, operator: User) -> None:
+    refund = at("unknown", payment, operator)
+    update(refund, smartpay_id="refund_test_first")
+
+    for state in ("succeeded", "rejected"):
+        with refused("smartpay_id is written once"):
+            update(refund, state=state, smartpay_id="refund_test_second")
+
+
+def test_rounds_of_review_only_go_up_and_every_case_is_a_further_one(case: Refund) -> None:
+    words = "rounds of review only go up, and every case is a further one"
+    with refused(words):
         update(case, reviews=0)
+    for _person in range(2):
+        decide(case, make_user("approver"))
+    update(case, state="not_executed")
+    with refused(words):
+        update(case, state="review")
+
+    update(case, state="review", reviews=2)
+    update(case, reviews=3)  # other evidence: what was said before is about something else
 
 
 # --- What the ledger lost -----------------------------------------------------------------------------------
@@ -650,7 +734,9 @@ def test_refund_is_recovered_as_smartpay_shows_it_whatever_is_left(payment: Paym
         {"smartpay_id": None},
         {"attempt_no": 1},
         {"first_sent_at": NOW},
+        {"last_sent_at": NOW},
         {"settled_at": None},
+        {"reviews": 1},
     ],
     ids=str,
 )
@@ -663,7 +749,7 @@ def test_refund_that_smartpay_does_not_show_so_is_not_recovered(
         insert(payment, operator, **recovered(payment, operator, **other))
 
 
-@pytest.mark.parametrize("facts", [{"status": "failed"}, {"amount": 999}], ids=str)
+@pytest.mark.parametrize("facts", [{"status": "failed"}, {"amount": 999}, {"currency": "USD"}], ids=str)
 def test_refund_that_failed_or_differs_is_not_recovered(
     payment: Payment, operator: User, facts: dict[str, Any]
 ) -> None:
@@ -671,6 +757,30 @@ def test_refund_that_failed_or_differs_is_not_recovered(
 
     with refused("a recovered refund is one that Smartpay shows"):
         insert(payment, operator, **recovered(payment, operator))
+
+
+def test_refund_of_another_payment_or_row_is_not_recovered(payment: Payment, operator: User) -> None:
+    seen(make_order(5000).payments.get())
+    seen(payment, id="refund_test_ours", ours=insert(payment, operator))
+
+    for smartpay_id in ("refund_test_lost", "refund_test_ours"):
+        with refused("a recovered refund is one that Smartpay shows"):
+            insert(payment, operator, **recovered(payment, operator, smartpay_id=smartpay_id))
+
+
+def test_refund_is_recovered_once_and_then_is_as_any_other(payment: Payment, operator: User) -> None:
+    seen(payment)
+    refund = insert(payment, operator, **recovered(payment, operator))
+
+    with refused("refund_one_per_smartpay_id|smartpay_id"):
+        insert(payment, operator, **recovered(payment, operator))
+    with refused("the request of a refund never changes"):
+        update(refund, recovered=False)
+    with refused(WINDOW_OVER):
+        update(refund, attempt_no=1, first_sent_at=NOW, last_sent_at=NOW)
+    for state in STATES - {"succeeded"}:
+        with refused("no such change of state"):
+            update(refund, state=state, reviews=1)
 
 
 # --- Never deleted ------------------------------------------------------------------------------------------
@@ -828,6 +938,13 @@ def test_facts_of_a_payment_are_never_negative(payment: Payment, column: str) ->
 def test_sums_of_an_order_are_those_of_its_payments(order: Order, values: dict[str, int]) -> None:
     with refused("the sums of an order are those of its payments"):
         update(order, **values)
+
+
+@pytest.mark.parametrize("column", ["captured", "refunded", "reserved"])
+def test_sums_of_an_order_begin_at_nothing(db: None, column: str) -> None:
+    facts = {"order_id": "order_test_1", "amount": 1, "currency": "JPY", "status": "succeeded", "test": True}
+    with refused("sums begin at 0"):
+        Order.objects.create(key=1, created_at=NOW, read_at=NOW, **(facts | {column: 1}))
 
 
 def test_order_sums_up_its_payments(operator: User) -> None:
@@ -1009,7 +1126,8 @@ def test_nothing_that_is_kept_is_ever_replaced(evidence: Evidence, entry: AuditE
     evidence.refund.refresh_from_db()
     decide(evidence.refund, make_user("approver"))
 
-    with refused("never replaced|begins unsent|a case is decided"), connection.cursor() as cursor:
+    words = "never replaced|begins unsent" if table == guards.REFUND else "never replaced"
+    with refused(words), connection.cursor() as cursor:
         cursor.execute(f"INSERT OR REPLACE INTO {table} SELECT * FROM {table}")  # noqa: S608
 
 
@@ -1031,3 +1149,41 @@ def test_refund_that_another_would_replace_is_not_deleted_silently(payment: Paym
 def test_nothing_that_is_kept_is_ever_emptied(db: None, table: str) -> None:
     with refused("never emptied"), connection.cursor() as cursor:
         cursor.execute(f"TRUNCATE {table} CASCADE")
+
+
+# --- What a function of the database finds ------------------------------------------------------------------
+
+
+@pytest.mark.postgresql  # SQLite's triggers look into their own file alone
+@pytest.mark.parametrize("path", ["public", "pg_temp, public", "elsewhere, public"])
+def test_guards_are_not_led_to_another_table(payment: Payment, operator: User, path: str) -> None:
+    """One of the same name, found before ours, in which there is more to refund; nothing tells it from ours."""
+    schema = path.split(",", maxsplit=1)[0].replace("public", "pg_temp")
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE SCHEMA elsewhere")
+        cursor.execute(f"CREATE TABLE {schema}.refunds_payment AS SELECT * FROM public.refunds_payment")  # noqa: S608
+        cursor.execute(f"UPDATE {schema}.refunds_payment SET captured = 10 ^ 9")  # noqa: S608
+        cursor.execute(f"SET LOCAL search_path = {path}")
+
+    with refused("more than is left of the payment"):
+        insert(payment, operator, amount=5001)
+    insert(payment, operator, amount=5000)
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT reserved FROM public.refunds_payment")
+        assert cursor.fetchall() == [(5000,)]
+
+
+@pytest.mark.postgresql
+def test_functions_of_the_guards_know_where_to_look_and_nobody_may_call_them(db: None) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT proname, proconfig, prosecdef, proacl::text LIKE '%%{=X%%' OR proacl IS NULL FROM pg_proc "
+            "WHERE pronamespace = current_schema()::regnamespace"
+        )
+        found = {name: tuple(facts) for name, *facts in cursor.fetchall()}
+
+    moving = guards.names(guards.FOLLOWERS, "follow")
+    assert found == {
+        name: (["search_path=public, pg_temp"], name in moving, False) for name in guards.FUNCTIONS
+    }

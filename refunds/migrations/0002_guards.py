@@ -56,6 +56,12 @@ LEFT = (
     f"- {RESERVED.format(row='NEW.payment_id')} FROM {PAYMENT} WHERE id = NEW.payment_id)"
 )
 ORDER_SUM = f"(SELECT COALESCE(SUM({{what}}), 0) FROM {PAYMENT} WHERE order_id = {{row}})"
+# How many people say so of the case that the refund is now; the last word of each.
+SAY = (
+    f"(SELECT COUNT(DISTINCT person_id) FROM {DECISION} AS word WHERE refund_id = NEW.id AND round = NEW.reviews "
+    f"AND {{so}} AND NOT EXISTS (SELECT 1 FROM {DECISION} AS later WHERE later.refund_id = NEW.id "
+    "AND later.round = NEW.reviews AND later.person_id = word.person_id AND later.id > word.id))"
+)
 
 # (table, event, condition that is refused, words)
 GUARDS = (
@@ -65,16 +71,16 @@ GUARDS = (
         "INSERT",
         "NOT NEW.recovered AND (NEW.state NOT IN ('awaiting_approval', 'queued') OR NEW.attempt_no <> 0 "
         "OR NEW.first_sent_at IS NOT NULL OR NEW.last_sent_at IS NOT NULL OR NEW.smartpay_id IS NOT NULL "
-        "OR NEW.settled_at IS NOT NULL)",
+        "OR NEW.settled_at IS NOT NULL OR NEW.reviews <> 0)",
         "a refund begins unsent",
     ),
     (
         REFUND,
         "INSERT",
         "NEW.recovered AND (NEW.state <> 'succeeded' OR NEW.attempt_no <> 0 OR NEW.first_sent_at IS NOT NULL "
-        "OR NEW.last_sent_at IS NOT NULL OR NEW.settled_at IS NULL OR NOT EXISTS "
+        "OR NEW.last_sent_at IS NOT NULL OR NEW.settled_at IS NULL OR NEW.reviews <> 0 OR NOT EXISTS "
         f"(SELECT 1 FROM {SEEN} WHERE id = NEW.smartpay_id AND payment_id = NEW.payment_id "
-        "AND amount = NEW.amount AND status <> 'failed'))",
+        "AND amount = NEW.amount AND currency = NEW.currency AND status <> 'failed' AND ours_id IS NULL))",
         "a recovered refund is one that Smartpay shows",
     ),
     (
@@ -120,7 +126,9 @@ GUARDS = (
         REFUND,
         "UPDATE",
         f"OLD.smartpay_id IS NOT NULL AND {changed('smartpay_id')} "
-        "AND NOT (OLD.state = 'review' AND NEW.state = 'succeeded' AND NEW.smartpay_id IS NOT NULL)",
+        "AND NOT (OLD.state = 'review' AND NEW.state = 'succeeded' AND NEW.smartpay_id IS NOT NULL AND "
+        + SAY.format(so="verdict = 'succeeded' AND smartpay_id = NEW.smartpay_id")
+        + " >= 2)",
         "smartpay_id is written once, unless people decide which of two it is",
     ),
     (
@@ -154,11 +162,17 @@ GUARDS = (
     (
         REFUND,
         "UPDATE",
-        "OLD.state = 'review' AND NEW.state = 'not_executed' AND (SELECT COUNT(DISTINCT person_id) "
-        f"FROM {DECISION} WHERE refund_id = NEW.id AND round = NEW.reviews AND verdict = 'not_executed') < 2",
+        "OLD.state = 'review' AND NEW.state = 'not_executed' AND "
+        + SAY.format(so="verdict = 'not_executed'")
+        + " < 2",
         "two people decide that nothing was executed",
     ),
-    (REFUND, "UPDATE", "NEW.reviews < OLD.reviews", "rounds of review only go up"),
+    (
+        REFUND,
+        "UPDATE",
+        "NEW.reviews < OLD.reviews OR (OLD.state <> 'review' AND NEW.state = 'review' AND NEW.reviews = OLD.reviews)",
+        "rounds of review only go up, and every case is a further one",
+    ),
     (REFUND, "DELETE", "TRUE", "refunds are never deleted"),
     # The account: only the triggers below move the counters.
     (PAYMENT, "INSERT", "NEW.reserved <> 0 OR NEW.refunded <> 0", "counters begin at 0"),
@@ -169,6 +183,7 @@ GUARDS = (
         "counters are the sums of the ledger",
     ),
     (PAYMENT, "UPDATE", changed("id", "order_id", "currency"), "a payment stays the payment of its order"),
+    (ORDER, "INSERT", "NEW.captured <> 0 OR NEW.refunded <> 0 OR NEW.reserved <> 0", "sums begin at 0"),
     (
         ORDER,
         "UPDATE",
@@ -256,6 +271,9 @@ def names(rules: Iterable[tuple[str, ...]], word: str) -> list[str]:
     return [f"{rule[0]}_{word}_{number}" for number, rule in enumerate(rules, start=1)]
 
 
+FUNCTIONS = (*names(GUARDS, "guard"), *names(FOLLOWERS, "follow"), "refunds_never_emptied")
+
+
 def install_sqlite() -> Iterable[str]:
     # Days are floating-point numbers: only the rounded milliseconds can be compared.
     over = "ROUND((julianday(NEW.last_sent_at) - julianday(NEW.first_sent_at)) * 86400000) >= 18000000"
@@ -268,7 +286,17 @@ def install_sqlite() -> Iterable[str]:
         yield f"CREATE TRIGGER {name} AFTER {event} ON {table} FOR EACH ROW BEGIN {then} END"
 
 
-def install_postgresql() -> Iterable[str]:
+# Note [What a function of the database finds]
+# Whoever may make a temporary table could make one called refunds_payment, and it would be found before ours. So each
+# function is told where to look: in the schema of the tables, and only then among what is temporary.
+#
+# Those that move the counters run as the owner of the tables: the application's own role may not touch the counters
+# (see grants.py). All others run as whoever asks. Nobody may call them: a trigger asks nobody.
+
+
+def install_postgresql(schema: str) -> Iterable[str]:
+    """`schema`: of the tables, quoted."""
+    look_in = f"SET search_path = {schema}, pg_temp"  # See Note [What a function of the database finds].
     over = "NEW.last_sent_at >= NEW.first_sent_at + interval '5 hours'"
     for name, (table, event, condition, words) in zip(names(GUARDS, "guard"), GUARDS, strict=True):
         # Two requests for the last yen of a payment meet at this lock, also where the application took none.
@@ -279,20 +307,19 @@ def install_postgresql() -> Iterable[str]:
         )
         row = "OLD" if event == "DELETE" else "NEW"
         yield (
-            f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {lock} "
+            f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql {look_in} AS $$ BEGIN {lock} "
             f"IF {condition.format(window_over=over)} THEN "
             f"RAISE EXCEPTION '{words}' USING ERRCODE = 'check_violation'; END IF; RETURN {row}; END $$"
         )
         yield (f"CREATE TRIGGER {name} BEFORE {event} ON {table} FOR EACH ROW EXECUTE FUNCTION {name}()")
     for name, (table, event, then, lock) in zip(names(FOLLOWERS, "follow"), FOLLOWERS, strict=True):
-        # As the owner of the tables: the application's own role may not touch the counters (see grants.py).
         yield (
-            f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
-            f"SET search_path FROM CURRENT AS $$ BEGIN {lock} {then} RETURN NULL; END $$"
+            f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER {look_in} "
+            f"AS $$ BEGIN {lock} {then} RETURN NULL; END $$"
         )
         yield f"CREATE TRIGGER {name} AFTER {event} ON {table} FOR EACH ROW EXECUTE FUNCTION {name}()"
     yield (
-        "CREATE FUNCTION refunds_never_emptied() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        f"CREATE FUNCTION refunds_never_emptied() RETURNS trigger LANGUAGE plpgsql {look_in} AS $$ BEGIN "
         "RAISE EXCEPTION 'never emptied' USING ERRCODE = 'check_violation'; END $$"
     )
     for table in KEPT:
@@ -300,6 +327,8 @@ def install_postgresql() -> Iterable[str]:
             f"CREATE TRIGGER {table}_never_emptied BEFORE TRUNCATE ON {table} "
             "FOR EACH STATEMENT EXECUTE FUNCTION refunds_never_emptied()"
         )
+    for name in FUNCTIONS:
+        yield f"REVOKE ALL ON FUNCTION {name}() FROM PUBLIC"
 
 
 def remove_sqlite() -> Iterable[str]:
@@ -308,15 +337,21 @@ def remove_sqlite() -> Iterable[str]:
 
 
 def remove_postgresql() -> Iterable[str]:
-    for name in names(GUARDS, "guard") + names(FOLLOWERS, "follow"):
+    for name in FUNCTIONS:
         yield f"DROP FUNCTION {name}() CASCADE"
-    yield "DROP FUNCTION refunds_never_emptied() CASCADE"
 
 
 def install(apps: Apps | None, schema_editor: BaseDatabaseSchemaEditor) -> None:
-    vendor = schema_editor.connection.vendor
-    for statement in install_postgresql() if vendor == "postgresql" else install_sqlite():
+    for statement in _install(schema_editor):
         schema_editor.execute(statement, params=None)
+
+
+def _install(schema_editor: BaseDatabaseSchemaEditor) -> Iterable[str]:
+    if schema_editor.connection.vendor != "postgresql":
+        return install_sqlite()
+    with schema_editor.connection.cursor() as cursor:
+        cursor.execute("SELECT quote_ident(current_schema())")
+        return install_postgresql(cursor.fetchone()[0])
 
 
 def remove(apps: Apps | None, schema_editor: BaseDatabaseSchemaEditor) -> None:

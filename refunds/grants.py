@@ -1,0 +1,238 @@
+"""What the application's own database role may do on PostgreSQL. What is not said here, it may not.
+
+The owner of the tables migrates, and gives the rights (`manage.py grant_app_role ROLE`). The site and the workers sign
+in as a role that owns nothing. What the guards refuse, they refuse to everybody; what is kept from the role here is to
+go around them: to touch the counters and the trail's past, to empty a table, to put a guard to sleep.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from django.apps import apps
+from django.db import connection, transaction
+from django.db.backends.utils import CursorWrapper
+from django.db.migrations.recorder import MigrationRecorder
+from django.db.models import Model
+from psycopg import sql
+
+type Site = dict[str, tuple[str, ...]]  # its tables, each with the columns that can be written
+
+
+class But(frozenset[str]):
+    """All columns but these."""
+
+
+@dataclass(frozen=True)
+class Rights:
+    """What the role may do with the rows of a table beside reading them; `change` names the columns."""
+
+    add: bool = False
+    change: But | tuple[str, ...] = ()
+    remove: bool = False
+
+
+READ = Rights()
+ADD = Rights(add=True)
+ANY = Rights(add=True, change=But(), remove=True)
+
+# A table without a line here is refused by grant(), and fails tests/test_grants.py.
+RIGHTS = {
+    # The mirror: what Smartpay shows, but neither whose it is nor the counters. Those are moved by triggers whose
+    # functions run as the owner.
+    "refunds_order": Rights(
+        add=True, change=But({"key", "order_id", "order_id_reversed", "captured", "refunded", "reserved"})
+    ),
+    "refunds_payment": Rights(add=True, change=But({"id", "order_id", "currency", "refunded", "reserved"})),
+    "refunds_smartpayrefund": Rights(add=True, change=But({"id", "payment_id"})),
+    "refunds_synccursor": Rights(add=True, change=But({"collection"})),
+    "refunds_webhookevent": ADD,
+    # The ledger. save() names all columns of a row, also those that stay; the guards tell which of them may differ.
+    "refunds_refund": Rights(add=True, change=But({"id"})),
+    "refunds_attempt": Rights(add=True, change=But({"id"})),
+    "refunds_evidence": ADD,
+    "refunds_reviewdecision": ADD,
+    "refunds_control": Rights(add=True, change=But({"one"})),
+    # The trail: an entry is sealed, and nothing else ever happens to it.
+    "refunds_auditentry": Rights(add=True, change=("seal", "previous_seal")),
+    "refunds_search": Rights(add=True, remove=True),
+    # People, as the identity provider tells at each sign-in. What a role may do is written by the migration alone.
+    "dashboard_user": Rights(add=True, change=("name", "email", "is_staff", "is_superuser", "last_login")),
+    "dashboard_user_groups": Rights(add=True, remove=True),
+    "dashboard_user_user_permissions": READ,
+    "auth_group": READ,
+    "auth_group_permissions": READ,
+    "auth_permission": READ,
+    "dashboard_sessionindex": ANY,
+    "dashboard_seenlogouttoken": ADD,
+    "django_session": ANY,
+    # Django's own.
+    "django_admin_log": READ,
+    "django_content_type": READ,
+    "django_migrations": READ,  # /readyz
+}
+# No right to a sequence: ids are identity columns, which count for whoever may insert. None to a function either: a
+# trigger does not ask whether its own may be called.
+
+
+class NotGranted(Exception):
+    """The rights could not be given, or would not be all that the role has. Nothing was changed."""
+
+
+def tables() -> Site:
+    models: list[type[Model]] = [*apps.get_models(include_auto_created=True), MigrationRecorder.Migration]
+    return {
+        model._meta.db_table: tuple(
+            str(field.column) for field in model._meta.concrete_fields if not field.generated
+        )
+        for model in models
+    }
+
+
+def rights(table: str, columns: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """What the role has on a table, in PostgreSQL's words; UPDATE with its columns."""
+    yield "SELECT", ()
+    if RIGHTS[table].add:
+        yield "INSERT", ()
+    change = RIGHTS[table].change
+    changed = (
+        tuple(column for column in columns if column not in change) if isinstance(change, But) else change
+    )
+    if changed:
+        yield "UPDATE", changed
+    if RIGHTS[table].remove:
+        yield "DELETE", ()
+
+
+def grant(role: str) -> int:
+    """Give the role these rights and take all others on the site's tables from it; return the number of tables.
+
+    By the owner of the tables, after each migration. Done again, it changes nothing.
+
+    Raises: NotGranted.
+    """
+    if connection.vendor != "postgresql":
+        raise NotGranted(f"Only PostgreSQL has roles; this database is {connection.vendor}.")
+    site = tables()
+    if unknown := site.keys() ^ RIGHTS.keys():
+        raise NotGranted(
+            f"refunds/grants.py and the tables of the site differ: {', '.join(sorted(unknown))}."
+        )
+    with transaction.atomic(), connection.cursor() as cursor:
+        _check_tables(cursor, site)
+        _check_role(cursor, role, site)
+        for statement in _statements(cursor, role, site):
+            cursor.execute(statement.as_string())
+        if differing := _held(cursor, role, site) ^ _meant(site):
+            raise NotGranted(
+                f"Through PUBLIC or another role, {role} has other rights than those of refunds/grants.py: "
+                f"{', '.join(sorted(' '.join(each).strip() for each in differing))}."
+            )
+    return len(site)
+
+
+def _statements(cursor: CursorWrapper, role: str, site: Site) -> Iterator[sql.Composed]:
+    to = sql.Identifier(role)
+    cursor.execute("SELECT current_database(), current_schema()")
+    database, schema = cursor.fetchone()
+    yield sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(sql.Identifier(database), to)
+    yield sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema), to)
+    for sequence in _sequences(cursor, site):
+        yield sql.SQL("REVOKE ALL ON SEQUENCE {} FROM {}").format(sql.Identifier(schema, sequence), to)
+    for table, columns in site.items():
+        there = sql.Identifier(schema, table)
+        yield sql.SQL("REVOKE ALL ON TABLE {} FROM {}").format(there, to)  # and on its columns
+        for privilege, of in rights(table, columns):
+            limit = (
+                sql.SQL(" ({})").format(sql.SQL(", ").join(map(sql.Identifier, of))) if of else sql.SQL("")
+            )
+            yield sql.SQL("GRANT {}{} ON TABLE {} TO {}").format(sql.SQL(privilege), limit, there, to)
+
+
+# --- What has to be so before, and is so afterwards ---------------------------------------------------------
+
+OURS = (
+    "relname = ANY(%(tables)s) "
+    "AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())"
+)
+
+# Each with what it is in words. A role of which one holds could not be held to any table of rights.
+TOO_MUCH = {
+    "rolsuper": "is a superuser",
+    "rolcreaterole": "may make roles, and itself a member of them",
+    "rolreplication": "may copy the whole server",
+    f"EXISTS (SELECT 1 FROM pg_class WHERE {OURS} AND pg_has_role(role.oid, relowner, 'MEMBER'))": (  # noqa: S608
+        "owns the tables, or may become who does"
+    ),
+    "has_schema_privilege(role.oid, current_schema(), 'CREATE')": "may create in the schema of the tables",
+    "has_database_privilege(role.oid, current_database(), 'CREATE')": "may create schemas",
+    "has_parameter_privilege(role.oid, 'session_replication_role', 'SET')": "may put triggers to sleep",
+    "pg_has_role(role.oid, 'pg_execute_server_program', 'MEMBER')": "may run programs on the server",
+    "pg_has_role(role.oid, 'pg_write_server_files', 'MEMBER')": "may write files on the server",
+}
+
+
+def _check_tables(cursor: CursorWrapper, site: Site) -> None:
+    cursor.execute(
+        f"SELECT relname, pg_has_role(relowner, 'USAGE') FROM pg_class WHERE {OURS}",  # noqa: S608
+        {"tables": list(site)},
+    )
+    found = dict(cursor.fetchall())
+    if missing := site.keys() - found:
+        raise NotGranted(f"Migrate first: there is no {', '.join(sorted(missing))}.")
+    if not all(found.values()):
+        raise NotGranted(
+            "Only the owner of the tables can give rights to them; this connection is not theirs."
+        )
+
+
+def _check_role(cursor: CursorWrapper, role: str, site: Site) -> None:
+    cursor.execute(
+        f"SELECT {', '.join(TOO_MUCH)} FROM pg_roles AS role WHERE rolname = %(role)s",  # noqa: S608
+        {"role": role, "tables": list(site)},
+    )
+    found = cursor.fetchone()
+    if found is None:
+        raise NotGranted(f"There is no role {role}. Somebody who may make roles has to: CREATE ROLE … LOGIN.")
+    if why := [words for words, holds in zip(TOO_MUCH.values(), found, strict=True) if holds]:
+        raise NotGranted(f"{role} can't be the application's role: it {'; it '.join(why)}.")
+
+
+def _sequences(cursor: CursorWrapper, site: Site) -> list[str]:
+    """Those that the ids of the tables are counted by."""
+    cursor.execute(
+        "SELECT sequence.relname FROM pg_class AS sequence JOIN pg_depend ON objid = sequence.oid "  # noqa: S608
+        "AND classid = 'pg_class'::regclass AND refclassid = 'pg_class'::regclass AND deptype IN ('a', 'i') "
+        f"WHERE sequence.relkind = 'S' AND refobjid IN (SELECT oid FROM pg_class WHERE {OURS})",
+        {"tables": list(site)},
+    )
+    return [name for (name,) in cursor.fetchall()]
+
+
+def _meant(site: Site) -> set[tuple[str, str, str]]:
+    """What the role shall have: (privilege, table, column or "")."""
+    return {
+        (privilege, table, column)
+        for table, columns in site.items()
+        for privilege, of in rights(table, columns)
+        for column in of or ("",)
+    }
+
+
+def _held(cursor: CursorWrapper, role: str, site: Site) -> set[tuple[str, str, str]]:
+    """What the role has, in whatever way: (privilege, table or sequence, column or "")."""
+    cursor.execute(
+        "SELECT privilege, relname, '' FROM pg_class, "  # noqa: S608
+        "unnest(ARRAY['SELECT', 'INSERT', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) AS privilege "
+        f"WHERE {OURS} AND has_table_privilege(%(role)s, pg_class.oid, privilege) "
+        "UNION ALL SELECT 'UPDATE', relname, attname FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid "
+        f"WHERE {OURS} AND attnum > 0 AND NOT attisdropped "
+        "AND has_column_privilege(%(role)s, pg_class.oid, attnum, 'UPDATE')",
+        {"role": role, "tables": list(site)},
+    )
+    held = {(str(privilege), str(table), str(column)) for privilege, table, column in cursor.fetchall()}
+    cursor.execute(
+        "SELECT privilege, relname FROM pg_class, unnest(ARRAY['USAGE', 'UPDATE']) AS privilege "  # noqa: S608
+        f"WHERE {OURS} AND has_sequence_privilege(%(role)s, pg_class.oid, privilege)",
+        {"role": role, "tables": _sequences(cursor, site)},
+    )
+    return held | {(str(privilege), str(sequence), "") for privilege, sequence in cursor.fetchall()}
