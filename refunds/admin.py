@@ -1,23 +1,31 @@
 """The ledger, the mirror and the trail for auditors: everything to be read, nothing to be changed, reads recorded."""
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, cast
 
+import structlog
 from django.contrib import admin
-from django.contrib.admin.views.main import ChangeList
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
 from django.contrib.auth.models import Group
+from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db import models
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import redirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
 from django.utils import timezone
+from django.utils.decorators import method_decorator
 from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
+from django.views.decorators.http import require_POST, require_safe
 
 from dashboard.models import User
-from refunds import audit, search
+from refunds import audit, audit_export, sealing, search
 from refunds.models import (
     Attempt,
     AuditEntry,
@@ -26,6 +34,7 @@ from refunds.models import (
     Order,
     Payment,
     Refund,
+    ReviewDecision,
     Search,
     SmartpayRefund,
     SyncCursor,
@@ -39,7 +48,10 @@ else:
     ModelAdmin = admin.ModelAdmin
     TabularInline = admin.TabularInline
 
+log = structlog.get_logger(__name__)
+
 MOST_ROWS = 10_000  # what a list counts and pages through; past it, a filter is the way
+VERIFY_SECONDS = 10.0  # of one press of the button; a long trail takes several
 
 admin.site.unregister(Group)  # the roles are a table in roles.py, not rows to be edited
 
@@ -66,6 +78,14 @@ class ReadOnly:
         return False
 
 
+def kept_search(query: str) -> Search | None:
+    return Search.objects.filter(pk=query).first() if query.isprintable() else None
+
+
+def hash_of_words(kept: Search | None) -> str:
+    return audit.keyed_hash(search.fold(kept.text)) if kept else ""
+
+
 class KeptSearch(ChangeList):
     """A list whose `q` is the id of a Search: what was typed stays on our side, and is shown in the box again."""
 
@@ -89,7 +109,7 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
     ) -> HttpResponse:
         """The list; that it was read, and by which filters, is recorded. What is typed leaves the address at once."""
         typed = request.GET.get("q", "")
-        kept = Search.objects.filter(pk=typed).first() if typed.isprintable() else None
+        kept = kept_search(typed)
         if typed and kept is None:
             text = search.as_typed(typed)
             kept = Search.objects.create(
@@ -98,14 +118,13 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
             query = request.GET.copy()
             query["q"] = kept.pk
             return redirect(f"{request.path}?{query.urlencode()}")
-        words = audit.keyed_hash(search.fold(kept.text)) if kept else ""
         audit.record(
             request.user,
             "admin.listed",
             kept,
             model=self.opts.model_name,
             filters=request.GET.dict(),
-            words=words,
+            words=hash_of_words(kept),
         )
         return super().changelist_view(request, extra_context)
 
@@ -140,9 +159,14 @@ class EvidenceInline(AuditorInline):
     fields = ("kind", "at", "found", "smartpay_id", "detail")
 
 
+class ReviewDecisionInline(AuditorInline):
+    model = ReviewDecision
+    fields = ("round", "person", "verdict", "smartpay_id", "note", "at")
+
+
 @admin.register(AuditEntry)
 class AuditEntryAdmin(AuditorAdmin):
-    """The trail: by person, action, order and day."""
+    """The trail: by person, action, order and day. To be verified, and to be taken along as it is filtered."""
 
     list_display = ("at", "actor", "action", "outcome", "order_id", "target", "summary")
     list_filter = ("outcome", "action", "actor")
@@ -179,6 +203,77 @@ class AuditEntryAdmin(AuditorAdmin):
     def contents(self, entry: AuditEntry) -> str:
         return format_html("<pre>{}</pre>", json.dumps(entry.data, ensure_ascii=False, indent=1))
 
+    def get_urls(self) -> list[URLPattern]:
+        return [
+            path("verify/", self.admin_site.admin_view(self.verify_view), name="refunds_auditentry_verify"),
+            *(
+                path(
+                    f"export.{kind}",
+                    self.admin_site.admin_view(self.export_view),
+                    {"kind": kind},
+                    name=f"refunds_auditentry_export_{kind}",
+                )
+                for kind in audit_export.KINDS
+            ),
+            *super().get_urls(),
+        ]
+
+    @method_decorator(require_POST)
+    def verify_view(self, request: HttpRequest) -> HttpResponse:
+        """Compare the trail with its seals for VERIFY_SECONDS, from the entry `after`; that it was is recorded."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        after = request.POST.get("after", "")
+        report: sealing.Report | None = None
+        try:
+            report = sealing.verify(
+                after=int(after) if re.fullmatch(r"[0-9]{1,18}", after) else None, seconds=VERIFY_SECONDS
+            )
+        except (OSError, sealing.UnreadableHead):
+            log.exception("trail.head_unreadable", alarm=True)
+        facts = report.facts() if report else {"broken": "kept_head"}
+        audit.record(request.user, "audit.verified", None, **facts)
+        context = self.admin_site.each_context(request) | {
+            "title": _("監査記録の検証"),
+            "opts": self.opts,
+            "report": report,
+        }
+        return TemplateResponse(request, "admin/refunds/auditentry/verified.html", context)
+
+    @method_decorator(require_safe)
+    def export_view(self, request: HttpRequest, kind: str) -> HttpResponseBase:
+        """All entries that the list shows under the same filters, as a file; that they were taken is recorded."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        listed = reverse("admin:refunds_auditentry_changelist")
+        query = request.GET.get("q", "")
+        kept = kept_search(query)
+        if query and kept is None:
+            return redirect(f"{listed}?{request.GET.urlencode()}")
+        try:
+            entries = self.get_changelist_instance(request).queryset
+        except IncorrectLookupParameters:
+            return redirect(f"{listed}?{ERROR_FLAG}=1")
+        newest = AuditEntry.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
+        entries = entries.filter(pk__lte=newest)
+        audit.record(
+            request.user,
+            "audit.exported",
+            kept,
+            kind=kind,
+            filters=request.GET.dict(),
+            words=hash_of_words(kept),
+            entries=entries.count(),
+            until=newest,
+        )
+        content_type, write = audit_export.KINDS[kind]
+        name = f"audit-{timezone.localtime():%Y%m%d-%H%M%S}.{kind}"
+        return StreamingHttpResponse(
+            write(entries),
+            content_type=content_type,
+            headers={"Content-Disposition": f'attachment; filename="{name}"'},
+        )
+
 
 @admin.register(Refund)
 class RefundAdmin(AuditorAdmin):
@@ -197,7 +292,7 @@ class RefundAdmin(AuditorAdmin):
     search_fields = ("=id", "=smartpay_id", "=payment__id", "=payment__order__order_id", "requested_by__name")
     search_help_text = _("受付番号、Smartpay 返金ID、支払いID、注文ID、申請者の氏名")
     exclude = ("lease_until", "lease_owner", "turns")
-    inlines = (AttemptInline, EvidenceInline)
+    inlines = (AttemptInline, EvidenceInline, ReviewDecisionInline)
 
     @admin.display(description=_("返金額"), ordering="amount")
     def shown_amount(self, refund: Refund) -> str:

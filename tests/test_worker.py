@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from django.db import OperationalError
 
-from refunds import mirror, services, smartpay
+from refunds import mirror, sealing, services, smartpay
 from refunds.management.commands import run_worker
 from tests.sandbox import Sandbox
 from tests.site import ROOT
@@ -66,6 +66,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(run_worker, "close_old_connections", lambda: None)
     monkeypatch.setattr(run_worker, "connection", Gone())
     monkeypatch.setattr(mirror, "is_older_than", lambda age: False)
+    monkeypatch.setattr(sealing, "seal", lambda: 0)  # has its own thread; see test_sealing.py
+    monkeypatch.setattr(sealing, "keep_head", lambda: None)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in handlers.items():

@@ -8,18 +8,24 @@ import structlog
 from django.core.management.base import BaseCommand
 from django.db import close_old_connections, connection
 
-from refunds import mirror, services, smartpay
+from refunds import mirror, sealing, services, smartpay
 
 log = structlog.get_logger(__name__)
 
 SETTLE_SECONDS = 1.0
 SYNC_SECONDS = 60.0
 UNREAD_SECONDS = 15.0  # until a list that could not be read is tried again
+SEAL_SECONDS = 1.0
+CATCH_UP_SECONDS = 0.1  # between two batches of entries that were not sealed for a while
+HEAD_SECONDS = 60.0
 FULL_SYNC_EVERY = timedelta(hours=24)
 
 
 class Command(BaseCommand):
-    help = "The background work of a deployment, as many as wanted, anywhere: settles refunds, keeps the mirror fresh."
+    help = (
+        "The background work of a deployment, as many as wanted, anywhere: settles refunds, keeps the mirror fresh, "
+        "seals the trail."
+    )
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Work until told to stop (SIGTERM, Ctrl-C); the refund in flight is finished first.
@@ -34,6 +40,8 @@ class Command(BaseCommand):
         # A thread of its own, so that a long scan never keeps a refund waiting. It may be ended anywhere: a scan goes
         # on at its page.
         threading.Thread(target=self._keep_mirror, args=(client, stop), daemon=True).start()
+        # The same for the trail, of which each batch is a transaction.
+        threading.Thread(target=self._keep_trail, args=(stop,), daemon=True).start()
         while not stop.is_set():
             close_old_connections()
             try:
@@ -65,3 +73,19 @@ class Command(BaseCommand):
                 connection.close()
                 stop.wait(UNREAD_SECONDS)
             stop.wait(SETTLE_SECONDS)
+
+    def _keep_trail(self, stop: threading.Event) -> None:
+        """Seal what was recorded, and keep the newest seal outside the database from time to time."""
+        next_head = 0.0
+        while not stop.is_set():
+            close_old_connections()
+            sealed = 0
+            try:
+                sealed = sealing.seal()
+                if time.monotonic() >= next_head:
+                    next_head = time.monotonic() + HEAD_SECONDS
+                    sealing.keep_head()
+            except Exception:
+                log.exception("trail.round_failed", alarm=True)
+                connection.close()
+            stop.wait(CATCH_UP_SECONDS if sealed >= sealing.BATCH else SEAL_SECONDS)

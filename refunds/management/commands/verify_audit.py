@@ -1,0 +1,50 @@
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import translation
+
+from refunds import sealing
+
+
+class Command(BaseCommand):
+    help = "Compare the audit trail with its seals and its kept heads. Reads only; exits with 1 if anything is wrong."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--head",
+            type=Path,
+            metavar="FILE",
+            help="heads kept elsewhere, one a line, as --print-head prints them; that in STATE_DIR is always compared",
+        )
+        parser.add_argument(
+            "--print-head", action="store_true", help="print the newest head, to be kept elsewhere, and end"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            if options["print_head"]:
+                self._print_head()
+            else:
+                self._verify(sealing.read_heads(options["head"]) if options["head"] else [])
+        except (OSError, sealing.UnreadableHead) as error:
+            raise CommandError(f"a kept head could not be read: {error}") from error
+
+    def _print_head(self) -> None:
+        head = sealing.newest_head()
+        if head is None:
+            raise CommandError("nothing is sealed yet")
+        self.stdout.write(str(head))
+
+    def _verify(self, heads: list[sealing.Head]) -> None:
+        report = sealing.verify(heads)
+        self.stdout.write(
+            f"sealed entries that are intact: {report.checked}, the last of them: {report.until or '-'}, "
+            f"kept heads compared: {report.heads}"
+        )
+        if not report.heads:
+            self.stdout.write("no kept head: a trail that was cut or rewritten as a whole would not show")
+        if not report.ok:
+            with translation.override("en"):
+                raise CommandError("\n".join(report.sentences()))
+        self.stdout.write("the trail is intact")

@@ -1,0 +1,443 @@
+"""The trail that can be checked: every entry is sealed over the one before it, and the newest seal is kept elsewhere.
+
+- seal(): by the worker, after the fact, in the order of the ids
+- keep_head(): the newest seal, outside the database, where whoever rewrites the trail does not reach it
+- verify(): whether the trail is still what was sealed, and what is the first that is not
+"""
+
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import structlog
+from django.conf import settings
+from django.db import DataError, connection, transaction
+from django.db.models import Count, Min, Q, QuerySet
+from django.utils.translation import gettext as _
+
+from refunds import audit, clock
+from refunds.models import AuditEntry
+
+log = structlog.get_logger(__name__)
+
+# Note [The order of the seals]
+# The seal of an entry is the SHA-256 of the seal before it and the entry's text. Entries begin unsealed, so that
+# nobody who is recorded waits for anybody else who is; the worker seals them a moment later, in the order of their
+# ids, one sealer at a time.
+#
+# PostgreSQL shows ids out of order: a transaction may take a lower id and commit later, and one that is rolled back
+# leaves a gap for ever. So the sealer stops before a gap until the entry behind it is older than GAP (its `at` is the
+# database's time just before its own id was taken, and the missing one was taken before that). What is still missing
+# then is held to be rolled back. An entry that comes into a gap which was passed can't be sealed any more, for the
+# seals behind it are made: it stays unsealed and verify() names it. Nothing here holds a transaction open for that
+# long, so that people should ask where it came from.
+
+BEGINNING = "0" * 64  # stands for the seal before the first one
+BATCH = 200  # entries in one transaction: SQLite's other writers wait for it
+MANY = 5000  # in one transaction, when nobody sealed for long
+GAP = timedelta(seconds=30)
+OVERDUE = timedelta(seconds=60)  # a worker that runs has sealed an entry by then
+PAGE = 2000  # entries in memory at a time
+UNREADABLE = (DataError, ValueError, TypeError, AttributeError, OverflowError)
+
+
+def seal_of(previous: str, text: str) -> str:
+    return hashlib.sha256((previous + text).encode()).hexdigest()
+
+
+def in_order(entries: QuerySet[AuditEntry]) -> Iterator[AuditEntry]:
+    """All of these entries, oldest first, a page at a time: neither memory nor a transaction grows with the trail."""
+    seen = None
+    while page := list(_behind(seen, entries)[:PAGE]):
+        yield from page
+        seen = page[-1].pk
+
+
+def _behind(pk: int | None, entries: QuerySet[AuditEntry]) -> QuerySet[AuditEntry]:
+    """All of them for None: who forges entries may also give them ids that no sequence gives."""
+    return (entries if pk is None else entries.filter(pk__gt=pk)).order_by("pk")
+
+
+# --- To seal ------------------------------------------------------------------------------------------------
+
+
+def seal(limit: int | None = None) -> int:
+    """Seal the next entries, and return how many: BATCH at most, or more where very many wait. Never waits itself.
+
+    See Note [The order of the seals].
+    """
+    waiting = AuditEntry.objects.filter(seal=None)[:MANY].count()
+    if not waiting:
+        return 0  # without a lock: SQLite has one for all writers
+    # To find the last seal takes the longer, the more are unsealed behind it.
+    limit = limit or (MANY if waiting == MANY else BATCH)
+    with transaction.atomic():
+        if not _lock_out_other_sealers():
+            return 0
+        last, previous = _last_sealed()
+        ripe = clock.now() - GAP
+        sealed: list[tuple[str, str, int]] = []
+        for entry in AuditEntry.objects.filter(pk__gt=last).only("at", "text").order_by("pk")[:limit]:
+            if entry.pk != last + 1 and entry.at > ripe:
+                break
+            seal = seal_of(previous, entry.text)
+            sealed.append((previous, seal, entry.pk))
+            last, previous = entry.pk, seal
+        with connection.cursor() as cursor:
+            # SQLite's other writers wait for this: a twentieth of what bulk_update() takes.
+            cursor.executemany(
+                "UPDATE refunds_auditentry SET previous_seal = %s, seal = %s WHERE id = %s", sealed
+            )
+        return len(sealed)
+
+
+def _lock_out_other_sealers() -> bool:
+    """Lock the oldest entry, which no one else ever locks, until the transaction ends. On SQLite that began with it."""
+    oldest = AuditEntry.objects.aggregate(oldest=Min("pk"))["oldest"]
+    locked = AuditEntry.objects.select_for_update(skip_locked=True).filter(pk=oldest)
+    return bool(locked.values_list("pk"))
+
+
+def _last_sealed() -> tuple[int, str]:
+    sealed = AuditEntry.objects.filter(seal__isnull=False).order_by("-pk")
+    return sealed.values_list("pk", "seal").first() or (0, BEGINNING)  # type: ignore[return-value]
+
+
+# --- The head, outside the database -------------------------------------------------------------------------
+
+
+class UnreadableHead(Exception):
+    """What should be a kept head is none."""
+
+
+@dataclass(frozen=True, order=True)
+class Head:
+    """How far the trail was sealed at a time. Whoever has one can tell whether the entries up to it are still those."""
+
+    id: int
+    seal: str
+    count: int
+    at: str  # in ISO 8601, UTC
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        """From the line that --print-head prints or that the log has. Raises UnreadableHead."""
+        try:
+            fields = json.loads(line)
+            return cls(int(fields["id"]), str(fields["seal"]), int(fields["count"]), str(fields["at"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UnreadableHead(f"not a head of the trail: {line[:200]!r}") from error
+
+    def __str__(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def read_heads(path: Path) -> list[Head]:
+    """The heads of a file, one a line. Raises OSError, UnreadableHead."""
+    lines = path.read_text(errors="replace").splitlines()
+    return [Head.parse(line) for line in lines if line.strip()]
+
+
+def newest_head(since: Head | None = None) -> Head | None:
+    """The head of the trail as it is in the database, or None if nothing is sealed.
+
+    since: an older head of this trail; then only what came after it is counted.
+    """
+    last, seal = _last_sealed()
+    if not last:
+        return None
+    up_to_it = AuditEntry.objects.filter(seal__isnull=False, pk__lte=last)
+    new = _behind(since.id if since else None, up_to_it)
+    count = (since.count if since else 0) + new.count()
+    return Head(last, seal, count, clock.now().isoformat(timespec="microseconds"))
+
+
+def kept_head() -> Head | None:
+    """The head in STATE_DIR, or None if none was kept yet. Raises OSError, UnreadableHead."""
+    try:
+        heads = read_heads(_file())
+    except FileNotFoundError:
+        return None
+    if len(heads) != 1:
+        raise UnreadableHead(f"{_file()} holds {len(heads)} heads")
+    return heads[0]
+
+
+def keep_head() -> None:
+    """Keep the newest head in STATE_DIR; the first one of each hour also goes to the log, ids and hashes only.
+
+    A head that the trail does not contain any more is never overwritten: it is the proof.
+    """
+    with _file_locked():
+        kept = kept_head()
+        if kept and not _contains(kept):
+            log.error("trail.differs_from_head", alarm=True, **asdict(kept))
+            return
+        head = newest_head(since=kept)
+        if head and (kept is None or head.id > kept.id):
+            _write(head)
+            if kept is None or _hour(head) != _hour(kept):
+                log.info("trail.head", **asdict(head))
+    if waiting := _unsealed(behind=head.id if head else 0)[0]:
+        log.error("trail.not_sealed", alarm=True, entries=waiting)
+
+
+def _contains(head: Head) -> bool:
+    return AuditEntry.objects.filter(pk=head.id, seal=head.seal).exists()
+
+
+def _hour(head: Head) -> str:
+    return head.at[: len("2026-01-01T00")]
+
+
+def _file() -> Path:
+    return Path(settings.STATE_DIR) / "audit-head"
+
+
+@contextmanager
+def _file_locked() -> Iterator[None]:
+    _file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _file().with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _write(head: Head) -> None:
+    new = _file().with_suffix(".new")
+    with new.open("w") as file:
+        file.write(f"{head}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(_file())
+
+
+# --- To verify ----------------------------------------------------------------------------------------------
+
+
+class Broken(NamedTuple):
+    """The first thing that is not as it was sealed: the entry where it shows, and which of the kinds below it is."""
+
+    entry: int
+    kind: str
+    other: int = 0  # the entry before it; for a head, the last entry there is
+    at: str = ""  # when the head was kept
+
+    def __str__(self) -> str:
+        return {
+            "unreadable": _("監査記録 %(entry)s を読み取れません。"),
+            "inserted": _(
+                "監査記録 %(entry)s は、封印のつながりに属していません。あとから挿入された記録です。"
+            ),
+            "beginning": _("監査記録 %(entry)s より前にあった最初の記録が失われています。"),
+            "missing": _(
+                "監査記録 %(other)s と %(entry)s の間の記録が失われているか、%(other)s が封印し直されています。"
+            ),
+            "link": _(
+                "監査記録 %(entry)s は、直前の %(other)s につながりません。"
+                "入れ替えられたか、どちらかが封印し直されています。"
+            ),
+            "seal": _("監査記録 %(entry)s の内容が、封印されたときから変更されています。"),
+            "text": _("監査記録 %(entry)s の各欄が、封印された内容と一致しません。"),
+            "cut": _(
+                "末尾の記録が失われています。"
+                "%(at)s には %(entry)s まで封印されていましたが、今は %(other)s で終わっています。"
+            ),
+            "head_gone": _("%(at)s に末尾だった監査記録 %(entry)s が失われています。"),
+            "rewritten": _(
+                "監査記録 %(entry)s までが書き換えられています。%(at)s に控えた封印と一致しません。"
+            ),
+        }[self.kind] % self._asdict()
+
+
+@dataclass
+class Report:
+    """What verify() found."""
+
+    after: int | None = None  # the sealed entry that it went on from
+    checked: int = 0  # sealed entries that are as they were sealed
+    until: int = 0  # the last of them
+    until_at: datetime | None = None
+    whole: bool = True  # False where the time was over before the end
+    heads: int = 0  # kept heads that were compared
+    broken: Broken | None = None
+    waiting: int = 0  # unsealed for longer than OVERDUE
+    waiting_first: int = 0
+    late: int = 0  # unsealed among sealed ones. See Note [The order of the seals]
+    late_first: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong as far as was looked."""
+        return not (self.broken or self.waiting or self.late)
+
+    def facts(self) -> dict[str, Any]:
+        """What was found, for the trail itself."""
+        return {
+            "checked": self.checked,
+            "after": self.after,
+            "until": self.until,
+            "whole": self.whole,
+            "heads": self.heads,
+            "broken": self.broken.kind if self.broken else "",
+            "entry": self.broken.entry if self.broken else None,
+            "waiting": self.waiting,
+            "late": self.late,
+        }
+
+    def sentences(self) -> list[str]:
+        """What is wrong, for people."""
+        words = [str(self.broken)] if self.broken else []
+        if self.late:
+            words.append(
+                _(
+                    "封印済みの記録の間に、封印のない記録が %(count)s 件あります (最初は %(first)s)。"
+                    "あとから挿入されたか、記録の確定が大きく遅れたものです。"
+                )
+                % {"count": self.late, "first": self.late_first}
+            )
+        if self.waiting:
+            words.append(
+                _(
+                    "60秒を過ぎても封印されていない記録が %(count)s 件あります (最初は %(first)s)。"
+                    "ワーカーが動いているか確認してください。"
+                )
+                % {"count": self.waiting, "first": self.waiting_first}
+            )
+        return words
+
+
+def verify(heads: Iterable[Head] = (), *, after: int | None = None, seconds: float | None = None) -> Report:
+    """Compare the trail, in the order of its ids, with its seals and with the heads kept outside the database.
+
+    Reads only, a page at a time, and takes no lock. What is sealed meanwhile is left for the next time.
+
+    Args:
+        heads: kept elsewhere; the one in STATE_DIR is always compared.
+        after: the sealed entry to go on from, taken as it is; None for the beginning.
+        seconds: the time that it may take. Past it, the report says how far it came.
+
+    Raises: OSError, UnreadableHead for the head in STATE_DIR.
+    """
+    kept = (
+        kept_head()
+    )  # before the trail: what it tells was sealed earlier, so that the trail can only be further
+    wanted = sorted({*heads, *([kept] if kept else [])})
+    last, _seal = _last_sealed()
+    report = Report(heads=len(wanted))
+    ends = None if seconds is None else time.monotonic() + seconds
+    chain = _Chain(report, wanted, after)
+    report.after = chain.last
+    for entries, unreadable in _pages(chain.last, last):
+        report.broken = chain.take(entries)
+        if report.broken is None and unreadable:
+            report.broken = Broken(unreadable, "unreadable")
+        if report.broken:
+            break
+        if ends is not None and time.monotonic() >= ends and (chain.last or 0) < last:
+            report.whole = False
+            break
+    if report.broken is None:
+        # Those that were not met on the way: of entries that are gone, or that were not come to.
+        unmet = itertools.chain.from_iterable(chain.unmet.values())
+        report.broken = next(filter(None, (_compare(head, last) for head in unmet)), None)
+    report.waiting, report.waiting_first = _unsealed(behind=last)
+    late = AuditEntry.objects.filter(seal=None, pk__lte=last).aggregate(n=Count("pk"), first=Min("pk"))
+    report.late, report.late_first = late["n"], late["first"] or 0
+    return report
+
+
+class _Chain:
+    """The walk along the seals: what comes has to follow what was there."""
+
+    def __init__(self, report: Report, heads: list[Head], after: int | None) -> None:
+        self.report = report
+        self.unmet: dict[int, list[Head]] = {}
+        for head in heads:
+            self.unmet.setdefault(head.id, []).append(head)
+        sealed = AuditEntry.objects.filter(seal__isnull=False)
+        start = None if after is None else sealed.filter(pk=after).first()
+        self.last: int | None = start.pk if start else None
+        self.seal = str(start.seal) if start else BEGINNING
+        self.before: str | None = None  # the seal before that
+
+    def take(self, entries: list[AuditEntry]) -> Broken | None:
+        """The first of the entries that is not as it was sealed."""
+        for entry in entries:
+            if entry.seal is None:
+                continue  # counted by verify()
+            if broken := self._why_broken(entry):
+                return broken
+            self.before, self.seal, self.last = self.seal, entry.seal, entry.pk
+            self.report.checked += 1
+            self.report.until, self.report.until_at = entry.pk, entry.at
+        return None
+
+    def _why_broken(self, entry: AuditEntry) -> Broken | None:
+        if entry.previous_seal != self.seal:
+            if self.last is None:
+                return Broken(entry.pk, "beginning")
+            if self.before is not None and entry.previous_seal == self.before:
+                return Broken(self.last, "inserted")
+            return Broken(entry.pk, "link" if entry.pk == self.last + 1 else "missing", other=self.last)
+        if entry.seal != seal_of(self.seal, entry.text):
+            return Broken(entry.pk, "seal")
+        try:
+            if audit.canonical(entry) != entry.text:
+                return Broken(entry.pk, "text")
+        except UNREADABLE:
+            return Broken(entry.pk, "unreadable")
+        for head in self.unmet.pop(entry.pk, ()):
+            if head.seal != entry.seal:
+                return Broken(entry.pk, "rewritten", at=head.at)
+        return None
+
+
+def _pages(after: int | None, until: int) -> Iterator[tuple[list[AuditEntry], int]]:
+    """The entries, and after them the id of one that can't even be read, or 0."""
+    while True:
+        rows = _behind(after, AuditEntry.objects.filter(pk__lte=until))
+        try:
+            entries, unreadable = list(rows[:PAGE]), 0
+        except UNREADABLE:
+            entries, unreadable = _up_to_the_unreadable(rows)
+        if not entries and not unreadable:
+            return
+        yield entries, unreadable
+        if unreadable:
+            return
+        after = entries[-1].pk
+
+
+def _up_to_the_unreadable(rows: QuerySet[AuditEntry]) -> tuple[list[AuditEntry], int]:
+    entries = []
+    for pk in rows.values_list("pk", flat=True)[:PAGE]:
+        try:
+            entries.append(AuditEntry.objects.get(pk=pk))
+        except UNREADABLE:
+            return entries, pk
+    return entries, 0
+
+
+def _compare(head: Head, last: int) -> Broken | None:
+    if head.id > last:
+        return Broken(head.id, "cut", other=last, at=head.at)
+    entry = AuditEntry.objects.filter(pk=head.id).values_list("seal").first()
+    if entry is None:
+        return Broken(head.id, "head_gone", at=head.at)
+    return None if entry[0] == head.seal else Broken(head.id, "rewritten", at=head.at)
+
+
+def _unsealed(behind: int) -> tuple[int, int]:
+    """How many entries behind this one wait for their seal for too long, and the first of them."""
+    overdue = Q(seal=None, pk__gt=behind, at__lt=clock.now() - OVERDUE)
+    found = AuditEntry.objects.filter(overdue).aggregate(n=Count("pk"), first=Min("pk"))
+    return found["n"], found["first"] or 0
