@@ -163,23 +163,36 @@ class DecisionForm(forms.Form):
 class ReviewForm(forms.Form):
     """要調査の判定: one of the refunds that Smartpay shows, or that there is none; and why."""
 
-    choice = forms.CharField(error_messages={"required": _("判定を選んでください。")}, max_length=80)
-    note = PlainText(label=_("理由"), limit=MEMO_LENGTH, lines=True, widget=forms.Textarea)
+    choice = forms.CharField(
+        label=_("判定"), max_length=80, error_messages={"required": _("判定を選んでください。")}
+    )
+    note = PlainText(
+        label=_("理由"),
+        limit=MEMO_LENGTH,
+        lines=True,
+        widget=forms.Textarea,
+        error_messages={"required": _("判定の理由を入力してください。")},
+    )
+    # What the evidence of the page was of.
+    round = forms.IntegerField(required=False, widget=forms.HiddenInput)
 
     def clean(self) -> dict[str, Any]:
-        """`verdict`, `smartpay_id` and `note`, as services.decide_case() takes them."""
+        """What services.decide_case() takes: `verdict`, `smartpay_id`, `note` and `at_round`."""
         choice = self.cleaned_data.get("choice", "")
         if choice == ReviewDecision.Verdict.NOT_EXECUTED:
             chosen = {"verdict": ReviewDecision.Verdict.NOT_EXECUTED, "smartpay_id": ""}
         else:
             chosen = {"verdict": ReviewDecision.Verdict.SUCCEEDED, "smartpay_id": choice}
-        return chosen | {"note": self.cleaned_data.get("note", "")}
+        return chosen | {
+            "note": self.cleaned_data.get("note", ""),
+            "at_round": self.cleaned_data.get("round"),
+        }
 
 
 class SendsForm(forms.Form):
     """送信の停止と再開."""
 
-    reason = PlainText(label=_("理由"), limit=200)
+    reason = PlainText(label=_("理由"), limit=200, error_messages={"required": _("理由を入力してください。")})
 
 
 class PeriodForm(forms.Form):

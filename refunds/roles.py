@@ -24,6 +24,7 @@ ROLES = {
         "refunds.view_smartpayrefund",
         "refunds.view_attempt",
         "refunds.view_evidence",
+        "refunds.view_reviewdecision",
         "refunds.view_search",
         "refunds.view_control",
         "refunds.view_synccursor",

@@ -11,6 +11,7 @@ from django.contrib.auth.decorators import permission_required
 from django.core import signing
 from django.db.models import Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, QueryDict
+from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
@@ -19,7 +20,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from dashboard.models import User
 from dashboard.sso import fresh_sign_in_required
-from refunds import audit, clock, mirror, roles, search, services, smartpay
+from refunds import audit, mirror, roles, search, services, smartpay
 from refunds.forms import (
     DecisionForm,
     OrderFilterForm,
@@ -55,7 +56,7 @@ def every_page(request: HttpRequest) -> dict[str, Any]:
             "can_audit": request.user.has_perm(roles.AUDIT),
             "roles": [roles.LABELS[role] for role in _person(request).role_names],
         }
-        context["sends"] = Control.objects.filter(one=True).first() or Control()
+        context["sends"] = Control.objects.select_related("changed_by").filter(one=True).first() or Control()
     return context
 
 
@@ -70,7 +71,7 @@ def start(request: HttpRequest) -> HttpResponse:
     )
     may_decide = request.user.has_perm(roles.APPROVE_REFUND)
     waiting = len(_waiting(request)[:PAGE]) if may_decide else 0
-    cases = len(_cases()[:PAGE]) if may_decide else 0
+    cases = len(_cases(request)[:PAGE]) if may_decide else 0
     context = {
         "unsettled": unsettled,
         "waiting": waiting,
@@ -382,10 +383,8 @@ def _empty_form(request: HttpRequest, order: Order, payments: list[Payment]) -> 
 
 def _made(request_id: str) -> bool:
     """Whether the refund of this id exists; no id that can be read, no refund."""
-    try:
-        return Refund.objects.filter(pk=uuid.UUID(request_id)).exists()
-    except ValueError:
-        return False
+    refund_id = _uuid(request_id)
+    return refund_id is not None and Refund.objects.filter(pk=refund_id).exists()
 
 
 def _typed_form(request: HttpRequest, payments: list[Payment]) -> RefundForm:
@@ -459,9 +458,7 @@ def _confirmed(request: HttpRequest, order: Order, asked: services.Request) -> H
     reason = similar_form.cleaned_data["similar_reason"] if similar_form.is_valid() else ""
     refund = services.refund_payment(asked, refundable=signed, by=_person(request), similar_reason=reason)
     request.session.pop("draft", None)
-    response = redirect("refunds:refund", refund.pk)
-    response.status_code = 303
-    return response
+    return _see_other("refunds:refund", refund.pk)
 
 
 def _fields(asked: services.Request) -> dict[str, str]:
@@ -573,6 +570,10 @@ def _draw_refund(
         "evidence": refund.evidence.order_by("-at")[:PAGE],
         "explanation": explanation,
         "what_now": what_now,
+        "held": _why_held(refund),
+        "judged": refund.review_decisions.select_related("person").order_by("id"),
+        "can_judge": refund.state == Refund.State.REVIEW and not _why_not_my_case(request, refund),
+        "other_amount": _other_amount(refund),
         "renew_seconds": RENEW_SECONDS.get(Refund.State(refund.state), 0),
         "can_withdraw": mine and (waiting or refund.state == Refund.State.QUEUED),
         "can_decide": waiting and not mine and request.user.has_perm(roles.APPROVE_REFUND),
@@ -581,6 +582,28 @@ def _draw_refund(
         "approve_label": _("%(amount)s の返金を承認する") % {"amount": money(refund.amount, refund.currency)},
     }
     return render(request, "refunds/refund_detail.html", context, status=status)
+
+
+def _why_held(refund: Refund) -> str:
+    """Why a refund that could be sent is not sent now, in words; "" where nothing holds it."""
+    if refund.state not in (Refund.State.QUEUED, Refund.State.UNKNOWN):
+        return ""
+    if not Control.sends_are_on():
+        return _(
+            "返金の送信が停止されているため、いまは送信されません。再開されると、必要なら自動で送信します。"
+        )
+    if services.smartpay_is_silent():
+        return _(
+            "Smartpay から応答がない状態が続いているため、返金の送信を控えています。"
+            "応答が戻ると、必要なら自動で送信します。"
+        )
+    return ""
+
+
+def _other_amount(refund: Refund) -> int | None:
+    """What Smartpay says was refunded, where that is not what was asked for: people decided that it is this one."""
+    seen = SmartpayRefund.objects.filter(pk=refund.smartpay_id).first() if refund.smartpay_id else None
+    return seen.amount if seen and seen.counts and seen.amount != refund.amount else None
 
 
 @require_safe
@@ -592,17 +615,19 @@ def approvals(request: HttpRequest) -> HttpResponse:
 
 def _draw_approvals(request: HttpRequest, sends_form: SendsForm, status: int = 200) -> HttpResponse:
     rows = list(_waiting(request)[:PAGE])
-    cases = list(_cases()[:PAGE])
+    cases = list(_cases(request)[:PAGE])
     audit.record(request.user, "refunds.listed", None, shown=[str(refund.pk) for refund in (*rows, *cases)])
-    own = Refund.objects.filter(requested_by=_person(request), state=Refund.State.AWAITING_APPROVAL).exists()
+    waiting = [Refund.State.AWAITING_APPROVAL, Refund.State.REVIEW]
+    own = Refund.objects.filter(requested_by=_person(request), state__in=waiting).exists()
     context = {"refunds": rows, "cases": cases, "own": own, "sends_form": sends_form}
     return render(request, "refunds/approvals.html", context, status=status)
 
 
-def _cases() -> QuerySet[Refund]:
-    """What waits for two people's decision, the longest waiting first."""
+def _cases(request: HttpRequest) -> QuerySet[Refund]:
+    """要調査: the cases that this person could decide, the longest waiting first."""
     return (
         Refund.objects.filter(state=Refund.State.REVIEW)
+        .exclude(requested_by=_person(request))
         .select_related("payment__order", "requested_by")
         .order_by("requested_at", "id")
     )
@@ -646,13 +671,13 @@ def refund_decide(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
 
 @require_http_methods(["GET", "HEAD", "POST"])
 @may_see
-def refund_review(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
+def refund_review(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponseBase:
     """要調査: what was asked for beside what Smartpay shows; two approvers decide, neither of them the requester."""
     if request.method == "POST":
         return _decide_case(request, refund_id)
     refund = _refund(refund_id)
     audit.record(request.user, "refund.viewed", refund)
-    return _draw_case(request, refund, ReviewForm(initial=_parked(request)))
+    return _draw_case(request, refund, form=ReviewForm(initial=_parked(request)))
 
 
 @permission_required(roles.APPROVE_REFUND, raise_exception=True)
@@ -661,69 +686,156 @@ def _decide_case(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
     refund = _refund(refund_id)
     form = ReviewForm(request.POST)
     if not form.is_valid():
-        return _draw_case(request, refund, form, status=422)
+        return _draw_case(request, refund, form=form, status=422)
     try:
-        services.decide_case(refund_id, **form.cleaned_data, by=_person(request), client=_quick_client())
+        refund = services.decide_case(
+            refund_id, **form.cleaned_data, by=_person(request), client=_quick_client()
+        )
     except services.NotWaiting as error:
         messages.warning(request, str(error))
+        return _see_other("refunds:refund", refund_id)
     except services.RefundError as error:
-        form.add_error(error.field, str(error))
-        return _draw_case(request, _refund(refund_id), form, status=422)
+        form.add_error(error.field or "choice", str(error))
+        return _draw_case(request, refund, form=form, status=422)
     except smartpay.SmartpayError as error:
-        form.add_error(None, _not_now(error))
-        return _draw_case(request, _refund(refund_id), form, status=503, read=False)
-    else:
-        messages.success(request, _("判定を記録しました。"))
-    return redirect("refunds:refund_review", refund_id)
+        form.add_error(None, _undecided(error))
+        return _draw_case(request, refund, form=form, problem=error, status=503)
+    if refund.state == Refund.State.REVIEW:
+        messages.success(request, _("判定を記録しました。もう一人の承認者が同じ判定をすると確定します。"))
+        return _see_other("refunds:refund_review", refund_id)
+    messages.success(request, _("二人の判定が一致し、確定しました。"))
+    return _see_other("refunds:refund", refund_id)
 
 
 def _draw_case(
-    request: HttpRequest, refund: Refund, form: ReviewForm, status: int = 200, *, read: bool = True
+    request: HttpRequest,
+    refund: Refund,
+    *,
+    form: ReviewForm | None = None,
+    sends_form: SendsForm | None = None,
+    problem: smartpay.SmartpayError | None = None,
+    status: int = 200,
 ) -> HttpResponse:
-    """The page of a case, read afresh from Smartpay where it answers in time."""
-    unread = not read
-    if refund.state == Refund.State.REVIEW and read:
+    """The page of a case, read afresh from Smartpay; the mirror's copy where Smartpay does not answer.
+
+    `problem`: why it could not be read a moment ago.
+    """
+    complete_at: datetime | None = None
+    if refund.state == Refund.State.REVIEW and not problem:
         try:
-            services.look_again(refund.pk, client=_quick_client())
-        except smartpay.SmartpayError:
-            unread = True
+            complete_at = services.look_again(refund.pk, client=_quick_client())
+        except smartpay.SmartpayError as error:
+            problem = error
         refund = _refund(refund.pk)
-    mine = refund.requested_by_id == request.user.pk
-    may_decide = request.user.has_perm(roles.APPROVE_REFUND)
+    case = services.review_case(refund, complete_at=complete_at)
+    own = next((each for each in case.decisions if each.person_id == request.user.pk), None)
     context = {
         "refund": refund,
         "order": refund.payment.order,
-        "case": services.review_case(refund),
-        "form": form,
-        "unread": unread,
+        "case": case,
+        "compared": [(each, _compare(refund, each)) for each in case.candidates],
+        "own_decision": own,
+        "others_decided": any(each is not own for each in case.decisions),
+        "form": form or ReviewForm(),
+        "sends_form": sends_form or SendsForm(initial=_parked(request)),
+        "attempts": refund.attempts.all(),
+        "evidence": refund.evidence.order_by("-at")[:PAGE],
+        "problem": _problem_text(problem) if problem else "",
+        "read_at": timezone.now(),
         "is_open": refund.state == Refund.State.REVIEW,
-        "mine": mine,
-        "may_decide": may_decide,
-        "now": clock.now(),
+        "blocked": _why_not_my_case(request, refund),
     }
     return render(request, "refunds/refund_review.html", context, status=status)
+
+
+def _why_not_my_case(request: HttpRequest, refund: Refund) -> str:
+    """Why this person can't decide this case, in words; "" if they can."""
+    if not request.user.has_perm(roles.APPROVE_REFUND):
+        return _("判定できるのは承認者だけです。承認者二人に依頼してください。")
+    if refund.requested_by_id == request.user.pk:
+        return _("自分が申請した返金は判定できません。ほかの承認者二人が判定します。")
+    return ""
+
+
+def _compare(refund: Refund, candidate: services.Candidate) -> list[dict[str, Any]]:
+    """What was asked for beside what Smartpay shows, line by line; how they compare is told in words."""
+    seen = candidate.seen
+    named = seen.reference or str(seen.metadata.get("refund_dashboard_id") or "")
+    reasons = dict(Refund.Reason.choices)
+    lines = [  # label, how it is shown, asked, shown
+        (_("返金額"), "num", money(refund.amount, refund.currency), money(seen.amount, seen.currency)),
+        (_("支払い"), "id", refund.payment_id, seen.payment_id),
+        (_("返金の番号"), "id", str(refund.pk), str(refund.pk) if candidate.is_named else named),
+        (_("理由"), "", str(reasons[refund.reason]), str(reasons.get(seen.reason, seen.reason))),
+        (_("説明"), "", refund.description, seen.description),
+    ]
+    return [
+        {
+            "label": label,
+            "kind": kind,
+            "asked": asked,
+            "shown": shown,
+            "compared": "same" if asked == shown else "absent" if not shown else "differs",
+        }
+        for label, kind, asked, shown in lines
+    ]
+
+
+def _undecided(error: smartpay.SmartpayError) -> str:
+    """Why nothing was decided: Smartpay could not be read."""
+    if isinstance(error, smartpay.KeyRefused):
+        return _(
+            "Smartpay が API キーを受け付けないため、いまは判定できません。判定は記録していません。"
+            "システム担当者に連絡してください。"
+        )
+    return _(
+        "Smartpay から応答がないため、いまは判定できません。判定は記録していません。"
+        "時間をおいてもう一度お試しください。"
+    )
 
 
 def _quick_client() -> smartpay.Client:
     return smartpay.client().within(settings.SMARTPAY_VIEW_DEADLINE)
 
 
+def _see_other(view: str, *args: Any) -> HttpResponse:
+    response = redirect(view, *args)
+    response.status_code = 303
+    return response
+
+
 @require_POST
 @permission_required(roles.APPROVE_REFUND, raise_exception=True)
 @fresh_sign_in_required
 def sends(request: HttpRequest) -> HttpResponse:
-    """Stop or resume all sending, with a reason."""
+    """Stop or resume all sending, with a reason: from 承認, or from the page of a case."""
     form = SendsForm(request.POST)
+    resume = "resume" in request.POST
+    case_id = _uuid(request.POST.get("case", ""))
+    case = Refund.objects.filter(pk=case_id).first() if case_id else None
     if form.is_valid():
         try:
-            services.set_sends(
-                enabled="resume" in request.POST, reason=form.cleaned_data["reason"], by=_person(request)
-            )
+            services.set_sends(enabled=resume, reason=form.cleaned_data["reason"], by=_person(request))
         except services.NotReconciled as error:
             form.add_error(None, str(error))
         else:
-            return redirect("refunds:approvals")
+            messages.success(
+                request,
+                _("返金の送信を再開しました。待っていた返金は自動で送信します。")
+                if resume
+                else _("返金の送信を止めました。"),
+            )
+            return _see_other("refunds:refund_review", case.pk) if case else _see_other("refunds:approvals")
+    if case:
+        return _draw_case(request, _refund(case.pk), sends_form=form, status=422)
     return _draw_approvals(request, form, status=422)
+
+
+def _uuid(text: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None
 
 
 def _meaning(refund: Refund) -> tuple[str, str]:
@@ -747,7 +859,7 @@ def _meaning(refund: Refund) -> tuple[str, str]:
         ),
         Refund.State.REVIEW: (
             _("Smartpay の表示と記録が食い違っています。返金されたかどうかは確定していません。"),
-            _("担当者が調べるまで、この支払いの返金はできません。もう一度返金しないでください。"),
+            _("承認者二人が判定するまで、この支払いの返金はできません。もう一度返金しないでください。"),
         ),
         Refund.State.SUCCEEDED: (
             _("Smartpay が返金を確認しました。"),

@@ -117,6 +117,13 @@ def test_fence_is_lifted_by_a_person_after_everything_was_read(
     assert Control.sends_are_on()  # what was accepted is not noticed again
 
 
+def test_sending_is_not_resumed_before_anybody_noticed_the_restore(db: None) -> None:
+    forget_the_last_attempt()
+
+    with pytest.raises(services.NotReconciled):
+        services.set_sends(enabled=True, reason="確認済み")
+
+
 def test_restore_to_before_an_accepted_one_is_noticed_as_well(
     payment: Payment, operator: User, approver: User, sandbox: Sandbox, at: Clock
 ) -> None:

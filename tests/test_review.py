@@ -1,20 +1,21 @@
 """要調査: two people decide by what Smartpay shows, neither of them who asked; and the switch for sending."""
 
-import time
-import uuid
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.core.exceptions import PermissionDenied
+from django.db import IntegrityError, transaction
 from django.urls import reverse
 
 from dashboard.models import User
 from refunds import services, smartpay
-from refunds.models import AuditEntry, Control, Payment, Refund, ReviewDecision
+from refunds.models import AuditEntry, Control, Payment, Refund, ReviewDecision, SmartpayRefund
 from refunds.services import control
 from tests.conftest import Clock, make_user, sign_in
 from tests.sandbox import Sandbox
-from tests.test_services import at_smartpay, mirrored, refund, scan, work
+from tests.test_approvals import fresh
+from tests.test_services import ask, at_smartpay, mirrored, observe, refund, shown, unknown, work
 
 State = Refund.State
 
@@ -46,7 +47,7 @@ def case_without_reference(
 ) -> tuple[Refund, dict[str, Any]]:
     """Not executed, but somebody refunded as much in Smartpay's own dashboard meanwhile: it could be it."""
     sandbox.fault("reset", executed=False)
-    made = refund(payment, operator)
+    made = refund(payment, operator, similar_reason="別件")
     there = sandbox.refund_elsewhere(payment.pk, 1000)
     for _turn in range(4):
         at.advance(hours=7)
@@ -135,71 +136,292 @@ def test_nothing_is_decided_without_a_reason_or_twice(
         decide(case, approver)
 
 
-def test_absence_is_not_decided_before_it_is_proved(
-    payment: Payment, operator: User, approver: User, sandbox: Sandbox, at: Clock
+@pytest.fixture
+def hidden(payment: Payment, operator: User, sandbox: Sandbox) -> Refund:
+    """Never done, as far as anybody can read; and the answer named another mode."""
+    sandbox.fault("wrong_mode")
+    made = refund(payment, operator)
+    sandbox.switch(read_lag_seconds=10**6)
+    return made
+
+
+def test_absence_is_not_decided_before_two_readings_proved_it(
+    hidden: Refund, approver: User, second: User, at: Clock
 ) -> None:
-    sandbox.fault("altered", executed=True, values={"payment": "payment_test_00000000000000000000xx"})
-    case = refund(payment, operator)
-    Refund.objects.filter(pk=case.pk).update(smartpay_id=None)
-    sandbox.switch(read_lag_seconds=10**6)  # as if it were nowhere
-    assert case.state == State.REVIEW
+    assert hidden.first_sent_at is not None
+    with pytest.raises(services.NotProved, match="早くて"):
+        decide(hidden, approver)
+    at.now = hidden.first_sent_at + timedelta(hours=6, minutes=30)
+    with pytest.raises(services.NotProved, match="早くて"):
+        decide(hidden, approver)  # the first reading that counts
+    at.advance(minutes=14)
+    with pytest.raises(services.NotProved, match="早くて"):
+        decide(hidden, approver)
+    assert not ReviewDecision.objects.exists()
 
-    with pytest.raises(services.NotProved, match="まだ"):
-        decide(case, approver)
-    at.advance(hours=7)
-    with pytest.raises(services.NotProved):
-        decide(case, approver)  # the first complete read
-    at.advance(minutes=16)
-    assert decide(case, approver).state == State.REVIEW
+    at.advance(minutes=1)
+    assert decide(hidden, approver).state == State.REVIEW
+    assert decide(hidden, second).state == State.NOT_EXECUTED
+    assert hidden.evidence.filter(found=False).count() == 2  # pages may be read again and again
 
 
-def test_absence_of_a_payment_without_a_list_waits_for_a_scan(
-    payment: Payment, operator: User, approver: User, sandbox: Sandbox, at: Clock
+def test_absence_of_a_payment_without_a_list_takes_three_scans_and_no_more(
+    hidden: Refund, approver: User, second: User, sandbox: Sandbox, at: Clock
 ) -> None:
-    sandbox.fault("altered", values={"payment": "payment_test_00000000000000000000xx"})
-    case = refund(payment, operator)
-    sandbox.switch(read_lag_seconds=10**6, payments_list_refunds=False)
+    sandbox.switch(payments_list_refunds=False)
+    at.advance(minutes=1)
+    assert not services.needs_full_scan()
+    services.look_again(hidden.pk, client=smartpay.client())
+    scans = []
 
-    for wait in ({"hours": 7}, {"minutes": 16}):
-        at.advance(**wait)
-        with pytest.raises(services.NotProved):
-            decide(case, approver)
-        assert services.needs_full_scan()
-        scan(at)
-        assert not services.needs_full_scan()  # once for each time that people look
-    at.advance(minutes=16)
-    scan(at)
-    assert decide(case, approver).state == State.REVIEW
+    for hour in range(72):
+        for minute in (0, 20, 40):
+            if services.needs_full_scan():
+                scans.append((hour, minute))
+            work()
+            at.advance(minutes=20)
+
+    assert scans == [(0, 0), (6, 40), (7, 0)]  # what there is now; and twice from when it counts
+    assert services.review_case(hidden).why_not_absent
+    decide(hidden, approver)
+    assert decide(hidden, second).state == State.NOT_EXECUTED
 
 
-def test_refund_of_another_row_or_of_nobody_is_not_this_one(
-    payment: Payment, operator: User, approver: User, sandbox: Sandbox, at: Clock
+def test_case_of_a_payment_without_a_list_is_settled_by_the_scan_that_people_ask_for(
+    contradicted: Refund, sandbox: Sandbox, at: Clock
 ) -> None:
-    case, _there = case_without_reference(payment, operator, sandbox, at)
-    other = refund(mirrored(sandbox, "refundable", min_amount=2000, skip=1), operator)
+    sandbox.switch(payments_list_refunds=False)
+    at.advance(minutes=1)
 
-    for smartpay_id in (other.smartpay_id, f"refund_test_{uuid.uuid4().hex[:22]}"):
-        with pytest.raises(services.NotProved):
-            decide(case, approver, smartpay_id or "")
+    services.look_again(contradicted.pk, client=smartpay.client())
+    work()
+
+    contradicted.refresh_from_db()
+    assert contradicted.state == State.SUCCEEDED
+
+
+def test_refund_that_failed_alone_was_not_executed(
+    payment: Payment, operator: User, approver: User, second: User, sandbox: Sandbox
+) -> None:
+    made = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
+    observe(shown(made, status="failed"))  # sent by a life that the database forgot, and refused
+    made.refresh_from_db()
+    assert (made.state, made.first_sent_at) == (State.REVIEW, None)
+
+    decide(made, approver)
+    assert decide(made, second).state == State.NOT_EXECUTED
+
+
+def test_what_smartpay_shows_of_it_can_not_be_absent(
+    larger: tuple[Refund, dict[str, Any]], approver: User, at: Clock
+) -> None:
+    at.advance(hours=24)
+
+    with pytest.raises(services.NotProved, match="番号がある返金が示されている"):
+        decide(larger[0], approver)
+
+
+@pytest.fixture
+def larger(payment: Payment, operator: User, sandbox: Sandbox, at: Clock) -> tuple[Refund, dict[str, Any]]:
+    """Done under our reference, and Smartpay shows 300 yen more than was asked for."""
+    sandbox.fault("reset")
+    made = refund(payment, operator)
+    [there] = at_smartpay(sandbox, payment)
+    sandbox.set(there["id"], amount=1300)
+    at.advance(hours=1)
+    sandbox.advance(3600)
+    work()
+    made.refresh_from_db()
+    assert made.state == State.REVIEW
+    return made, there
 
 
 def test_refund_larger_than_asked_leaves_less(
-    payment: Payment, operator: User, approver: User, second: User, sandbox: Sandbox, at: Clock
+    larger: tuple[Refund, dict[str, Any]], payment: Payment, approver: User, second: User, sandbox: Sandbox
 ) -> None:
-    sandbox.fault("reset", executed=False)
-    made = refund(payment, operator)
-    whole = payment.captured
-    sandbox.refund_elsewhere(payment.pk, 1300)
-    Refund.objects.filter(pk=made.pk).update(state=State.REVIEW, reviews=1)
-    services.read_payment(payment.pk, client=smartpay.client())
-    [there] = at_smartpay(sandbox, payment)
+    case, there = larger
+    payment.refresh_from_db()
+    assert payment.refundable() == payment.captured - 1300  # while it is a case, too
 
-    for person in (approver, second):
-        decide(made, person, there["id"])
+    assert decide(case, approver, there["id"]).state == State.REVIEW
+    settled = decide(case, second, there["id"])
 
     payment.refresh_from_db()
-    assert (payment.refunded, payment.external) == (1000, 300)
-    assert payment.refundable() == whole - 1300
+    assert (settled.state, settled.reviews) == (State.SUCCEEDED, case.reviews)  # one round: nothing was news
+    assert (payment.refunded, payment.external, payment.reserved) == (1000, 300, 0)
+    assert payment.refundable() == payment.captured - 1300
+    page = sign_in(approver).get(f"/refunds/{case.pk}/").content.decode()
+    assert "¥1,300" in page
+    assert "承認 二郎 さん" in page
+
+
+def test_refund_smaller_than_asked_is_never_told_too_high(
+    larger: tuple[Refund, dict[str, Any]], payment: Payment, approver: User, second: User, sandbox: Sandbox
+) -> None:
+    case, there = larger
+    sandbox.set(there["id"], amount=900)
+
+    for person in (approver, second):
+        decide(case, person, there["id"])
+
+    payment.refresh_from_db()
+    assert (payment.refunded, payment.external, payment.reserved) == (1000, 0, 0)
+
+
+def test_of_two_executions_the_one_that_is_not_chosen_counts_as_made_elsewhere(
+    larger: tuple[Refund, dict[str, Any]], payment: Payment, approver: User, second: User, sandbox: Sandbox
+) -> None:
+    case, there = larger
+    other = sandbox.refund_elsewhere(payment.pk, 200, reference=str(case.pk))
+    services.look_again(case.pk, client=smartpay.client())
+
+    for person in (approver, second):
+        settled = decide(case, person, there["id"])
+
+    payment.refresh_from_db()
+    assert (settled.state, settled.smartpay_id) == (State.SUCCEEDED, there["id"])
+    assert (payment.refunded, payment.external) == (1000, 300 + 200)
+    assert SmartpayRefund.objects.get(pk=other["id"]).ours_id == case.pk
+
+
+def test_refund_that_was_chosen_is_not_read_again_for_ever(
+    payment: Payment, operator: User, approver: User, second: User, sandbox: Sandbox, at: Clock
+) -> None:
+    case, there = case_without_reference(payment, operator, sandbox, at)
+    for person in (approver, second):
+        decide(case, person, there["id"])
+    sandbox.forget_requests()
+
+    services.read_payment(payment.pk, client=smartpay.client())
+
+    assert [each["path"] for each in sandbox.requests("GET")] == [f"/v1/payments/{payment.pk}"]
+
+
+def test_what_is_another_rows_nobodys_failed_or_older_is_not_this_one(
+    payment: Payment, operator: User, approver: User, sandbox: Sandbox, at: Clock
+) -> None:
+    older = sandbox.refund_elsewhere(payment.pk, 10)
+    services.read_payment(payment.pk, client=smartpay.client())
+    at.advance(hours=1)
+    sandbox.advance(3600)
+    case, _there = case_without_reference(payment, operator, sandbox, at)
+    elsewhere = refund(mirrored(sandbox, "refundable", min_amount=2000, skip=1), operator)
+    failed = sandbox.refund_elsewhere(payment.pk, 20)
+    sandbox.set(failed["id"], status="failed")
+    odd = sandbox.refund_elsewhere(payment.pk, 30)
+    sandbox.set(odd["id"], status="processing")
+
+    words = []
+    for smartpay_id in (
+        str(elsewhere.smartpay_id),
+        "refund_test_0000000000000000000000",
+        "refund_live_0000000000000000000000",
+        "",
+        failed["id"],
+        odd["id"],
+        older["id"],
+    ):
+        with pytest.raises(services.NotProved) as refused:
+            decide(case, approver, smartpay_id, verdict="succeeded")
+        words.append(str(refused.value))
+
+    assert words == [
+        "別の支払いの返金です。",
+        "Smartpay にこの返金はありません。",
+        "Smartpay の返金を選んでください。",
+        "Smartpay の返金を選んでください。",
+        "Smartpay は不成立と示しています。",
+        "Smartpay は返金済みとも不成立とも示していません。",
+        "この返金を送るより前の返金です。",
+    ]
+    assert not ReviewDecision.objects.exists()
+
+
+def test_refund_that_names_another_row_is_that_rows(
+    payment: Payment, operator: User, approver: User, sandbox: Sandbox, at: Clock
+) -> None:
+    other = services.request_refund(ask(payment, 100), refundable=payment.refundable(), by=operator)
+    services.withdraw(other.pk, by=operator)
+    case, _there = case_without_reference(payment, operator, sandbox, at)
+    named = sandbox.refund_elsewhere(payment.pk, 100, reference=str(other.pk))
+
+    with pytest.raises(services.NotProved, match="このツールの別の返金です"):
+        decide(case, approver, named["id"])
+
+
+def test_word_of_somebody_who_left_settles_nothing(
+    payment: Payment, operator: User, approver: User, second: User, sandbox: Sandbox, at: Clock
+) -> None:
+    case, _there = case_without_reference(payment, operator, sandbox, at)
+    decide(case, approver)
+    approver.groups.clear()
+
+    assert decide(case, second).state == State.REVIEW
+    assert decide(case, make_user("approver")).state == State.NOT_EXECUTED
+
+
+def test_what_was_said_before_the_evidence_changed_counts_no_longer(
+    larger: tuple[Refund, dict[str, Any]], approver: User, second: User, sandbox: Sandbox
+) -> None:
+    case, there = larger
+    decide(case, approver, there["id"])
+    sandbox.set(there["id"], amount=1200)
+
+    with pytest.raises(services.NotProved, match="内容が変わりました"):
+        decide(case, second, there["id"], at_round=case.reviews)
+    assert decide(case, second, there["id"]).state == State.REVIEW
+    assert decide(case, approver, there["id"]).state == State.SUCCEEDED
+
+
+def test_what_made_it_a_case_is_told(
+    larger: tuple[Refund, dict[str, Any]], operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    nameless, _there = case_without_reference(
+        mirrored(sandbox, "refundable", min_amount=2000, skip=1), operator, sandbox, at
+    )
+    unread = unknown(mirrored(sandbox, "refundable", min_amount=2000, skip=2), operator, sandbox)
+    sandbox.fault("html", method="GET", path="", times=None)
+    at.advance(hours=13)
+    services.settle_due(client=smartpay.client())
+
+    told = [
+        services.review_case(Refund.objects.get(pk=each.pk)).why for each in (larger[0], nameless, unread)
+    ]
+
+    assert told == [
+        ["Smartpay が示す返金は、支払い・金額・通貨のいずれかが申請と異なります。"],
+        ["この返金の番号がある返金はありませんが、番号のない同じ金額の返金があります。"],
+        ["送信したあと、Smartpay を長いあいだ読み取れませんでした。"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("who", "round_", "words"),
+    [
+        ("operator", 1, "never by who asked"),
+        ("approver", 0, "while it is one"),
+        ("approver", 2, "while it is one"),
+    ],
+)
+def test_database_takes_no_decision_of_the_requester_or_of_another_round(
+    hidden: Refund, operator: User, approver: User, at: Clock, who: str, round_: int, words: str
+) -> None:
+    person = {"operator": operator, "approver": approver}[who]
+
+    with pytest.raises(IntegrityError, match=words), transaction.atomic():
+        ReviewDecision.objects.create(
+            refund=hidden, round=round_, person=person, verdict="not_executed", note="x", at=at.now
+        )
+
+
+def test_database_wants_two_people_for_not_executed(hidden: Refund, approver: User, at: Clock) -> None:
+    for _time in range(2):
+        ReviewDecision.objects.create(
+            refund=hidden, round=1, person=approver, verdict="not_executed", note="x", at=at.now
+        )
+
+    with pytest.raises(IntegrityError, match="two people decide"), transaction.atomic():
+        Refund.objects.filter(pk=hidden.pk).update(state=State.NOT_EXECUTED)
 
 
 # --- The pages ----------------------------------------------------------------------------------------------
@@ -207,15 +429,6 @@ def test_refund_larger_than_asked_leaves_less(
 
 def page(case: Refund) -> str:
     return reverse("refunds:refund_review", args=[case.pk])
-
-
-def fresh(person: User) -> Any:
-    """Signed in at the provider a moment ago."""
-    browser = sign_in(person)
-    session = browser.session
-    session["auth_time"] = time.time()
-    session.save()
-    return browser
 
 
 def test_two_approvers_settle_a_case_on_its_page(
@@ -226,8 +439,11 @@ def test_two_approvers_settle_a_case_on_its_page(
     for person in (approver, second):
         browser = fresh(person)
         shown = browser.get(page(case)).content.decode()
-        assert "この返金の番号がありません" in shown
-        assert browser.post(page(case), {"choice": "not_executed", "note": "店舗に確認"}).status_code == 302
+        assert "番号のない同じ金額の返金があります" in shown
+        assert "Smartpay に表示なし" in shown
+        assert ("ほかの承認者が判定しています" in shown) == (person == second)
+        answer = browser.post(page(case), {"choice": "not_executed", "note": "店舗に確認", "round": "1"})
+        assert answer.status_code == 303
 
     case.refresh_from_db()
     assert case.state == State.NOT_EXECUTED
@@ -257,7 +473,7 @@ def test_case_is_decided_by_a_fresh_sign_in_only(
     answer = sign_in(approver).post(page(case), {"choice": "not_executed", "note": "x"})
 
     assert answer.status_code == 302
-    assert "step-up" in answer["Location"] or "step_up" in answer["Location"]
+    assert answer["Location"].startswith("/oidc/step-up/?next=")
     assert not ReviewDecision.objects.exists()
 
 
@@ -318,10 +534,10 @@ def test_approver_stops_and_resumes_sending(approver: User, operator: User) -> N
     sends = reverse("refunds:sends")
 
     assert browser.post(sends, {"stop": "1", "reason": ""}).status_code == 422
-    assert browser.post(sends, {"stop": "1", "reason": "点検のため"}).status_code == 302
+    assert browser.post(sends, {"stop": "1", "reason": "点検のため"}).status_code == 303
     assert not Control.sends_are_on()
     assert "点検のため" in sign_in(operator).get(reverse("refunds:start")).content.decode()
-    assert browser.post(sends, {"resume": "1", "reason": "終わり"}).status_code == 302
+    assert browser.post(sends, {"resume": "1", "reason": "終わり"}).status_code == 303
     assert Control.sends_are_on()
     assert fresh(operator).post(sends, {"stop": "1", "reason": "x"}).status_code == 403
 

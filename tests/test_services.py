@@ -505,7 +505,9 @@ def test_refund_waits_for_the_one_before_it(
     assert sorted(each["amount"] for each in at_smartpay(sandbox, payment)) == [100, 200]
 
 
-def test_nothing_is_sent_while_sends_are_off(payment: Payment, operator: User, approver: User, sandbox: Sandbox) -> None:
+def test_nothing_is_sent_while_sends_are_off(
+    payment: Payment, operator: User, approver: User, sandbox: Sandbox
+) -> None:
     services.set_sends(enabled=False, reason="点検", by=approver)
 
     made = refund(payment, operator)

@@ -219,12 +219,16 @@ class _Handler(BaseHTTPRequestHandler):
             )
             return
         parts = urlsplit(self.path)
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            self.close_connection = True  # the client died in the middle: half a request is none
+            return
         request = Request(
             method=self.command,
             path=unquote(parts.path),
             query=dict(parse_qsl(parts.query, keep_blank_values=True)),
             headers={name.lower(): value for name, value in self.headers.items()},
-            body=self.rfile.read(int(length)),
+            body=body,
         )
         self.connection.settimeout(None)
         try:

@@ -70,6 +70,8 @@ def set_sends(*, enabled: bool, reason: str, by: User | None = None) -> None:
     if by is not None and not (by.is_active and by.has_perm(roles.APPROVE_REFUND)):
         raise PermissionDenied
     with transaction.atomic():
+        if enabled:
+            _notice_restore()  # nobody else may have looked since
         control = _locked_control()
         now = clock.now()
         if enabled and control.restored_at:
