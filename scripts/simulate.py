@@ -49,8 +49,7 @@ class Totals:
 
     def statistics(self) -> str:
         lines = [f"refunds by final state: {_listed(self.states)}"]
-        for what in sorted(self.counts):
-            lines.append(f"{what}: {_listed(self.counts[what])}")
+        lines += [f"{what}: {_listed(counts)}" for what, counts in sorted(self.counts.items())]
         if times := sorted(self.settled_after):
             p50, p99 = (times[int(len(times) * share)] / 60 for share in (0.5, 0.99))
             lines.append(f"from unknown to settled while all is up: p50 {p50:.1f} min, p99 {p99:.1f} min")
@@ -71,7 +70,9 @@ def report(life: Told) -> str:
     """A life that went wrong: how, what came before, and how to live it again."""
     lines = [f"seed {life['seed']}:"]
     for moment, actor, event in life["journal"]:
-        lines.append(f"  {datetime.fromtimestamp(moment, tz=UTC):%d %H:%M:%S.%f}  {actor:<16}  {event.rstrip()}")
+        lines.append(
+            f"  {datetime.fromtimestamp(moment, tz=UTC):%d %H:%M:%S.%f}  {actor:<16}  {event.rstrip()}"
+        )
     lines += [f"  {kind.upper()}: {text}" for kind, text in life["violations"]]
     lines.append(f"  again: make simulate SEEDS=1 FROM={life['seed']}")
     return "\n".join(lines)
@@ -81,8 +82,7 @@ def live(first: int, seeds: int, step: int, told: queue.Queue[Told | int]) -> No
     """Have one process live every `step`-th seed; put each life, and at last the process's exit code, into `told`."""
     command = [sys.executable, "-m", "tests.simulation", str(first), str(seeds), str(step)]
     with subprocess.Popen(command, cwd=BASE_DIR, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        for line in process.stdout:
+        for line in process.stdout or ():
             told.put(json.loads(line))
     told.put(process.returncode)
 

@@ -1,4 +1,7 @@
-"""Whole lives of the real engine in virtual time, with everything that can go wrong in them: see tests/simulation."""
+"""Lives of the refund engine: nothing is made twice, lost, overdrawn or left open; and the simulation would notice.
+
+Each runs in a process of its own, since a life owns the clock, the network and the database.
+"""
 
 import json
 import os
@@ -8,36 +11,45 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox import ROOT
+from tests.simulation.mutants import MUTANTS
 
-pytestmark = pytest.mark.sqlite  # in memory, whatever database the other tests have
+pytestmark = pytest.mark.sqlite
 
-CHUNK = 25
-
-
-def lives(first: int, seeds: int, **environment: str) -> list[dict[str, Any]]:
-    """Live these lives in a process of its own; what is told of each."""
-    command = [sys.executable, "-m", "tests.simulation", str(first), str(seeds)]
-    told = subprocess.run(
-        command, cwd=ROOT, env=os.environ | environment, check=True, capture_output=True, text=True
-    ).stdout
-    return [json.loads(line) for line in told.splitlines()]
+CHUNKS, CHUNK = 4, 75  # lives of each run, spread over the test processes
 
 
-@pytest.mark.parametrize("first", range(1, 301, CHUNK))
-def test_no_life_refunds_twice_loses_overdraws_or_gets_stuck(first: int) -> None:
-    told = lives(first, CHUNK)
+def live(first: int, seeds: int, *arguments: str, hash_seed: str = "0") -> list[dict[str, Any]]:
+    """What is told of so many lives."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.simulation", str(first), str(seeds), *arguments],
+        env=os.environ | {"PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
-    wrong = {
-        f"make simulate SEEDS=1 FROM={life['seed']}": life["violations"]
-        for life in told
-        if life["violations"]
-    }
-    assert (len(told), wrong) == (CHUNK, {})
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_no_life_goes_wrong(chunk: int):
+    lives = live(1 + chunk * CHUNK, CHUNK)
+
+    assert len(lives) == CHUNK
+    assert {life["seed"]: life["violations"] for life in lives if life["violations"]} == {}
+    assert {"succeeded", "cancelled", "rejected"} <= {state for life in lives for state in life["states"]}
 
 
-def test_seed_is_the_same_life_in_every_process() -> None:
-    one, other = (lives(5, 2, PYTHONHASHSEED=seed) for seed in ("0", "1"))
+def test_a_seed_is_the_same_life_each_time():
+    first, second = live(1, 6), live(1, 6, hash_seed="1")
+    alone = live(5, 1)
 
-    assert [life["digest"] for life in one] == [life["digest"] for life in other]
-    assert one[0]["digest"] != one[1]["digest"]
+    assert [life["digest"] for life in first] == [life["digest"] for life in second]
+    assert alone[0]["digest"] == first[4]["digest"]
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_simulation_notices_when_a_rule_is_missing(name: str):
+    lives = [life for seed in MUTANTS[name].seeds for life in live(seed, 1, "--mutant", name)]
+
+    assert [life["seed"] for life in lives if life["violations"]] == list(MUTANTS[name].seeds) != []

@@ -26,7 +26,7 @@ from refunds import clock, services, smartpay
 from tests.simulation.database.base import DatabaseWrapper
 from tests.simulation.mutants import Mutant
 from tests.simulation.network import Client
-from tests.simulation.people import APPROVERS, OPERATORS, Approver, Fortune, Person
+from tests.simulation.people import APPROVERS, OPERATORS, Approver, Fortune, Judge, Person
 from tests.simulation.rules import SETTLED_WITHIN, Row, Violation
 from tests.simulation.shop import WEBHOOK_SECRET, Shop
 from tests.simulation.weather import HOUR, LARGEST_CLOCK_ERROR, LONGEST_DELAY, MINUTE, Weather
@@ -44,7 +44,9 @@ class Life:
     journal: list[tuple[float, str, str]]
     rows: dict[str, Row]
     counts: Counter[tuple[str, str]]
-    settled_after: list[float]  # seconds from unknown to settled, without those in which Smartpay or we were down
+    settled_after: list[
+        float
+    ]  # seconds from unknown to settled, without those in which Smartpay or we were down
 
     def digest(self) -> str:
         """The same for the same life."""
@@ -169,9 +171,13 @@ def _live(shop: Shop) -> None:
     scheduler.spawn("fortune", fortune.live)
     for number in range(chance.choice((1, 2, 3, 5))):
         payment = chance.choice(list(shop.captured))
-        person = Person(shop, number, name=chance.choice((*OPERATORS, APPROVERS[0])), payment=payment, ends=ends)
+        person = Person(
+            shop, number, name=chance.choice((*OPERATORS, APPROVERS[0])), payment=payment, ends=ends
+        )
         delay = chance.choice((chance.uniform(0, 60), chance.uniform(0, (ends - began) * 0.6)))
         scheduler.spawn(f"person {number}", person.live, delay=delay)
+    for name in APPROVERS:
+        scheduler.spawn(f"judge {name}", Judge(shop, name).live)
     if settings.REFUND_APPROVAL_ABOVE is not None:
         for name in APPROVERS:
             scheduler.spawn(name, Approver(shop, name, ends=ends).live)

@@ -86,11 +86,7 @@ MUTANTS = {
     ),
     "a key for each attempt": Mutant(
         "one refund has one key for ever",
-        (
-            sending(
-                "key=str(refund.pk),", "key=str(refund.pk if attempt.number == 1 else uuid.uuid4()),"
-            ),
-        ),
+        (sending("key=str(refund.pk),", "key=str(refund.pk if attempt.number == 1 else uuid.uuid4()),"),),
     ),
     "a 5xx is a no": Mutant(
         "a server error leaves the outcome open",
@@ -255,7 +251,11 @@ MUTANTS = {
     ),
     "success is not believed": Mutant(
         "evidence of success wins over every state",
-        (settling("        elif not failed:\n", "        elif not failed and refund.state == State.SENDING:\n"),),
+        (
+            settling(
+                "        elif not failed:\n", "        elif not failed and refund.state == State.SENDING:\n"
+            ),
+        ),
     ),
     "a failed refund is one": Mutant(
         "a refund whose status is failed gave nothing back",
@@ -268,11 +268,7 @@ MUTANTS = {
     ),
     "a late answer wins": Mutant(
         "an answer is booked only while the refund is still its attempt's",
-        (
-            sending(
-                "if refund.state != State.SENDING or refund.attempt_no != attempt.number:", "if False:"
-            ),
-        ),
+        (sending("if refund.state != State.SENDING or refund.attempt_no != attempt.number:", "if False:"),),
         guards=("no such change of state",),
     ),
 }

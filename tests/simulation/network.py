@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -75,7 +76,9 @@ class Network:
         self._shop = shop
         self._random = shop.random_for("network")
         self._smartpay = Process("Smartpay")
-        self.down = ""  # how Smartpay is out of order, if it is: "no connection", "silent" or "a proxy's page"
+        self.down = (
+            ""  # how Smartpay is out of order, if it is: "no connection", "silent" or "a proxy's page"
+        )
         self.key_refused = False  # the secret key was rotated, and ours is not the new one yet
 
     def exchange(self, request: Request, *, deadline: float, largest: int) -> smartpay._Response:
@@ -99,7 +102,8 @@ class Network:
         repeats = is_refund and shop.rules.is_executed(request.headers["idempotency-key"])
         call = Call(request, fate, scheduler.running, repeats)
         for nth, delay in enumerate(fate.deliveries):
-            scheduler.spawn("Smartpay", lambda nth=nth: self._deliver(call, nth), process=self._smartpay, delay=delay)  # type: ignore[misc]
+            copy = partial(self._deliver, call, nth)
+            scheduler.spawn("Smartpay", copy, process=self._smartpay, delay=delay)
         shop.perhaps_die_within(2)
         gives_up = deadline if fate.resets is None else min(deadline, fate.resets)
         scheduler.pause(gives_up, awaits=call)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -14,7 +16,7 @@ from django.core.exceptions import PermissionDenied
 
 from dashboard.models import User
 from refunds import services, smartpay
-from refunds.models import Payment
+from refunds.models import Payment, Refund
 from tests.simulation.network import Client
 from tests.simulation.rules import NOT_MADE
 from tests.simulation.shop import Shop, Visit
@@ -90,12 +92,9 @@ class Person:
 
     def _look(self, client: Client, *, reads: bool) -> int:
         if reads:
-            try:
-                services.read_order(
-                    self.shop.orders[self.payment], client=client.within(settings.SMARTPAY_VIEW_DEADLINE)
-                )
-            except smartpay.SmartpayError:
-                pass  # the page shows what the mirror has
+            order_id, quick = self.shop.orders[self.payment], client.within(settings.SMARTPAY_VIEW_DEADLINE)
+            with suppress(smartpay.SmartpayError):  # the page shows what the mirror has
+                services.read_order(order_id, client=quick)
         return Payment.objects.get(pk=self.payment).refundable()
 
     def _ask(self, form: Form) -> bool:
@@ -153,7 +152,9 @@ class Person:
 
     def _follow(self, form: Form) -> bool:
         """Watch the refund; return whether it is certain that nothing was made, and it is wanted still."""
-        withdraws_after = self.random.choice((0.5, 60, HOUR, 8 * HOUR)) if self.random.random() < 0.3 else None
+        withdraws_after = (
+            self.random.choice((0.5, 60, HOUR, 8 * HOUR)) if self.random.random() < 0.3 else None
+        )
         row_id = form.request.request_id.hex
         began = self.shop.scheduler.now
         while self._has_time:
@@ -183,7 +184,9 @@ class Approver:
 
     def live(self) -> None:
         while self.shop.scheduler.now < self.ends:
-            self.shop.scheduler.pause(self.random.uniform(0, self.random.choice((5 * MINUTE, HOUR, 4 * HOUR))))
+            self.shop.scheduler.pause(
+                self.random.uniform(0, self.random.choice((5 * MINUTE, HOUR, 4 * HOUR)))
+            )
             waiting = [row.id for row in self.shop.rules.rows.values() if row.state == "awaiting_approval"]
             for row_id in waiting:
                 visits = [self._decide(uuid.UUID(row_id)) for _ in range(self.random.choice((1, 1, 2)))]
@@ -201,6 +204,42 @@ class Approver:
             self.shop.rules.was_told(refund)
 
         return self.shop.visit(f"{'approves' if agrees else 'rejects'} {refund_id} ({self.name})", decide)
+
+
+class Judge:
+    """Decides cases with another, by what Smartpay shows: a refund that names the row is it, and no other."""
+
+    def __init__(self, shop: Shop, name: str) -> None:
+        self.shop, self.name = shop, name
+        self.random = shop.random_for(f"judge {name}")
+
+    def live(self) -> None:
+        while True:
+            self.shop.scheduler.pause(self.random.uniform(0, self.random.choice((HOUR, 3 * HOUR))))
+            for row in list(self.shop.rules.rows.values()):
+                if row.state == "review":
+                    self.shop.wait_for(
+                        self.shop.visit(f"judges {row.id} ({self.name})", partial(self._judge, row.id))
+                    )
+
+    def _judge(self, row_id: str, client: Client) -> None:
+        refund_id = uuid.UUID(row_id)
+        complete_at = services.look_again(refund_id, client=client)
+        case = services.review_case(Refund.objects.get(pk=refund_id), complete_at=complete_at)
+        it = [candidate for candidate in case.candidates if candidate.is_named and not candidate.why_not]
+        if not it and case.why_not_absent:
+            return
+        refund = services.decide_case(
+            refund_id,
+            verdict="succeeded" if it else "not_executed",
+            smartpay_id=it[0].seen.pk if it else "",
+            note="by what Smartpay shows",
+            by=person(self.name),
+            client=client,
+            at_round=case.refund.reviews,
+        )
+        self.shop.count("judged", refund.state)
+        self.shop.rules.was_told(refund)
 
 
 class Fortune:
@@ -246,7 +285,9 @@ class Fortune:
         self.shop.outages.append((began, self.shop.scheduler.now))
 
     def _step_clock(self) -> None:
-        self.shop.clock_error = self.random.choice((0, 1, -1, self.random.uniform(-1, 1))) * LARGEST_CLOCK_ERROR
+        self.shop.clock_error = (
+            self.random.choice((0, 1, -1, self.random.uniform(-1, 1))) * LARGEST_CLOCK_ERROR
+        )
         self._befalls(f"clock step: {self.shop.clock_error:+.0f} s")
         self.shop.ledger_changed()
 

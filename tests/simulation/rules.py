@@ -89,9 +89,13 @@ class Rules:
         self.unknown_since: dict[str, float] = {}
         self.settled_after: list[tuple[float, float]] = []  # when it became unknown, when it was settled
         self._sent: dict[str, Requests] = {}
-        self._made: dict[str, list[Resource]] = defaultdict(list)  # Smartpay's refunds that did not fail, by row
+        self._made: dict[str, list[Resource]] = defaultdict(
+            list
+        )  # Smartpay's refunds that did not fail, by row
         self._elsewhere: dict[str, list[Resource]] = defaultdict(list)  # those of others, by payment
-        self._read_at: dict[str, list[float]] = defaultdict(list)  # when an address was read, and nothing disturbed it
+        self._read_at: dict[str, list[float]] = defaultdict(
+            list
+        )  # when an address was read, and nothing disturbed it
         self._contradicted: set[str] = set()
         self.sends_are_on = True
         self._sends_were_off = False
@@ -165,7 +169,9 @@ class Rules:
 
     def _refund_appears(self, refund: Resource) -> None:
         names = _names(refund)
-        self._shop.tell(f"Smartpay: {refund['id']} {refund['amount']} of {refund['payment']} for {names or 'others'}")
+        self._shop.tell(
+            f"Smartpay: {refund['id']} {refund['amount']} of {refund['payment']} for {names or 'others'}"
+        )
         if not names:
             self._elsewhere[refund["payment"]].append(refund)
         for name in names:
@@ -180,7 +186,9 @@ class Rules:
             intent = self.intents.get(name)
             of_intent = [made for other, made in self._made.items() if self.intents.get(other) == intent]
             if intent is not None and sum(map(len, of_intent)) > 1:
-                self.violate("twice", f"Smartpay refunded twice what a person wanted once (decision {intent})")
+                self.violate(
+                    "twice", f"Smartpay refunded twice what a person wanted once (decision {intent})"
+                )
         given_back = self._given_back(refund["payment"])
         captured = self._shop.captured[refund["payment"]]
         if given_back > captured:
@@ -226,7 +234,9 @@ class Rules:
             return
         if old is not None and old.state in FINAL:
             self.violate("lost", f"{row.id} was told as {old.state}, and became {row.state}")
-        self._shop.tell(f"row {row.id}: {old.state if old else 'none'} -> {row.state} {row.because}{row.message}")
+        self._shop.tell(
+            f"row {row.id}: {old.state if old else 'none'} -> {row.state} {row.because}{row.message}"
+        )
         entry = ENTRY.get(row.state, f"refund.{row.state}") if old else "refund.requested"
         if (row.id, entry) not in told:
             self.violate("lost", f"{row.id} became {row.state}, and no audit entry says so")
@@ -271,7 +281,9 @@ class Rules:
             if reserved != sum(row.amount for row in rows if row.state in RESERVING):
                 self.violate("over", f"{payment} reserves {reserved}, which is not the sum of its rows")
             if refunded != sum(row.amount for row in rows if row.state == "succeeded"):
-                self.violate("over", f"{payment} counts {refunded} as refunded, which is not the sum of its rows")
+                self.violate(
+                    "over", f"{payment} counts {refunded} as refunded, which is not the sum of its rows"
+                )
             grew = payment in before and reserved > before[payment][1]
             if grew and reserved + refunded + external > captured:
                 self.violate("over", f"{reserved} is reserved of {payment}, which has not so much left")

@@ -206,7 +206,9 @@ class Shop:
         self.scheduler.kill(process)
 
     def _restart(self, name: str) -> None:
-        if not self.is_closed and not any(actor.process.name == name and not actor.process.dead for actor in self._workers):
+        if not self.is_closed and not any(
+            actor.process.name == name and not actor.process.dead for actor in self._workers
+        ):
             self._start_worker(name, delay=0)
 
     def _start_worker(self, name: str, *, delay: float) -> None:
@@ -219,7 +221,9 @@ class Shop:
             self.scheduler.spawn(name, lambda: self._settle(client), process=process, delay=delay)
         )
         self._mirrors.append(
-            self.scheduler.spawn(f"{name} mirror", lambda: self._keep_mirror(client), process=process, delay=delay)
+            self.scheduler.spawn(
+                f"{name} mirror", lambda: self._keep_mirror(client), process=process, delay=delay
+            )
         )
 
     def _settle(self, client: Client) -> None:
@@ -278,7 +282,9 @@ class Shop:
 
     def _until_next_turn(self) -> float:
         """Seconds until the next row is due, by the ledger itself."""
-        moments = [row.next_check for row in self.rules.rows.values() if row.state in TURNS and row.next_check]
+        moments = [
+            row.next_check for row in self.rules.rows.values() if row.state in TURNS and row.next_check
+        ]
         if not moments:
             return NOTHING_TO_DO
         due = datetime.fromisoformat(min(moments)).replace(tzinfo=UTC).timestamp() - self.clock_error

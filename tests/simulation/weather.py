@@ -89,7 +89,9 @@ REQUESTS: dict[str, Callable[[Random], Fate]] = {
     ),
     "conflict": _meets("conflict", lambda random: Fault("conflict")),
     "too early": _meets("too early", lambda random: Fault("error", status=425, executed=False)),
-    "limited": _meets("limited", lambda random: Fault("rate_limited", seconds=random.choice((0, 30, 600, 7200)))),
+    "limited": _meets(
+        "limited", lambda random: Fault("rate_limited", seconds=random.choice((0, 30, 600, 7200)))
+    ),
     "forbidden": _meets("forbidden", lambda random: Fault("forbidden")),
     "redirect": _meets("redirect", lambda random: Fault("redirect", status=random.choice((307, 308)))),
     "garbage": _meets("garbage", lambda random: Fault("garbage", executed=random.random() < 0.5)),
@@ -100,7 +102,8 @@ REQUESTS: dict[str, Callable[[Random], Fate]] = {
     "odd status": _meets("odd status", lambda random: Fault("odd_status")),
     "refund fails": _meets("refund fails", lambda random: Fault("status_failed")),
     "sparse": _meets(
-        "sparse", lambda random: Fault("altered", values={"reference": None, "metadata": None, "status": None})
+        "sparse",
+        lambda random: Fault("altered", values={"reference": None, "metadata": None, "status": None}),
     ),
     "contradicts": _contradicts,
 }
@@ -153,7 +156,9 @@ class Climate:
 
     kinds: tuple[str, ...]
     worst: Weather
-    forgets: float  # the share of repeated requests that Smartpay answers as if they were new: nothing is left
+    forgets: (
+        float  # the share of repeated requests that Smartpay answers as if they were new: nothing is left
+    )
 
     @classmethod
     def draw(cls, random: Random) -> Climate:
@@ -161,9 +166,9 @@ class Climate:
         kinds = set(random.choices(list(REQUESTS), weights, k=random.choice((1, 2, 4, 8, 100))))
         kinds -= {kind for kind in RARE if random.random() < 0.75}
         worst = Weather(
-            requests=random.choice((0.2, 0.5, 0.8, 0.95)),
+            requests=random.choice((0.3, 0.6, 0.9, 0.97)),
             reads=random.choice((0, 0.05, 0.3, 0.7, 0.97)),
-            crashes=random.choice((0, 0.002, 0.01, 0.03)),
+            crashes=random.choice((0, 0.005, 0.02, 0.05)),
             commits=random.choice((0, 0, 0.01, 0.05)),
             stalls=random.choice((0, 0, 0.002, 0.01)),
             webhooks=random.choice((0, 0.5, 1)),
@@ -172,9 +177,9 @@ class Climate:
         return cls(tuple(kind for kind in REQUESTS if kind in kinds), worst, forgets)
 
     def weather(self, random: Random) -> Weather:
-        if random.random() < 0.15:
+        if random.random() < 0.1:
             return Weather()  # a quiet hour
-        share = random.choice((0.3, 1, 1))
+        share = random.choice((0.5, 1, 1))
         worst = self.worst
         return Weather(
             requests=worst.requests * share,
