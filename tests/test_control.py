@@ -313,3 +313,23 @@ def test_absence_is_proved_within_seven_hours(
 def test_nothing_never_sent_is_absent(payment: Payment) -> None:
     with pytest.raises(ValueError, match="never sent"):
         states.absence_counts_from(Refund(payment=payment))
+
+
+def test_refund_that_names_a_row_of_another_payment_is_not_lost(
+    payments: list[Payment], operator: User, sandbox: Sandbox
+) -> None:
+    made = refund(payments[0], operator)
+    names = {"refund_dashboard_id": str(made.pk)}
+
+    observe(shown(made, payment=payments[1].pk, reference="", metadata=names))
+
+    assert Refund.objects.get() == made
+
+
+def test_fence_that_two_notice_at_once_is_raised_once(db: None) -> None:
+    forget_the_last_attempt()
+    services.watch()
+
+    control._raise_fence(0, control.Mark())
+
+    assert AuditEntry.objects.filter(action="sends.stopped").count() == 1

@@ -306,6 +306,35 @@ def test_screens_that_go_wrong_are_ours_too(site: Site, chrome: Browser, scheme:
     operator.leave()
 
 
+def test_two_people_decide_what_contradicts(site: Site, chrome: Browser) -> None:
+    found = site.sandbox.find("refundable", min_amount=4000, skip=9)
+    payment = found["payments"][0]["id"]
+    operator = Person(chrome, site, "operator")
+    operator.open_refund_form(found["order"])
+    operator.fill_in("1000", "サイズ交換のため")
+    site.sandbox.fault("wrong_amount")
+    operator.page.get_by_role("button", name="¥1,000 を返金する").click()
+    expect(operator.page.get_by_role("heading", level=1)).to_contain_text("要調査")
+    refund = operator.page.url
+    [there] = refunds_of(site, payment)
+    site.sandbox.set(str(there["id"]), amount=1300)
+    operator.page.goto(f"{refund}review/")
+    expect(operator.page.get_by_text("判定できるのは承認者だけです")).to_be_visible()
+    operator.leave()
+
+    approver = Person(chrome, site, "approver")
+    approver.page.goto("/approvals/")
+    approver.page.get_by_role("row").filter(has_text="要調査").get_by_role("link").first.click()
+    expect(approver.page.get_by_text("異なります").first).to_be_visible()
+    approver.shoot("refund-review")
+    approver.page.get_by_role("radio", name="返金済み ¥1,300").check()
+    approver.page.get_by_label("理由", exact=True).fill("返金の番号が同じ")
+    approver.page.get_by_role("button", name="判定する", exact=True).click()
+    expect(approver.page.get_by_text("判定を記録しました")).to_be_visible()
+    expect(approver.page.get_by_role("heading", level=1)).to_contain_text("要調査")
+    approver.leave()
+
+
 def test_second_person_approves_what_is_large(chrome: Browser, tmp_path: Path) -> None:
     with Site(tmp_path, REFUND_APPROVAL_ABOVE="5000") as site:
         found = site.sandbox.find("refundable", min_amount=8000)

@@ -242,6 +242,9 @@ def test_refund_larger_than_asked_leaves_less(
     case, there = larger
     payment.refresh_from_db()
     assert payment.refundable() == payment.captured - 1300  # while it is a case, too
+    shown_to_people = sign_in(approver).get(page(case)).content.decode()
+    assert '<span class="tag">返金済み</span>' in shown_to_people
+    assert "異なります" in shown_to_people
 
     assert decide(case, approver, there["id"]).state == State.REVIEW
     settled = decide(case, second, there["id"])
@@ -250,9 +253,9 @@ def test_refund_larger_than_asked_leaves_less(
     assert (settled.state, settled.reviews) == (State.SUCCEEDED, case.reviews)  # one round: nothing was news
     assert (payment.refunded, payment.external, payment.reserved) == (1000, 300, 0)
     assert payment.refundable() == payment.captured - 1300
-    page = sign_in(approver).get(f"/refunds/{case.pk}/").content.decode()
-    assert "¥1,300" in page
-    assert "承認 二郎 さん" in page
+    told = sign_in(approver).get(f"/refunds/{case.pk}/").content.decode()
+    assert "¥1,300" in told
+    assert "承認 二郎 さん" in told
 
 
 def test_refund_smaller_than_asked_is_never_told_too_high(
