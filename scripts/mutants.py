@@ -10,6 +10,7 @@ so that `make mutants ARGS="*3 *7"` is a fifth of them, and the same fifth each 
 """
 
 import ast
+import fcntl
 import json
 import os
 import shutil
@@ -22,13 +23,24 @@ from tests.sandbox import Sandbox
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 WORKSPACE = BASE_DIR / ".state" / "mutants"
+MUTMUT = Path(sys.executable).parent / "mutmut"
 MUTATED = "refunds/services"
 WANTED = 90  # per cent
 LENT = ["dashboard", "locale", "scripts", "static", "templates", "tests", "manage.py", "pyproject.toml"]
 
 
 def main() -> int:
-    chosen = sys.argv[1:]
+    WORKSPACE.parent.mkdir(parents=True, exist_ok=True)
+    with WORKSPACE.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("make mutants: it runs already")
+            return 1
+        return run(sys.argv[1:])
+
+
+def run(chosen: list[str]) -> int:
     if not chosen:
         shutil.rmtree(WORKSPACE, ignore_errors=True)
     prepare()
@@ -36,7 +48,7 @@ def main() -> int:
         done = mutmut("run", "--max-children", "1", *chosen, SANDBOX_CONTROL=sandbox.control)
     if done:
         print("make mutants: mutmut could not run")
-        return done
+        return 1
     return judge()
 
 
@@ -74,7 +86,7 @@ def undecorated(source: str) -> str:
 
 def mutmut(*arguments: str, **environment: str) -> int:
     return subprocess.run(
-        [Path(sys.executable).parent / "mutmut", *arguments],
+        [MUTMUT, *arguments],
         cwd=WORKSPACE,
         env=os.environ | {"DATABASE_URL": "sqlite:///tests.sqlite3"} | environment,
         check=False,
@@ -83,11 +95,18 @@ def mutmut(*arguments: str, **environment: str) -> int:
 
 def judge() -> int:
     """Name what no test noticed, and tell the score. A test that never ends has noticed, too."""
-    if mutmut("results") or mutmut("export-cicd-stats"):
+    results = subprocess.run([MUTMUT, "results"], cwd=WORKSPACE, check=True, capture_output=True, text=True)
+    for line in results.stdout.splitlines():
+        if not line.endswith("not checked"):
+            print(line)
+    if mutmut("export-cicd-stats"):
         return 1
     told = json.loads((WORKSPACE / "mutants" / "mutmut-cicd-stats.json").read_text())
     killed = told["killed"] + told["timeout"] + told["segfault"]
     total = killed + told["survived"] + told["no_tests"] + told["suspicious"]
+    if not total:
+        print("make mutants: no mutant was tried")
+        return 1
     score = 100 * killed / total
     print(f"mutation score: {score:.1f} % ({killed}/{total})")
     return int(score < WANTED)

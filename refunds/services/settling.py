@@ -326,8 +326,10 @@ def scan_if_needed(*, client: smartpay.Client) -> None:
     mirror.scan_refunds(client, observe=observe_refund)
     for refund in cases:
         book_absence_of_case(refund.pk, kind=Evidence.Kind.LIST, complete_at=mirror.scanned_at())
-    now = clock.now()
-    _waiting_for_scan().filter(lease_until=None, next_check_at__gt=now).update(next_check_at=now)
+    now, scanned_at = clock.now(), mirror.scanned_at() or mirror.EPOCH
+    # Whose absence this proves need not wait. Whoever may be sent again does: its pauses are for Smartpay's sake.
+    proved = [refund.pk for refund in _waiting_for_scan() if absence_counts_from(refund) <= scanned_at]
+    Refund.objects.filter(pk__in=proved, lease_until=None, next_check_at__gt=now).update(next_check_at=now)
 
 
 def needs_full_scan() -> bool:
