@@ -3,6 +3,7 @@
 import random
 import statistics
 import uuid
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from tests.kills.people import Person
@@ -32,8 +33,6 @@ class Crowd(NamedTuple):
 
 def crowd(world: World, *, each: int, payments: int, patience: float = 120) -> Crowd:
     """Everybody makes `each` refunds of ¥1 to ¥9, every time of any of the payments; waits until all are settled."""
-    orders = world.sandbox.find_all("refundable", limit=payments, min_amount=20_000)
-    assert len(orders) == payments
     asked: list[uuid.UUID] = []
 
     def work(person: Person) -> None:
@@ -43,9 +42,11 @@ def crowd(world: World, *, each: int, payments: int, patience: float = 120) -> C
             payment = order["payments"][0]["id"]
             asked.append(person.refund(order["order"], payment, rng.randint(1, 9), patience=patience))
 
-    world.together(work)
-    for refund_id in asked:
-        world.until_settled(refund_id, patience)
+    with ExitStack() as held:
+        orders = [held.enter_context(world.payment()) for _ in range(payments)]
+        world.together(work)
+        for refund_id in asked:
+            world.until_settled(refund_id, patience)
     answers = [answer for person in world.people for answer in person.answers]
     assert len(set(asked)) == len(world.people) * each
     logs = world.log("web") + world.log("worker")
