@@ -266,6 +266,10 @@ MUTANTS = {
             ),
         ),
     ),
+    "people are asked too soon": Mutant(
+        "only what can't be read for twelve hours is a case for people",
+        (settling("UNREADABLE_AFTER = timedelta(hours=12)", "UNREADABLE_AFTER = timedelta(minutes=1)"),),
+    ),
     "a late answer wins": Mutant(
         "an answer is booked only while the refund is still its attempt's",
         (sending("if refund.state != State.SENDING or refund.attempt_no != attempt.number:", "if False:"),),

@@ -92,7 +92,7 @@ class Network:
         if is_refund and fate.connects:
             shop.rules.request_leaves(request)
         if fate.name != "none":
-            shop.count("fault", fate.name if is_refund else f"read: {fate.name}")
+            shop.count("refund fault" if is_refund else "read fault", fate.name)
         if is_refund:
             shop.tell(f"POST {request.headers['idempotency-key']}: {fate.name}")
         if not fate.connects:
@@ -140,7 +140,7 @@ class Network:
             outcome = Outcome(unauthorized())
         elif call.repeats and self._random.random() < shop.climate.forgets:
             # Smartpay has done this, and does not know the key any more: a no that means yes.
-            shop.count("fault", "repeat refused")
+            shop.count("refund fault", "repeat refused")
             outcome = Outcome(refused(Refusal(403, "amount.insufficient", "Nothing is left to refund")))
         else:
             outcome = scenarios.play(shop.api, faults, request)

@@ -12,6 +12,7 @@ A violation is one of
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -37,7 +38,6 @@ ENTRY = {"queued": "refund.approved"}  # the audit entry of a state, where it is
 LATEST_REQUEST = 5 * HOUR + 2 * LARGEST_CLOCK_ERROR + MINUTE
 SETTLED_WITHIN = 7 * HOUR
 MOST_IN_AN_HOUR = 25  # requests for one refund: pauses grow, though whoever resumes sending begins them anew
-READABLE = 3  # undisturbed complete reads in the hours before say that a refund was no case for people
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class Rules:
             list
         )  # Smartpay's refunds that did not fail, by row
         self._elsewhere: dict[str, list[Resource]] = defaultdict(list)  # those of others, by payment
-        self._read_at: dict[str, list[float]] = defaultdict(
-            list
-        )  # when an address was read, and nothing disturbed it
+        # When a worker read a payment in full; and when anything went wrong anywhere.
+        self._reads: dict[str, list[float]] = defaultdict(list)
+        self._troubles: list[float] = []
         self._contradicted: set[str] = set()
         self.sends_are_on = True
         self._sends_were_off = False
@@ -141,8 +141,13 @@ class Rules:
             self._contradicted.add(_hex(request.headers["idempotency-key"]))
 
     def was_read(self, path: str) -> None:
-        if path.startswith("/v1/refunds") or self._shop.smartpay.switches.payments_list_refunds:
-            self._read_at[path].append(self._shop.scheduler.now)
+        switches, running = self._shop.smartpay.switches, self._shop.scheduler.running
+        in_full = switches.payments_list_refunds and not switches.read_lag_seconds
+        if in_full and running and running.name.startswith("worker"):
+            self._reads[path].append(self._shop.scheduler.now)
+
+    def something_goes_wrong(self) -> None:
+        self._troubles.append(self._shop.scheduler.now)
 
     def is_executed(self, key: str) -> bool:
         self.look_at_smartpay()
@@ -266,12 +271,20 @@ class Rules:
     def _case_appears(self, old: Row | None, row: Row) -> None:
         """A case for people needs a cause that the world has put there: the machine settles everything else."""
         self._shop.count("review", row.message[:40])
-        since = self._shop.scheduler.now - LONGEST_OUTAGE + 2 * LARGEST_CLOCK_ERROR
-        reads = [*self._read_at[f"/v1/payments/{row.payment}"], *self._read_at["/v1/refunds"]]
-        was_readable = sum(read_at > since for read_at in reads) >= READABLE
         could_be_it = any(refund["amount"] == row.amount for refund in self._elsewhere[row.payment])
-        if row.id not in self._contradicted and not could_be_it and was_readable:
+        if row.id not in self._contradicted and not could_be_it and self._was_looked_for(row.payment):
             self.violate("stuck", f"{row.id} is a case for people, for no reason ({row.message})")
+
+    def _was_looked_for(self, payment: str) -> bool:
+        """Whether a worker read the payment twice in the last hours and no reading, process or database failed in
+        between: the first of its two turns was a whole one.
+        """
+        since = self._shop.scheduler.now - LONGEST_OUTAGE + 2 * LARGEST_CLOCK_ERROR
+        reads = [at for at in self._reads[f"/v1/payments/{payment}"] if at > since]
+        return any(
+            not any(first <= trouble <= second for trouble in self._troubles)
+            for first, second in itertools.pairwise(reads)
+        )
 
     def _accounts_changed(self, accounts: dict[str, tuple[int, int, int, int]]) -> None:
         """R11: counters are the sums of their rows, and nothing is reserved that is not there."""

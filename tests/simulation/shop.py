@@ -98,6 +98,8 @@ class Shop:
 
     def count(self, what: str, which: str) -> None:
         self.counts[what, which] += 1
+        if what in ("fault", "read fault", "crash"):
+            self.rules.something_goes_wrong()
 
     def now(self) -> datetime:
         """The database's clock."""
