@@ -1,4 +1,4 @@
-"""Lives of the refund engine: nothing is made twice, lost, overdrawn or left open.
+"""Lives of the refund engine: nothing is made twice, lost, overdrawn or left open; and each rule is missed.
 
 Each runs in a process of its own, since a life owns the clock, the network and the database.
 """
@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 
+from tests.simulation.mutants import MUTANTS
+
 pytestmark = pytest.mark.sqlite
 
 CHUNKS, CHUNK = 12, 25  # lives of each run, spread over the test processes
 
 
-def live(first: int, seeds: int, *, hash_seed: str = "0") -> list[dict[str, Any]]:
+def live(first: int, seeds: int, *arguments: str, hash_seed: str = "0") -> list[dict[str, Any]]:
     """What is told of so many lives."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.simulation", str(first), str(seeds)],
+        [sys.executable, "-m", "tests.simulation", str(first), str(seeds), *arguments],
         env=os.environ | {"PYTHONHASHSEED": hash_seed},
         capture_output=True,
         text=True,
@@ -44,3 +46,10 @@ def test_a_seed_is_the_same_life_each_time() -> None:
 
     assert [life["digest"] for life in first] == [life["digest"] for life in second]
     assert alone[0]["digest"] == first[4]["digest"]
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_life_without_a_rule_goes_wrong(name: str) -> None:
+    [life] = live(MUTANTS[name].seed, 1, "--mutant", name)
+
+    assert {kind for kind, _text in life["violations"]} & {"twice", "lost", "over", "stuck"}

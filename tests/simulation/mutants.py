@@ -2,7 +2,8 @@
 nothing.
 
 A mutant changes some lines of the product as they are imported, in a process of its own; no file is touched. Rules
-that the database defends as well are taken out there too. Each names the seeds that are known to notice it.
+that the database defends as well are taken out there too. Each names a seed that notices it, the
+first that was found.
 
     python -m tests.simulation 1 300 --mutant NAME --until-noticed    finds the first such seed
 
@@ -40,7 +41,7 @@ class Edit:
 class Mutant:
     rule: str  # as the code has it, and without which life is not safe
     edits: tuple[Edit, ...]
-    seeds: tuple[int, ...] = ()  # that notice
+    seed: int  # a life that notices
     guards: tuple[str, ...] = ()  # words of the database's guards that defend the same
     indexes: tuple[str, ...] = ()
     checks: bool = True  # whether the database keeps its CHECK constraints
@@ -83,10 +84,12 @@ MUTANTS = {
         "nothing is sent later than five hours after the first sending",
         (states("SEND_WINDOW = timedelta(hours=5)", "SEND_WINDOW = timedelta(hours=24)"),),
         guards=("the send window is over",),
+        seed=10,
     ),
     "a key for each attempt": Mutant(
         "one refund has one key for ever",
         (sending("key=str(refund.pk),", "key=str(refund.pk if attempt.number == 1 else uuid.uuid4()),"),),
+        seed=5,
     ),
     "a 5xx is a no": Mutant(
         "a server error leaves the outcome open",
@@ -96,6 +99,7 @@ MUTANTS = {
                 "            case status:\n                return (Refused if status >= 500 else Unclear)(message, **about)",
             ),
         ),
+        seed=10,
     ),
     "silence is a no": Mutant(
         "no answer leaves the outcome open",
@@ -105,6 +109,7 @@ MUTANTS = {
                 "(isinstance(answer, smartpay.Refused) or answer.http_status is None) and attempt.number == 1",
             ),
         ),
+        seed=3,
     ),
     "any 4xx is a no": Mutant(
         "only Smartpay's own refusals, in its own shape, say that nothing happened",
@@ -114,6 +119,7 @@ MUTANTS = {
                 "            case 400 | 403 | 404 | 405 | 415:\n                return Refused(message, **about)",
             ),
         ),
+        seed=54,
     ),
     "a later no is a no": Mutant(
         "a refusal of a further attempt may mean that the first one was carried out",
@@ -123,6 +129,7 @@ MUTANTS = {
                 "isinstance(answer, smartpay.Refused)",
             ),
         ),
+        seed=56,
     ),
     "absence at once": Mutant(
         "absence is proved only when no request can be under way any more",
@@ -136,6 +143,7 @@ MUTANTS = {
                 "ABSENT_AFTER_LAST_SENDING = timedelta(0)",
             ),
         ),
+        seed=57,
     ),
     "a failed read shows absence": Mutant(
         "what could not be read is not absent",
@@ -145,10 +153,12 @@ MUTANTS = {
                 "        return _book_absence(refund_id, kind=Evidence.Kind.READ, complete_at=read_at, owner=owner)",
             ),
         ),
+        seed=61,
     ),
     "no list is an empty list": Mutant(
         "a payment that does not list its refunds says nothing of them",
         (Edit("refunds.mirror", "        return False, ()\n", "        return True, ()\n"),),
+        seed=16,
     ),
     "sent before it is written": Mutant(
         "the intent to send is committed before the first byte leaves",
@@ -162,10 +172,12 @@ MUTANTS = {
                 "        book(attempt, answer)",
             ),
         ),
+        seed=1,
     ),
     "sent after a sleep": Mutant(
         "a process that slept after its commit does not send any more",
         (sending("if clock.now() > too_late:", "if False:"),),
+        seed=2132,
     ),
     "sent while stopped": Mutant(
         "while sending is stopped, nothing is sent",
@@ -176,6 +188,7 @@ MUTANTS = {
                 "    if False:\n        return",
             ),
         ),
+        seed=8,
     ),
     "withdrawn on its way": Mutant(
         "what was sent can't be withdrawn",
@@ -187,6 +200,7 @@ MUTANTS = {
         ),
         guards=("no such change of state",),
         checks=False,
+        seed=15,
     ),
     "matched by amount": Mutant(
         "a refund is ours by its reference, not by looking alike",
@@ -199,6 +213,7 @@ MUTANTS = {
                 "        alike.values_list('pk', flat=True)\n    )",
             ),
         ),
+        seed=179,
     ),
     "nothing is reserved": Mutant(
         "what is asked for is reserved until its proof",
@@ -210,6 +225,7 @@ MUTANTS = {
             ),
         ),
         guards=("more than is left of the payment",),
+        seed=1,
     ),
     "unknown is not reserved": Mutant(
         "an unknown refund may have been made, and stays reserved",
@@ -220,6 +236,7 @@ MUTANTS = {
                 "RESERVING = \"('awaiting_approval', 'queued', 'sending', 'review')\"",
             ),
         ),
+        seed=3,
     ),
     "made elsewhere does not count": Mutant(
         "refunds made in Smartpay's own dashboard lower what is left",
@@ -230,6 +247,7 @@ MUTANTS = {
                 "exclude(external=total).update(external=0)",
             ),
         ),
+        seed=5,
     ),
     "two at once": Mutant(
         "a payment has one refund on its way at a time",
@@ -241,6 +259,7 @@ MUTANTS = {
             sending("    if others.exists():", "    if False:"),
         ),
         indexes=("refund_one_in_flight",),
+        seed=19,
     ),
     "a form makes many": Mutant(
         "a form that is sent twice is one refund",
@@ -248,6 +267,7 @@ MUTANTS = {
             asking("refund = Refund.objects.filter(pk=request.request_id).first()", "refund = None"),
             asking("            id=request.request_id,", "            id=uuid.uuid4(),"),
         ),
+        seed=1,
     ),
     "success is not believed": Mutant(
         "evidence of success wins over every state",
@@ -256,6 +276,7 @@ MUTANTS = {
                 "        elif not failed:\n", "        elif not failed and refund.state == State.SENDING:\n"
             ),
         ),
+        seed=3,
     ),
     "a failed refund is one": Mutant(
         "a refund whose status is failed gave nothing back",
@@ -265,15 +286,18 @@ MUTANTS = {
                 '    seen = __import__("dataclasses").replace(seen, status="succeeded")\n',
             ),
         ),
+        seed=9,
     ),
     "people are asked too soon": Mutant(
         "only what can't be read for twelve hours is a case for people",
         (settling("UNREADABLE_AFTER = timedelta(hours=12)", "UNREADABLE_AFTER = timedelta(minutes=1)"),),
+        seed=40,
     ),
     "a late answer wins": Mutant(
         "an answer is booked only while the refund is still its attempt's",
         (sending("if refund.state != State.SENDING or refund.attempt_no != attempt.number:", "if False:"),),
         guards=("no such change of state",),
+        seed=21,
     ),
 }
 
