@@ -1,6 +1,5 @@
 """The trail as a file for auditors: JSON lines to check it with other tools, CSV to read it in Excel. As a stream."""
 
-import csv
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,10 +9,9 @@ from django.db.models import QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from refunds import sealing
+from refunds import sealing, spreadsheet
 from refunds.models import AuditEntry
 
-FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # what Excel may take for the beginning of a formula
 COLUMNS = (
     "id",
     "at",
@@ -46,16 +44,14 @@ def json_lines(entries: QuerySet[AuditEntry]) -> Iterator[str]:
 
 
 def csv_lines(entries: QuerySet[AuditEntry]) -> Iterator[str]:
-    """A table with a heading, in the language of the request; with the mark that Excel knows UTF-8 by."""
+    """A table with a heading, in the language of the request."""
     # Now, and not in the stream: by then the request is over, and so is its language.
     heading = [_("番号"), *(str(label_for_field(name, AuditEntry)) for name in COLUMNS[1:])]
     words = {value: str(label) for value, label in (*AuditEntry.Action.choices, *AuditEntry.Outcome.choices)}
-    return _csv(entries, heading, words)
+    return spreadsheet.lines(heading, _rows(entries, words))
 
 
-def _csv(entries: QuerySet[AuditEntry], heading: list[str], words: dict[str, str]) -> Iterator[str]:
-    writer = csv.writer(_Line())
-    yield "\ufeff" + writer.writerow(heading)
+def _rows(entries: QuerySet[AuditEntry], words: dict[str, str]) -> Iterator[list[Any]]:
     for entry in sealing.in_order(entries):
         row = {name: getattr(entry, name) for name in COLUMNS} | {
             "at": timezone.localtime(entry.at).isoformat(sep=" ", timespec="microseconds"),
@@ -63,20 +59,7 @@ def _csv(entries: QuerySet[AuditEntry], heading: list[str], words: dict[str, str
             "outcome": words.get(entry.outcome, entry.outcome),
             "data": json.dumps(entry.data, ensure_ascii=False),
         }
-        yield writer.writerow(cell(value) for value in row.values())
-
-
-def cell(value: Any) -> str:
-    """The value as a text that no spreadsheet calculates: what looks like a formula gets an apostrophe before it."""
-    text = "" if value is None else str(value)
-    return f"'{text}" if text.startswith(FORMULA) else text
-
-
-class _Line:
-    """A file that hands back what is written into it, for csv.writer."""
-
-    def write(self, text: str) -> str:
-        return text
+        yield list(row.values())
 
 
 KINDS: dict[str, tuple[str, Callable[[QuerySet[AuditEntry]], Iterator[str]]]] = {

@@ -399,9 +399,10 @@ def _count_external(payment_ids: Iterable[str]) -> None:
 
 def _booked(ids: Iterable[str]) -> set[str]:
     """Which of Smartpay's refunds are here already, and booked in the ledger where they are, or were, ours."""
-    booking = Evidence.objects.filter(refund=OuterRef("ours"), smartpay_id=OuterRef("pk"))
-    others = Q(ours=None) & ~Q(metadata__has_key="refund_dashboard_id")
-    rows = SmartpayRefund.objects.filter(others | Exists(booking) | Q(ours__recovered=True), pk__in=list(ids))
+    booking = Evidence.objects.filter(smartpay_id=OuterRef("pk"))
+    others = Q(ours=None) & (~Q(metadata__has_key="refund_dashboard_id") | Exists(booking))
+    ours = Exists(booking.filter(refund=OuterRef("ours"))) | Q(ours__recovered=True)
+    rows = SmartpayRefund.objects.filter(others | ours, pk__in=list(ids))
     return set(rows.values_list("pk", flat=True))
 
 

@@ -187,7 +187,7 @@ def keep_head() -> None:
             _write(head)
             if kept is None or _hour(head) != _hour(kept):
                 log.info("trail.head", **asdict(head))
-    if waiting := _unsealed(behind=head.id if head else 0)[0]:
+    if waiting := _unsealed()[0]:
         log.error("trail.not_sealed", alarm=True, entries=waiting)
 
 
@@ -436,8 +436,8 @@ def _compare(head: Head, last: int) -> Broken | None:
     return None if entry[0] == head.seal else Broken(head.id, "rewritten", at=head.at)
 
 
-def _unsealed(behind: int) -> tuple[int, int]:
-    """How many entries behind this one wait for their seal for too long, and the first of them."""
-    overdue = Q(seal=None, pk__gt=behind, at__lt=clock.now() - OVERDUE)
-    found = AuditEntry.objects.filter(overdue).aggregate(n=Count("pk"), first=Min("pk"))
+def _unsealed(behind: int | None = None) -> tuple[int, int]:
+    """How many entries (behind this one) wait for their seal for too long, and the first of them."""
+    overdue = Q(seal=None, at__lt=clock.now() - OVERDUE)
+    found = _behind(behind, AuditEntry.objects.filter(overdue)).aggregate(n=Count("pk"), first=Min("pk"))
     return found["n"], found["first"] or 0

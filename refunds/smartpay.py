@@ -655,8 +655,13 @@ class Client:
             self._page_size = PAGE_SIZES[-1]  # only now: a page token that ran out is a 400 as well
         if not isinstance(data.get("data"), list):
             raise Unclear("The answer is not a collection.")
+        token = data.get("nextPageToken")
+        if not isinstance(token, str | None):
+            raise Unclear(
+                "The place of the next page can't be read."
+            )  # taken for none, the list would end here
         items = tuple(self._parsed(parse, item, kind) for item in data["data"])
-        return Page(items=items, next_token=_text(data.get("nextPageToken")))
+        return Page(items=items, next_token=token or "")
 
     def _parsed[T](self, parse: Callable[[Json], T], data: Any, kind: str, *, asked: str = "") -> T:
         """Read one object; what is not of our mode, not of its kind or not the one asked for is not believed."""

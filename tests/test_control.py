@@ -310,11 +310,6 @@ def test_absence_is_proved_within_seven_hours(
     assert clock.now() - started < timedelta(hours=7)
 
 
-def test_nothing_never_sent_is_absent(payment: Payment) -> None:
-    with pytest.raises(ValueError, match="never sent"):
-        states.absence_counts_from(Refund(payment=payment))
-
-
 def test_refund_that_names_a_row_of_another_payment_is_not_lost(
     payments: list[Payment], operator: User, sandbox: Sandbox
 ) -> None:

@@ -19,6 +19,8 @@ from dashboard.models import User
 from refunds.models import (
     Attempt,
     AuditEntry,
+    Bulk,
+    BulkLine,
     Evidence,
     Order,
     Payment,
@@ -72,6 +74,7 @@ def new(payment: Payment, by: User, **other: Any) -> Refund:
         "currency": "JPY",
         "reason": "requested_by_customer",
         "refundable_before": 5000,
+        "external_before": 0,
         "body": "{}",
         "state": "queued",
         "requested_by": by,
@@ -101,6 +104,7 @@ def move(refund: Refund, state: str, **other: Any) -> None:
             "last_sent_at": NOW,
         },
         "review": {"reviews": now.reviews + 1},
+        "queued": {"decided_by": make_user("approver"), "decided_at": NOW},
         "succeeded": {"smartpay_id": now.smartpay_id or f"refund_test_{refund.pk.hex}"},
         "cancelled": {"cancelled_because": "withdrawn"},
     }
@@ -144,7 +148,7 @@ def test_every_guard_is_in_the_database_and_awake(db: None) -> None:
         expected += [f"{table}_never_emptied" for table in guards.KEPT]
 
     assert triggers() == sorted(set(expected))
-    assert len(expected) == (44 if connection.vendor == "postgresql" else 39)
+    assert len(expected) == (56 if connection.vendor == "postgresql" else 49)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -424,7 +428,7 @@ def test_refund_is_cancelled_with_a_cause_and_only_if_never_sent(payment: Paymen
 def test_refund_in_flight_says_since_when(payment: Payment, operator: User) -> None:
     refund = insert(payment, operator)
 
-    with refused("refund_in_flight_was_sent"):
+    with refused("refund_in_flight_was_sent|every sending is a further attempt"):
         update(refund, state="sending")
 
 
@@ -444,9 +448,138 @@ def test_nobody_decides_on_their_own_refund(payment: Payment, operator: User, ap
 
     with refused("refund_four_eyes"):
         update(refund, state="queued", decided_by=operator, decided_at=NOW)
-    with refused("refund_four_eyes"):
+    with refused("refund_four_eyes|only a line of an approved file begins decided"):
         insert(payment, operator, decided_by=operator)
     update(refund, state="queued", decided_by=approver, decided_at=NOW)
+
+
+# --- Files of refunds -----------------------------------------------------------------------------------------
+
+
+def file_of(payment: Payment, by: User, **other: Any) -> BulkLine:
+    """The one line of a checked file."""
+    bulk = Bulk.objects.create(
+        file_name="x.csv",
+        digest=uuid.uuid4().hex,
+        state="checked",
+        lines_count=1,
+        uploaded_by=by,
+        uploaded_at=NOW,
+    )
+    facts = {"number": 2, "request_id": uuid.uuid4(), "payment": payment, "amount": 1000, "refundable": 5000}
+    return BulkLine.objects.create(bulk=bulk, **({"state": "ready"} | facts | other))
+
+
+def run(line: BulkLine, **other: Any) -> None:
+    update(line.bulk, state="running", total=1000, started_at=NOW, **other)
+
+
+def test_line_is_refunded_only_while_its_file_runs(payment: Payment, operator: User) -> None:
+    line = file_of(payment, operator)
+
+    with refused("while its file is running"):
+        insert(payment, operator, id=line.request_id)
+    run(line)
+    update(line.bulk, state="paused")
+    with refused("while its file is running"):
+        insert(payment, operator, id=line.request_id)
+    update(line.bulk, state="running")
+    with refused("while its file is running"):
+        insert(payment, make_user("operator"), id=line.request_id)
+    insert(payment, operator, id=line.request_id)
+
+
+def test_refund_begins_decided_only_as_a_line_of_an_approved_file(
+    payment: Payment, operator: User, approver: User
+) -> None:
+    line = file_of(payment, operator)
+    decided = {"decided_by": approver, "decided_at": NOW}
+    run(line)
+
+    with refused("only a line of an approved file"):
+        insert(payment, operator, **decided)
+    with refused("only a line of an approved file"):
+        insert(payment, operator, id=line.request_id, **decided)
+    update(line.bulk, **decided)
+    with refused("only a line of an approved file"):
+        insert(payment, operator, id=line.request_id, amount=999, **decided)
+    with refused("only a line of an approved file"):
+        insert(payment, operator, id=line.request_id, **(decided | {"decided_by": make_user("approver")}))
+    insert(payment, operator, id=line.request_id, **decided)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"digest": "x"},
+        {"lines_count": 2},
+        {"uploaded_at": NOW + timedelta(seconds=1)},
+        {"total": 999},
+        {"similar_reason": "x"},
+        {"started_at": NOW + timedelta(seconds=1)},
+        {"decision_note": "x"},
+        {"decided_at": NOW + timedelta(seconds=1)},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_file_that_was_started_never_changes(
+    payment: Payment, operator: User, approver: User, values: dict[str, Any]
+) -> None:
+    line = file_of(payment, operator)
+    run(line, decided_by=approver, decided_at=NOW)
+
+    with refused("a file of refunds never changes"):
+        update(line.bulk, **values)
+
+
+def test_file_is_decided_by_another_person(payment: Payment, operator: User) -> None:
+    with refused("bulk_four_eyes"):
+        update(file_of(payment, operator).bulk, decided_by=operator)
+
+
+def test_file_that_ended_never_runs_again(payment: Payment, operator: User) -> None:
+    for ended in ("done", "cancelled"):
+        line = file_of(payment, operator)
+        run(line)
+        update(line.bulk, state=ended)
+        for state in ("checking", "checked", "awaiting_approval", "running", "paused"):
+            with refused("no such change of a file"):
+                update(line.bulk, state=state)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"amount": 999},
+        {"refundable": 999},
+        {"description": "x"},
+        {"request_id": uuid.UUID(int=1)},
+        {"number": 3},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_line_never_changes(payment: Payment, operator: User, values: dict[str, Any]) -> None:
+    with refused("a line never changes"):
+        update(file_of(payment, operator), **values)
+
+
+def test_line_says_once_what_became_of_it(payment: Payment, operator: User) -> None:
+    line = file_of(payment, operator)
+    update(line, state="refused")
+
+    with refused("a line never changes"):
+        update(line, state="ready")
+    with refused("bulkline_knows_its_refund"):
+        update(file_of(payment, operator, state="unchecked", amount=None), state="ready")
+
+
+def test_files_and_lines_are_never_deleted(payment: Payment, operator: User) -> None:
+    line = file_of(payment, operator)
+
+    with refused("lines are never deleted"):
+        BulkLine.objects.filter(pk=line.pk)._raw_delete(using="default")
+    with refused("files of refunds are never deleted"):
+        Bulk.objects.filter(pk=line.bulk_id)._raw_delete(using="default")
 
 
 # --- What never changes -------------------------------------------------------------------------------------
@@ -461,6 +594,7 @@ IMMUTABLE = {
     "memo": "x",
     "similar_reason": "x",
     "refundable_before": 1,
+    "external_before": 1,
     "body": '{"amount":1}',
     "requested_by_id": 0,
     "requested_at": NOW + timedelta(seconds=1),
@@ -779,7 +913,7 @@ def test_refund_is_recovered_once_and_then_is_as_any_other(payment: Payment, ope
     with refused(WINDOW_OVER):
         update(refund, attempt_no=1, first_sent_at=NOW, last_sent_at=NOW)
     for state in STATES - {"succeeded"}:
-        with refused("no such change of state"):
+        with refused("no such change of state|every sending is a further attempt"):
             update(refund, state=state, reviews=1)
 
 
@@ -872,11 +1006,12 @@ def test_first_attempt_says_when(payment: Payment, operator: User) -> None:
         update(refund, state="sending", attempt_no=1, first_sent_at=NOW)
 
 
-def test_sending_again_is_a_further_attempt(payment: Payment, operator: User) -> None:
-    refund = at("unknown", payment, operator)
+@pytest.mark.parametrize("state", ["queued", "unknown"])
+def test_every_sending_is_a_further_attempt(payment: Payment, operator: User, state: str) -> None:
+    refund = at(state, payment, operator)
 
-    with refused("sending again is a further attempt"):
-        update(refund, state="sending", last_sent_at=NOW + timedelta(hours=6))
+    with refused("every sending is a further attempt"):
+        update(refund, state="sending", first_sent_at=NOW, last_sent_at=NOW)
 
 
 @pytest.mark.parametrize(
@@ -1125,6 +1260,7 @@ def test_nothing_that_is_kept_is_ever_replaced(evidence: Evidence, entry: AuditE
     update(evidence.refund, state="review", reviews=1)
     evidence.refund.refresh_from_db()
     decide(evidence.refund, make_user("approver"))
+    file_of(evidence.refund.payment, evidence.refund.requested_by)
 
     words = "never replaced|begins unsent" if table == guards.REFUND else "never replaced"
     with refused(words), connection.cursor() as cursor:

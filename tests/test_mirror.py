@@ -91,6 +91,7 @@ def ledger_row(
         currency="JPY",
         reason="fraudulent",
         refundable_before=1000,
+        external_before=0,
         body="{}",
         state="queued",
         requested_by=person,

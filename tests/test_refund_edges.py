@@ -674,13 +674,18 @@ def test_absence_counts_from_when_nothing_can_be_on_its_way_any_more() -> None:
     assert states.absence_counts_from(sent) == first + timedelta(hours=7, minutes=15)
 
 
-@pytest.mark.parametrize("missing", ["first_sent_at", "last_sent_at"])
-def test_what_was_never_sent_is_not_absent(missing: str) -> None:
-    sent = Refund(first_sent_at=datetime.now(tz=UTC), last_sent_at=datetime.now(tz=UTC))
-    setattr(sent, missing, None)
+@pytest.mark.parametrize("restore", ["restored_at", "restore_accepted_at"])
+def test_absence_of_what_was_never_sent_counts_from_the_last_life_that_may_have_sent_it(
+    db: None, restore: str
+) -> None:
+    asked = datetime.now(tz=UTC)
+    made = Refund(requested_at=asked)
+    assert states.absence_counts_from(made) == asked + timedelta(hours=6, minutes=30)
 
-    with pytest.raises(ValueError, match="never sent"):
-        states.absence_counts_from(sent)
+    Control.objects.create(**{restore: asked - timedelta(hours=1)})
+    assert states.absence_counts_from(made) == asked + timedelta(hours=6, minutes=30)
+    Control.objects.update(**{restore: asked + timedelta(hours=1)})
+    assert states.absence_counts_from(made) == asked + timedelta(hours=7, minutes=30)
 
 
 def look(made: Refund, at: Clock) -> bool:
@@ -1384,17 +1389,13 @@ def test_absence_is_never_said_beside_one_that_carries_the_number(
     assert bool(told) is bool(words)
 
 
-def test_absence_is_not_said_of_what_was_never_sent(payment: Payment, operator: User) -> None:
+def test_case_of_a_refund_that_was_never_sent_says_so(payment: Payment, operator: User) -> None:
     made = queued(payment, operator)
     observe(shown(made, amount=999))
     made.refresh_from_db()
-    SmartpayRefund.objects.update(ours=None)
-
-    told = services.review_case(made)
 
     assert made.state == State.REVIEW
-    assert "送信されたかの記録がない" in told.why_not_absent
-    assert "送信した記録がないのに、Smartpay が返金を示しました。" in told.why
+    assert "送信した記録がないのに、Smartpay が返金を示しました。" in services.review_case(made).why
 
 
 def why(case: Refund) -> list[str]:

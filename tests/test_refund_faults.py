@@ -1,22 +1,27 @@
 """Faults between the lines: sleepers, liars, forgotten rows, leases lost, lists that fail."""
 
 import contextlib
+import json
 import socket
 import threading
 import time
 import uuid
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, connections
+from django.db import IntegrityError, connection, connections
+from django.test.utils import CaptureQueriesContext
 
 from dashboard.models import User
-from refunds import mirror, services, smartpay
-from refunds.models import Attempt, Control, Payment, Refund
-from refunds.services import control, sending, settling
+from refunds import clock, mirror, services, smartpay
+from refunds.models import Attempt, AuditEntry, Control, Payment, Refund
+from refunds.services import control, deciding, sending, settling
 from tests.conftest import Clock, make_user, sign_in
 from tests.sandbox import Sandbox
+from tests.test_approvals import fresh
 from tests.test_services import ask, at_smartpay, mirrored, observe, refund, scan, shown, unknown, work
+from tests.test_views import form_url, hidden, typed
 
 State = Refund.State
 
@@ -447,3 +452,264 @@ def test_refund_that_found_a_scan_done_by_others_asks_for_the_next_one(
     at.advance(minutes=16)
 
     assert services.needs_full_scan()
+
+
+# --- What was refunded elsewhere while a refund waited to be sent
+
+
+def forgotten(made: Refund, sandbox: Sandbox, **other: Any) -> dict[str, Any]:
+    """What Smartpay keeps of a refund whose sending a restored database has forgotten."""
+    body = json.loads(made.body) | other
+    told = {name: value for name, value in body.items() if value is not None}
+    answer: dict[str, Any] = sandbox.api("POST", "/refunds", json=told, idempotency_key=str(made.pk)).json()
+    return answer
+
+
+def test_refund_that_waited_is_not_sent_after_one_made_elsewhere(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock, caplog: Any
+) -> None:
+    services.set_sends(enabled=False, reason="点検")
+    made = refund(payment, operator)
+    sandbox.refund_elsewhere(payment.pk, 1000)
+    services.set_sends(enabled=True, reason="終わり")
+    at.advance(minutes=1)
+
+    work()
+
+    made.refresh_from_db()
+    assert (made.state, made.cancelled_because) == (State.CANCELLED, Refund.Cancelled.BALANCE)
+    assert len(at_smartpay(sandbox, payment)) == 1
+    assert "refund.no_longer_fits" in caplog.text
+
+
+def test_refund_made_elsewhere_that_the_person_saw_stops_nothing(
+    payment: Payment, operator: User, sandbox: Sandbox
+) -> None:
+    sandbox.refund_elsewhere(payment.pk, 500)
+    services.read_payment(payment.pk, client=smartpay.client())
+    payment.refresh_from_db()
+
+    assert refund(payment, operator, similar_reason="別の商品").state == State.SUCCEEDED
+
+
+def test_refund_that_may_be_its_own_forgotten_sending_is_for_people(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    made = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
+    forgotten(made, sandbox, reference=None, metadata=None)
+    control.remember(5)  # what the file tells
+    services.watch()
+    sandbox.advance(7 * 3600)
+    at.advance(hours=7)
+    services.scan_if_needed(client=smartpay.client())
+    services.set_sends(enabled=True, reason="読み取り済み")
+    at.advance(minutes=1)
+
+    work()
+
+    made.refresh_from_db()
+    assert (made.state, len(at_smartpay(sandbox, payment))) == (State.REVIEW, 1)
+    for wait in ({"hours": 6, "minutes": 31}, {"minutes": 16}):
+        at.advance(**wait)
+        services.look_again(made.pk, client=smartpay.client())
+    for _person in range(2):
+        made = services.decide_case(
+            made.pk,
+            verdict="not_executed",
+            note="別の人の返金",
+            by=make_user("approver"),
+            client=smartpay.client(),
+        )
+    assert made.state == State.NOT_EXECUTED
+
+
+def test_forgotten_refund_is_for_people_whatever_its_status(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    made = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
+    sandbox.set(forgotten(made, sandbox)["id"], status="processing")
+    at.advance(hours=7)
+    sandbox.advance(7 * 3600)
+
+    work()
+
+    made.refresh_from_db()
+    assert (made.state, len(at_smartpay(sandbox, payment))) == (State.REVIEW, 1)
+
+
+def test_approval_of_all_there_was_is_refused_after_a_refund_made_elsewhere(
+    payment: Payment, operator: User, approver: User, sandbox: Sandbox, settings: Any
+) -> None:
+    settings.REFUND_APPROVAL_ABOVE = 500
+    made = refund(payment, operator, payment.captured)
+    mirror.record_refund(shown(made, reference="", amount=300), read_at=clock.now())
+
+    assert not deciding._approve(made.pk, by=approver, note="")
+    assert not AuditEntry.objects.filter(action="refund.approved").exists()
+
+
+# --- What Smartpay shows again and again
+
+
+def misnamed(made: Refund, sandbox: Sandbox) -> Payment:
+    """Another payment, with a refund that names this one."""
+    other = mirrored(sandbox, "refundable", min_amount=2000, skip=1)
+    sandbox.refund(
+        other.pk,
+        1000,
+        idempotency_key="other",
+        reference=str(made.pk),
+        metadata={"refund_dashboard_id": str(made.pk)},
+    )
+    return other
+
+
+def test_what_is_shown_again_is_no_further_round_of_a_case(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    made = unknown(payment, operator, sandbox)
+    other = misnamed(made, sandbox)
+
+    for _time in range(4):
+        scan(at)
+        services.read_payment(other.pk, client=smartpay.client())
+
+    made.refresh_from_db()
+    assert (made.state, made.reviews, made.evidence.filter(found=True).count()) == (State.REVIEW, 1, 1)
+
+
+def test_what_is_shown_again_of_a_settled_refund_is_one_alarm(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock, caplog: Any
+) -> None:
+    made = refund(payment, operator)
+    misnamed(made, sandbox)
+
+    for _time in range(4):
+        scan(at)
+
+    assert caplog.text.count("refund.two_executions") == 1
+
+
+def test_refund_that_was_never_sent_is_not_stopped_by_one_of_another_payment(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock, caplog: Any
+) -> None:
+    made = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
+    misnamed(made, sandbox)
+    scan(at)
+    made.refresh_from_db()
+    assert made.state == State.QUEUED
+    assert caplog.text.count("refund.named_elsewhere") == 1
+
+    at.advance(minutes=1)
+    work()
+
+    made.refresh_from_db()
+    assert made.state == State.SUCCEEDED
+
+
+def test_status_that_stays_unknown_is_for_people_after_twelve_hours(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    sandbox.fault("altered", values={"status": "processing"})
+    made = refund(payment, operator)
+    sandbox.set(at_smartpay(sandbox, payment)[0]["id"], status="processing")
+
+    for _hour in range(13):
+        at.advance(hours=1)
+        work()
+
+    made.refresh_from_db()
+    assert made.state == State.REVIEW
+
+
+def test_refund_that_was_recorded_and_not_booked_is_booked_at_the_next_turn(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    sandbox.switch(payments_list_refunds=False)
+    sandbox.fault("reset")
+    made = refund(payment, operator)
+    [there] = at_smartpay(sandbox, payment)
+    mirror.record_refund(smartpay.client().get_refund(there["id"]), read_at=clock.now())  # and dies
+    at.advance(minutes=2)
+
+    work()
+
+    made.refresh_from_db()
+    assert made.state == State.SUCCEEDED
+
+
+def test_lost_refund_with_text_that_no_database_takes_stops_no_scan(
+    payment: Payment, sandbox: Sandbox, at: Clock
+) -> None:
+    lost = uuid.uuid4()
+    sandbox.refund(
+        payment.pk,
+        1000,
+        idempotency_key="lost",
+        description="a\x00b",
+        metadata={"refund_dashboard_id": str(lost)},
+    )
+
+    scan(at)
+
+    assert Refund.objects.get(pk=lost).state == State.SUCCEEDED
+    assert mirror.scanned_at()
+
+
+# --- Two clicks, of which the slower one hears nothing
+
+
+def test_slower_click_is_never_told_that_nothing_was_sent(
+    payment: Payment, operator: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser, page = sign_in(operator), form_url(payment.order)
+    last = hidden(browser.post(page, typed(payment.order))) | {"confirm": "1"}
+    read, clicks = services.read_payment, iter([True, False])
+
+    def slowly(payment_id: str, *, client: smartpay.Client) -> bool:
+        if next(clicks):
+            assert browser.post(page, last).status_code == 303  # the quicker click
+            raise smartpay.Unclear("No answer within the deadline.")
+        return read(payment_id, client=client)
+
+    monkeypatch.setattr(services, "read_payment", slowly)
+
+    answer = browser.post(page, last)
+
+    assert (answer.status_code, answer["Location"]) == (302, f"/refunds/{last['request_id']}/")
+
+
+def test_slower_approval_is_told_what_the_quicker_one_did(
+    payment: Payment, operator: User, approver: User, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.REFUND_APPROVAL_ABOVE = 500
+    made = refund(payment, operator)
+    approve = services.approve
+
+    def slowly(refund_id: uuid.UUID, **about: Any) -> Refund:
+        approve(refund_id, **about)  # the quicker click
+        raise smartpay.Unclear("No answer within the deadline.")
+
+    monkeypatch.setattr(services, "approve", slowly)
+
+    answer = fresh(approver).post(f"/refunds/{made.pk}/decide/", {"approve": "1"})
+
+    assert (answer.status_code, answer["Location"]) == (302, f"/refunds/{made.pk}/")
+
+
+def test_who_waited_is_woken_behind_the_lock_of_its_payment(payment: Payment, operator: User) -> None:
+    services.set_sends(enabled=False, reason="点検")
+    made = refund(payment, operator)
+    Refund.objects.filter(pk=made.pk).update(next_check_at=clock.now() + timedelta(hours=1))
+
+    with CaptureQueriesContext(connection) as queries:
+        services.set_sends(enabled=True, reason="終わり")
+
+    statements = [each["sql"] for each in queries]
+    woken = next(n for n, sql in enumerate(statements) if sql.startswith('UPDATE "refunds_refund"'))
+    read = [sql.partition(" FROM ")[2].partition(" ")[0] for sql in statements[:woken] if " FROM " in sql]
+    assert read[-3:] == [
+        '"refunds_refund"',
+        '"refunds_payment"',
+        '"refunds_refund"',
+    ]  # which one, then both locks

@@ -13,8 +13,9 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 REFUND, PAYMENT, ORDER = "refunds_refund", "refunds_payment", "refunds_order"
 ATTEMPT, EVIDENCE, AUDIT = "refunds_attempt", "refunds_evidence", "refunds_auditentry"
 DECISION, SEEN = "refunds_reviewdecision", "refunds_smartpayrefund"
+BULK, LINE = "refunds_bulk", "refunds_bulkline"
 
-KEPT = (REFUND, ATTEMPT, EVIDENCE, DECISION, AUDIT)
+KEPT = (REFUND, ATTEMPT, EVIDENCE, DECISION, BULK, LINE, AUDIT)
 RESERVING = "('awaiting_approval', 'queued', 'sending', 'unknown', 'review')"
 
 TRANSITIONS = (
@@ -37,6 +38,17 @@ TRANSITIONS = (
     "review>not_executed",
     "rejected>review",
     "not_executed>review",
+)
+
+BULK_TRANSITIONS = (
+    "checking>checked",
+    "checked>awaiting_approval",
+    "checked>running",
+    "awaiting_approval>running",
+    "running>paused",
+    "paused>running",
+    "running>done",
+    *(f"{state}>cancelled" for state in ("checking", "checked", "awaiting_approval", "running", "paused")),
 )
 
 
@@ -89,6 +101,23 @@ GUARDS = (
         f"NEW.currency IS DISTINCT FROM (SELECT currency FROM {PAYMENT} WHERE id = NEW.payment_id)",
         "a refund has the currency of its payment",
     ),
+    (
+        REFUND,
+        "INSERT",
+        "NOT NEW.recovered AND NEW.decided_by_id IS NOT NULL AND NOT EXISTS "
+        f"(SELECT 1 FROM {LINE} AS line JOIN {BULK} AS bulk ON bulk.id = line.bulk_id WHERE line.request_id = NEW.id "
+        "AND line.payment_id = NEW.payment_id AND line.amount = NEW.amount AND bulk.state = 'running' "
+        "AND bulk.uploaded_by_id = NEW.requested_by_id AND bulk.decided_by_id = NEW.decided_by_id)",
+        "only a line of an approved file begins decided",
+    ),
+    (
+        REFUND,
+        "INSERT",
+        f"EXISTS (SELECT 1 FROM {LINE} WHERE request_id = NEW.id) AND NOT EXISTS (SELECT 1 FROM {LINE} AS line "
+        f"JOIN {BULK} AS bulk ON bulk.id = line.bulk_id WHERE line.request_id = NEW.id AND bulk.state = 'running' "
+        "AND bulk.uploaded_by_id = NEW.requested_by_id)",
+        "a line is refunded while its file is running",
+    ),
     # SQLite would keep half a yen, or a word, in a column of integers.
     (REFUND, "INSERT", "NEW.amount <> CAST(NEW.amount AS bigint)", "an amount is a whole number"),
     (REFUND, "INSERT", f"NOT NEW.recovered AND NEW.amount > {LEFT}", "more than is left of the payment"),
@@ -106,6 +135,7 @@ GUARDS = (
             "memo",
             "similar_reason",
             "refundable_before",
+            "external_before",
             "body",
             "requested_by_id",
             "requested_at",
@@ -147,8 +177,8 @@ GUARDS = (
     (
         REFUND,
         "UPDATE",
-        "OLD.state = 'unknown' AND NEW.state = 'sending' AND NEW.attempt_no = OLD.attempt_no",
-        "sending again is a further attempt",
+        "OLD.state <> 'sending' AND NEW.state = 'sending' AND NEW.attempt_no = OLD.attempt_no",
+        "every sending is a further attempt",
     ),
     (
         REFUND,
@@ -158,6 +188,12 @@ GUARDS = (
         + ", ".join(f"'{transition}'" for transition in TRANSITIONS)
         + ")",
         "no such change of state",
+    ),
+    (
+        REFUND,
+        "UPDATE",
+        "OLD.state = 'awaiting_approval' AND NEW.state = 'queued' AND NEW.decided_by_id IS NULL",
+        "somebody approves",
     ),
     (
         REFUND,
@@ -212,6 +248,37 @@ GUARDS = (
     ),
     (DECISION, "UPDATE", "TRUE", "a decision never changes"),
     (DECISION, "DELETE", "TRUE", "a decision is never deleted"),
+    # Files of refunds: what was looked at, and decided, is what happens.
+    (
+        BULK,
+        "UPDATE",
+        changed("id", "digest", "lines_count", "uploaded_by_id", "uploaded_at")
+        + " OR (OLD.state IN ('awaiting_approval', 'running', 'paused', 'done') AND ("
+        + changed("total", "similar_reason", "started_at")
+        + ")) OR (OLD.decided_by_id IS NOT NULL AND ("
+        + changed("decided_by_id", "decided_at", "decision_note")
+        + "))",
+        "a file of refunds never changes",
+    ),
+    (
+        BULK,
+        "UPDATE",
+        "OLD.state <> NEW.state AND OLD.state || '>' || NEW.state NOT IN ("
+        + ", ".join(f"'{transition}'" for transition in BULK_TRANSITIONS)
+        + ")",
+        "no such change of a file",
+    ),
+    (BULK, "DELETE", "TRUE", "files of refunds are never deleted"),
+    (
+        LINE,
+        "UPDATE",
+        changed("id", "bulk_id", "number", "request_id")
+        + " OR (OLD.state NOT IN ('unchecked', 'problem') AND ("
+        + changed("payment_id", "amount", "refundable", "description", "reason")
+        + ")) OR (OLD.state <> NEW.state AND OLD.state NOT IN ('unchecked', 'ready', 'similar'))",
+        "a line never changes",
+    ),
+    (LINE, "DELETE", "TRUE", "lines are never deleted"),
     # The trail.
     (AUDIT, "INSERT", "NEW.seal IS NOT NULL OR NEW.previous_seal IS NOT NULL", "entries begin unsealed"),
     (

@@ -14,6 +14,7 @@ shows of it, whoever looked. Nothing talks to Smartpay inside a transaction, and
 """
 
 from refunds.services.asking import (
+    Approval,
     Preview,
     Request,
     Similar,
@@ -29,6 +30,8 @@ from refunds.services.asking import (
 from refunds.services.control import set_sends, smartpay_is_silent, watch
 from refunds.services.deciding import approve, expire_requests, reject
 from refunds.services.errors import (
+    AboveDailyLimit,
+    AboveMaximum,
     AmountTooHigh,
     BalanceMoved,
     NoReason,
@@ -51,7 +54,10 @@ from refunds.services.settling import (
 )
 
 __all__ = [
+    "AboveDailyLimit",
+    "AboveMaximum",
     "AmountTooHigh",
+    "Approval",
     "BalanceMoved",
     "Candidate",
     "Case",

@@ -16,6 +16,8 @@ from refunds import audit, clock, roles, smartpay
 from refunds.models import Payment, Refund, SmartpayRefund
 from refunds.services import sending
 from refunds.services.errors import (
+    AboveDailyLimit,
+    AboveMaximum,
     AmountTooHigh,
     BalanceMoved,
     NotWaiting,
@@ -41,6 +43,15 @@ class Request:
     reason: str
     description: str = ""
     memo: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """What a second person decided before the rows were written: of a file of refunds, as a whole."""
+
+    by: User
+    at: datetime
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +110,14 @@ def preview_refund(request: Request, *, by: User) -> Preview:
 
 
 @retried
-def request_refund(request: Request, *, refundable: int, by: User, similar_reason: str = "") -> Refund:
+def request_refund(
+    request: Request,
+    *,
+    refundable: int,
+    by: User,
+    similar_reason: str = "",
+    approval: Approval | None = None,
+) -> Refund:
     """Record the refund that `by` asks for, committed before anything is sent, and return its row.
 
     Asked again with the same contents it is the same row, and nothing new happens.
@@ -107,13 +125,14 @@ def request_refund(request: Request, *, refundable: int, by: User, similar_reaso
     Args:
         refundable: what the person saw as left, in the minor unit; if that moved, it has to be asked anew.
         similar_reason: why all the same, where preview_refund() showed a similar refund.
+        approval: where it was approved already. The database believes it of a line of an approved file alone.
 
     Raises: PermissionDenied; RequestReused, RefundUnsettled, BalanceMoved, AmountTooHigh, SimilarRefund.
     """
     with transaction.atomic(durable=True):
         if settings.REFUND_DAILY_LIMIT is not None:
             # Two of a person's requests at once, for two payments, would not see each other in the day's sum.
-            User.objects.select_for_update().get(pk=by.pk)
+            User.objects.select_for_update(no_key=True).get(pk=by.pk)
         payment = (
             Payment.objects.select_for_update(of=("self",)).select_related("order").get(pk=request.payment_id)
         )
@@ -135,6 +154,7 @@ def request_refund(request: Request, *, refundable: int, by: User, similar_reaso
             memo=request.memo,
             similar_reason=similar_reason,
             refundable_before=refundable,
+            external_before=payment.external,
             body=smartpay.refund_body(
                 payment_id=payment.pk,
                 amount=request.amount,
@@ -143,11 +163,16 @@ def request_refund(request: Request, *, refundable: int, by: User, similar_reaso
                 description=request.description,
                 key=str(request.request_id),
             ),
-            state=State.AWAITING_APPROVAL if needs_approval(request.amount) else State.QUEUED,
+            state=State.AWAITING_APPROVAL
+            if needs_approval(request.amount) and not approval
+            else State.QUEUED,
             requested_by=by,
             requested_at=now,
             next_check_at=now + FIRST_TURN_HEAD_START,
         )
+        if approval:
+            refund.decided_by, refund.decided_at = approval.by, approval.at
+            refund.decision_note = approval.note
         try:
             with transaction.atomic():
                 refund.save(force_insert=True)
@@ -263,7 +288,7 @@ def _check(payment: Payment, request: Request, *, by: User, refundable: int | No
         raise AmountTooHigh(_("返金可能額は%(left)sです。これを超える返金はできません。") % {"left": shown})
     maximum = settings.REFUND_MAX_AMOUNT
     if maximum is not None and request.amount > maximum:
-        raise AmountTooHigh(
+        raise AboveMaximum(
             _("一回の返金は%(maximum)sまでです。") % {"maximum": money(maximum, payment.currency)}
         )
     limit = settings.REFUND_DAILY_LIMIT
@@ -272,7 +297,7 @@ def _check(payment: Payment, request: Request, *, by: User, refundable: int | No
             "limit": money(limit, payment.currency),
             "left": money(max(0, limit - today), payment.currency),
         }
-        raise AmountTooHigh(_("一日の返金は合計%(limit)sまでです。本日はあと%(left)sです。") % figures)
+        raise AboveDailyLimit(_("一日の返金は合計%(limit)sまでです。本日はあと%(left)sです。") % figures)
 
 
 def refunded_today(by: User) -> int:

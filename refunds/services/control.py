@@ -18,7 +18,7 @@ from dashboard.models import User
 from refunds import audit, clock, mirror, roles, smartpay
 from refunds.models import Attempt, Control, Refund
 from refunds.services.errors import NotReconciled
-from refunds.services.states import alarm
+from refunds.services.states import alarm, wake
 
 log = structlog.get_logger(__name__)
 
@@ -69,9 +69,10 @@ def set_sends(*, enabled: bool, reason: str, by: User | None = None) -> None:
     """
     if by is not None and not (by.is_active and by.has_perm(roles.APPROVE_REFUND)):
         raise PermissionDenied
-    with transaction.atomic():
-        if enabled:
+    if enabled:
+        with transaction.atomic():
             _notice_restore()  # nobody else may have looked since
+    with transaction.atomic():
         control = _locked_control()
         now = clock.now()
         if enabled and control.restored_at:
@@ -83,12 +84,12 @@ def set_sends(*, enabled: bool, reason: str, by: User | None = None) -> None:
         control.save()
         audit.record(by, "sends.resumed" if enabled else "sends.stopped", None, reason=control.reason)
     if enabled:
-        # Who waited for this waits no longer. A turn that somebody has is left alone. After the commit: whoever holds
-        # a refund may be waiting for the switch.
+        # After the commit: whoever holds a refund may be waiting for the switch.
         waiting = Refund.objects.filter(
             state__in=[Refund.State.QUEUED, Refund.State.UNKNOWN], lease_until=None, next_check_at__gt=now
         )
-        waiting.update(next_check_at=now)
+        for refund_id in waiting.values_list("pk", flat=True):
+            wake(refund_id)
 
 
 def _locked_control() -> Control:

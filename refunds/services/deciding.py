@@ -40,7 +40,8 @@ def approve(
 def _approve(refund_id: uuid.UUID, *, by: User, note: str) -> bool:
     """Write the decision down; return whether the refund may be sent, or was cancelled since the balance moved."""
     with _to_decide(refund_id, by=by, note=note) as refund:
-        if refund.payment.refundable() + refund.amount != refund.refundable_before:
+        moved = refund.payment.refundable() + refund.amount != refund.refundable_before
+        if moved or refund.payment.is_overdrawn():
             cancel(refund, Refund.Cancelled.BALANCE, by=by)
             return False
         move(refund, State.QUEUED)

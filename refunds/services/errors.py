@@ -13,6 +13,14 @@ class AmountTooHigh(RefundError):
     field = "amount"
 
 
+class AboveMaximum(AmountTooHigh):
+    """More than REFUND_MAX_AMOUNT."""
+
+
+class AboveDailyLimit(AmountTooHigh):
+    """More than is left of REFUND_DAILY_LIMIT."""
+
+
 class BalanceMoved(RefundError):
     """What is left is not what the confirmation showed."""
 

@@ -86,17 +86,13 @@ def look_again(refund_id: uuid.UUID, *, client: smartpay.Client) -> datetime | N
 
 
 def _read_again(smartpay_id: str, *, client: smartpay.Client) -> smartpay.Refund | None:
-    """Read one refund and book it where it says something new; None where Smartpay has none of this id.
-
-    What is known is not booked again: each time that it contradicts would be another round, and nobody's word last.
-    """
+    """Read one refund and book what it says; None where Smartpay has none of this id."""
     read_at = clock.now()
     try:
         seen = client.get_refund(smartpay_id)
     except smartpay.NotFound:
         return None
-    if mirror.is_news(seen):
-        settling.observe_refund(seen, read_at=read_at)
+    settling.observe_refund(seen, read_at=read_at)
     return seen
 
 
@@ -145,8 +141,6 @@ def _why_not_absent(refund: Refund, complete_at: datetime | None) -> str:
         return _("Smartpay にこの返金の番号がある返金が示されているため、返金不成立とは判定できません。")
     if shown:
         return ""  # all that there is of it failed, as Smartpay says itself
-    if refund.first_sent_at is None:
-        return _("いつ送信されたかの記録がないため、返金不成立とは判定できません。")
     counts_from = absence_counts_from(refund)
     if refund.absent_since and complete_at and complete_at >= counts_from:
         return ""

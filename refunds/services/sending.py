@@ -18,7 +18,9 @@ from refunds.services.settling import book_evidence, look_for
 from refunds.services.states import (
     SEND_WINDOW,
     State,
+    alarm,
     cancel,
+    could_be_sent_until,
     lease,
     locked,
     move,
@@ -146,9 +148,19 @@ def _why_not_sent(refund: Refund, now: datetime) -> str:
 
 
 def _still_wanted(refund: Refund) -> bool:
-    """Whether a refund that was never sent may still be; if not, it is cancelled with its cause."""
-    if refund.payment.is_overdrawn():
+    """Whether a refund that was never sent may still be; if not, it is cancelled with its cause.
+
+    What was refunded elsewhere since the person looked may be what they wanted: whoever still wants it asks again.
+    Where the database was restored since, it may even be this very refund, and that is for people to say.
+    """
+    payment = refund.payment
+    if payment.external > refund.external_before and could_be_sent_until(refund) > refund.requested_at:
+        to_review(refund, "a refund made elsewhere could be it, sent and forgotten")
+        refund.save()
+        audit.record(None, "refund.review", refund, why="restored")
+    elif payment.is_overdrawn() or payment.external > refund.external_before:
         cancel(refund, Refund.Cancelled.BALANCE, by=None)
+        alarm("refund.no_longer_fits", refund)
     elif not _entitled(refund):
         cancel(refund, Refund.Cancelled.ENTITLEMENT, by=None)
     return refund.state == State.QUEUED
@@ -223,7 +235,11 @@ def _book_error(attempt: Attempt, answer: smartpay.SmartpayError) -> None:
     with locked(attempt.refund_id) as refund:
         now = _finish(attempt, answer)
         if refund.state != State.SENDING or refund.attempt_no != attempt.number:
-            return  # settled, or taken over, meanwhile: this answer is only recorded
+            # Settled, or taken over, meanwhile: this answer changes nothing, and is heard all the same.
+            if isinstance(answer, smartpay.Contradiction):
+                alarm("refund.contradicted", refund, attempt=attempt.number)
+            control.heed(answer, refund)
+            return
         refund.error_code, refund.error_message = answer.error_code, answer.message
         if isinstance(answer, smartpay.Refused) and attempt.number == 1:
             settle(refund, State.REJECTED, now)

@@ -10,6 +10,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from dashboard.models import User
 from refunds import audit, clock, mirror, smartpay
+from refunds.audit import storable
 from refunds.models import Control, Evidence, Payment, Refund, SmartpayRefund
 from refunds.services import control
 from refunds.services.states import (
@@ -23,6 +24,7 @@ from refunds.services.states import (
     retried,
     settle,
     to_review,
+    wake,
 )
 
 log = structlog.get_logger(__name__)
@@ -46,14 +48,16 @@ def observe_refund(
     The one door for what is read: a payment's refunds, a webhook's, a scan's. Only the answer to a sending of our own
     goes to the ledger first, where it is known to be ours.
     """
+    is_news = mirror.is_news(seen)
     row = mirror.record_refund(seen, read_at=read_at)
     if row.ours_id is None and (lost := mirror.lost_refund(seen)):
         _recover(lost, seen)
         row = mirror.record_refund(seen, read_at=read_at)
     if row.ours_id is None:
         _cancel_what_no_longer_fits(seen.payment)
-    # One that names a row of ours but belongs to another payment is not ours, and yet no stranger's.
-    if refund_id := row.ours_id or mirror.named_refund(seen):
+    # One that names a row of ours but belongs to another payment is not ours, and yet no stranger's. What says nothing
+    # new is not booked again: a case would have a further round each time, and nobody's word would be the last.
+    if is_news and (refund_id := row.ours_id or mirror.named_refund(seen)):
         with locked(refund_id) as refund:
             book_evidence(refund, seen, kind=kind)
     return row
@@ -67,6 +71,7 @@ def _recover(refund_id: uuid.UUID, seen: smartpay.Refund) -> None:
     person, _ = User.objects.get_or_create(
         username="recovered", defaults={"name": "データベースの復元", "is_active": False}
     )
+    reason, description = storable(seen.reason)[:32], storable(seen.description)
     with transaction.atomic(durable=True):
         payment = Payment.objects.select_for_update(of=("self",)).select_related("order").get(pk=seen.payment)
         refund = Refund(
@@ -74,15 +79,16 @@ def _recover(refund_id: uuid.UUID, seen: smartpay.Refund) -> None:
             payment=payment,
             amount=seen.amount,
             currency=seen.currency,
-            reason=seen.reason,
-            description=seen.description[:80],
+            reason=reason,
+            description=description[:80],
             refundable_before=payment.refundable(),
+            external_before=payment.external,
             body=smartpay.refund_body(
                 payment_id=seen.payment,
                 amount=seen.amount,
                 currency=seen.currency,
-                reason=seen.reason,
-                description=seen.description,
+                reason=reason,
+                description=description,
                 key=str(refund_id),
             ),
             state=State.SUCCEEDED,
@@ -94,7 +100,9 @@ def _recover(refund_id: uuid.UUID, seen: smartpay.Refund) -> None:
         )
         refund.save(force_insert=True)
         audit.record(None, "refund.recovered", refund, smartpay_id=seen.id, amount=refund.amount)
-    alarm("refund.recovered", refund, smartpay_id=seen.id)
+        alarm(
+            "refund.recovered", refund, smartpay_id=seen.id
+        )  # before the commit: who dies here raises it again
 
 
 def read_order(order_id: str, *, client: smartpay.Client) -> None:
@@ -124,9 +132,11 @@ def book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str) -> None:
     now, before = clock.now(), refund.state
     known = refund.smartpay_id == seen.id
     failed = seen.status == SmartpayRefund.Status.FAILED
-    if seen.status not in ("", *SmartpayRefund.Status.values):
+    never_sent = refund.state in (State.AWAITING_APPROVAL, State.QUEUED)
+    if is_strange := seen.status not in ("", *SmartpayRefund.Status.values):
         alarm("refund.status_unknown", refund, smartpay_id=seen.id)
-        return  # neither done nor failed: it is read again
+        if not never_sent:
+            return  # neither done nor failed: it is read again
     if known and refund.state == (State.REJECTED if failed else State.SUCCEEDED):
         return
     matches = (seen.payment, seen.amount, seen.currency) == (
@@ -136,12 +146,16 @@ def book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str) -> None:
     )
     detail = Evidence.Detail.FAILED if failed else "" if matches else Evidence.Detail.DIFFERS
     Evidence.objects.create(refund=refund, kind=kind, at=now, found=True, smartpay_id=seen.id, detail=detail)
-    if refund.state in (State.AWAITING_APPROVAL, State.QUEUED):
-        # Sent by a life of this row that the database has forgotten: it never may be sent again.
-        to_review(refund, f"{seen.id} was sent and forgotten")
-        refund.save()  # a step of its own: no guard lets a waiting row become a settled one at once
-    _judge(refund, seen, now, matches=matches)
-    refund.save()
+    if never_sent and seen.payment != refund.payment_id:
+        alarm("refund.named_elsewhere", refund, smartpay_id=seen.id)
+    else:
+        if never_sent:
+            # Sent by a life of this row that the database has forgotten: it never may be sent again.
+            to_review(refund, f"{seen.id} was sent and forgotten")
+            refund.save()  # a step of its own: no guard lets a waiting row become a settled one at once
+        if not is_strange:
+            _judge(refund, seen, now, matches=matches)
+        refund.save()
     action = f"refund.{refund.state}" if refund.state != before else "refund.observed"
     audit.record(None, action, refund, smartpay_id=seen.id, evidence=kind)
 
@@ -184,6 +198,9 @@ def look_for(refund_id: uuid.UUID, *, owner: str, client: smartpay.Client) -> bo
     read_at = clock.now()
     try:
         complete = read_payment(refund.payment_id, client=client)
+        # The mirror has it and the ledger does not: who recorded it died in between, or its status is a new word.
+        for smartpay_id in refund.seen.values_list("pk", flat=True):
+            observe_refund(client.get_refund(smartpay_id), read_at=clock.now())
     except smartpay.SmartpayError as error:
         _book_silence(refund_id, error, owner=owner)
         return False
@@ -205,7 +222,7 @@ def _book_absence(refund_id: uuid.UUID, *, kind: str, complete_at: datetime | No
         if refund.state == State.QUEUED:
             return True  # never sent: there is nothing to be absent
         if refund.last_sent_at is None or refund.seen.exists():
-            pause(refund, now)  # Smartpay shows it, in a state that says neither yes nor no
+            _wait_or_ask(refund, now)  # Smartpay shows it, in a state that says neither yes nor no
             refund.save()
             return False
         complete = complete_at is not None and complete_at > refund.last_sent_at
@@ -239,7 +256,7 @@ def book_absence_of_case(refund_id: uuid.UUID, *, kind: str, complete_at: dateti
     again and again: what proves nothing, or was written down a moment ago, is not written down.
     """
     with locked(refund_id) as refund:
-        if refund.state != State.REVIEW or refund.last_sent_at is None or refund.seen.exists():
+        if refund.state != State.REVIEW or refund.seen.exists():
             return
         absences, now = refund.evidence.filter(found=False), clock.now()
         if complete_at is not None and complete_at >= absence_counts_from(refund):
@@ -326,10 +343,11 @@ def scan_if_needed(*, client: smartpay.Client) -> None:
     mirror.scan_refunds(client, observe=observe_refund)
     for refund in cases:
         book_absence_of_case(refund.pk, kind=Evidence.Kind.LIST, complete_at=mirror.scanned_at())
-    now, scanned_at = clock.now(), mirror.scanned_at() or mirror.EPOCH
+    scanned_at = mirror.scanned_at() or mirror.EPOCH
     # Whose absence this proves need not wait. Whoever may be sent again does: its pauses are for Smartpay's sake.
-    proved = [refund.pk for refund in _waiting_for_scan() if absence_counts_from(refund) <= scanned_at]
-    Refund.objects.filter(pk__in=proved, lease_until=None, next_check_at__gt=now).update(next_check_at=now)
+    for refund in _waiting_for_scan():
+        if absence_counts_from(refund) <= scanned_at:
+            wake(refund.pk)
 
 
 def needs_full_scan() -> bool:
@@ -354,12 +372,12 @@ def _cases_waiting_for_scan() -> list[Refund]:
     """
     now, scanned_at = clock.now(), mirror.scanned_at()
     looked_at = Evidence.objects.filter(refund=OuterRef("pk"), detail=Evidence.Detail.NO_LIST)
-    cases = Refund.objects.filter(Exists(looked_at), state=State.REVIEW, last_sent_at__isnull=False)
+    cases = Refund.objects.filter(Exists(looked_at), state=State.REVIEW)
     return [
         refund
         for refund in cases
         if scanned_at is None
-        or scanned_at <= cast(datetime, refund.last_sent_at)
+        or scanned_at <= (refund.last_sent_at or refund.requested_at)
         or scanned_at < absence_counts_from(refund) <= now
     ]
 

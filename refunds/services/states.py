@@ -26,7 +26,7 @@ from django.db import OperationalError, transaction
 
 from dashboard.models import User
 from refunds import audit, clock
-from refunds.models import Payment, Refund
+from refunds.models import Control, Payment, Refund
 
 log = structlog.get_logger(__name__)
 
@@ -50,13 +50,19 @@ TRIES = 3  # of a transaction that the database gave up
 
 
 def absence_counts_from(refund: Refund) -> datetime:
-    """The moment from which a complete read proves something. Only for a refund that was sent."""
-    first, last = refund.first_sent_at, refund.last_sent_at
-    if first is None or last is None:
-        raise ValueError("What was never sent is not absent.")
+    """The moment from which a complete read proves something."""
     if refund.absent_since:
         return refund.absent_since + ABSENT_TWICE_WITHIN
+    first, last = refund.first_sent_at, refund.last_sent_at
+    if first is None or last is None:
+        return could_be_sent_until(refund) + ABSENT_AFTER_FIRST_SENDING
     return max(first + ABSENT_AFTER_FIRST_SENDING, last + ABSENT_AFTER_LAST_SENDING)
+
+
+def could_be_sent_until(refund: Refund) -> datetime:
+    """The last moment at which a refund may have been sent for the first time by a life that the database forgot."""
+    restores = Control.objects.values_list("restored_at", "restore_accepted_at")
+    return max([refund.requested_at, *(moment for row in restores for moment in row if moment)])
 
 
 # --- Transactions -------------------------------------------------------------------------------------------
@@ -121,7 +127,8 @@ def lease(refund: Refund, owner: str, now: datetime) -> None:
 def pause(refund: Refund, now: datetime, *, at_least: float | None = None) -> None:
     """Give the turn back until later: twice as long each time, up to half an hour, never in step with others.
 
-    Never past the moment from which absence is proved, so that nobody waits longer for it than they have to.
+    Not past the moment from which absence is proved, so that nobody waits longer for it than they have to; unless
+    somebody wants to be left alone for `at_least` so many seconds.
     """
     seconds = min(
         settings.REFUND_BACKOFF_SECONDS * 2 ** min(max(refund.turns - 1, 0), 10),
@@ -132,6 +139,17 @@ def pause(refund: Refund, now: datetime, *, at_least: float | None = None) -> No
     seconds = max(seconds, min(at_least or 0, LONGEST_PAUSE.total_seconds()))
     refund.next_check_at = now + timedelta(seconds=seconds)
     refund.lease_until, refund.lease_owner = None, ""
+
+
+@retried
+def wake(refund_id: uuid.UUID) -> None:
+    """Let a refund that waits for its turn wait no longer. A turn that somebody has is left alone."""
+    with locked(refund_id) as refund:
+        now = clock.now()
+        waits = refund.state in (State.QUEUED, State.UNKNOWN) and refund.lease_until is None
+        if waits and refund.next_check_at and refund.next_check_at > now:
+            refund.next_check_at = now
+            refund.save(update_fields=["next_check_at"])
 
 
 def settle(refund: Refund, state: State, now: datetime) -> None:

@@ -1,0 +1,451 @@
+"""一括返金: a file of refunds, looked up by a worker, started by a person, asked for line by line.
+
+Nothing is sent from here. A line becomes a row of the ledger by services.request_refund(), under an id that is made
+of the file's contents and the line's number; from there on it is a refund like any other. So this may die anywhere,
+be run by several workers at once, and be given the same file again: a line that has its row gets no second one.
+"""
+
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django import forms
+from django.conf import settings
+from django.core.exceptions import PermissionDenied
+from django.db import IntegrityError, transaction
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Sum
+from django.utils.translation import gettext as _
+
+from dashboard.models import User
+from refunds import audit, bulk_file, clock, roles, services
+from refunds.folding import fold
+from refunds.forms import DESCRIPTION_LENGTH, PlainText, YenField
+from refunds.models import Bulk, BulkLine, Order, Refund
+
+NAMESPACE = uuid.UUID("5d3c4c1e-0f6f-4c53-9a53-0d9a1b7c6e2f")  # of the refunds' ids; never changes
+CHUNK = 100  # lines checked in one transaction
+AHEAD = 20  # refunds of a file that wait to be sent: so many go on after a pause
+LEASE = timedelta(seconds=60)  # a worker that is silent for so long has died
+ALL_THAT_IS_LEFT = {"残額", "残額すべて", "全額"}
+
+Line, Problem = BulkLine.State, BulkLine.Problem
+PROBLEMS: dict[type[services.RefundError], BulkLine.Problem] = {
+    services.AboveMaximum: Problem.MAXIMUM,
+    services.AboveDailyLimit: Problem.DAILY_LIMIT,
+    services.AmountTooHigh: Problem.TOO_HIGH,
+    services.BalanceMoved: Problem.MOVED,
+    services.SimilarRefund: Problem.SIMILAR,
+    services.RequestReused: Problem.USED,
+}
+
+
+HAS_ROW = Exists(Refund.objects.filter(pk=OuterRef("request_id")))
+IS_BLOCKED = Exists(Refund.objects.filter(payment=OuterRef("payment"), state__in=Refund.BLOCKING))
+DECISION = ("decided_by", "decided_at", "decision_note")
+
+
+class BulkError(Exception):
+    """What a person can act on; str(error) tells them. `field`: of the form, None for the whole of it."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+# --- A person uploads, starts, decides, stops ---------------------------------------------------------------
+
+
+def upload(file_name: str, data: bytes, *, by: User) -> tuple[Bulk, bool]:
+    """Keep a file to be checked; return it, and whether it is new. The same contents are the same Bulk.
+
+    Raises: PermissionDenied, bulk_file.BadFile.
+    """
+    _may(by, roles.REQUEST_REFUND)
+    written = bulk_file.read(data)
+    digest = bulk_file.digest(written)
+    try:
+        with transaction.atomic():
+            bulk = Bulk.objects.create(
+                file_name=file_name[:120],
+                digest=digest,
+                lines_count=len(written),
+                uploaded_by=by,
+                uploaded_at=clock.now(),
+            )
+            BulkLine.objects.bulk_create(
+                [
+                    BulkLine(
+                        bulk=bulk,
+                        number=line.number,
+                        order_text=line.order[:255],
+                        reference_text=line.reference[:255],
+                        amount_text=line.amount[:40],
+                        description=line.description,
+                        reason_text=line.reason[:40],
+                        request_id=uuid.uuid5(NAMESPACE, f"{digest}:{line.number}"),
+                    )
+                    for line in written
+                ],
+                batch_size=500,
+            )
+            audit.record(by, "bulk.uploaded", bulk, lines=len(written), digest=digest)
+    except IntegrityError:
+        known = Bulk.objects.exclude(state=Bulk.State.CANCELLED).filter(digest=digest).first()
+        if known is None:
+            raise
+        return known, False
+    return bulk, True
+
+
+def start(bulk_id: uuid.UUID, *, by: User, similar_reason: str = "") -> Bulk:
+    """Have the lines refunded that nothing speaks against, and with a reason those with a similar refund.
+
+    Above REFUND_APPROVAL_ABOVE in all it waits for a second person first.
+    Raises: PermissionDenied for another's file, BulkError.
+    """
+    with _locked(bulk_id) as bulk:
+        _may(by, roles.REQUEST_REFUND)
+        if bulk.uploaded_by_id != by.pk:
+            raise PermissionDenied
+        if bulk.state != Bulk.State.CHECKED:
+            raise BulkError(_("この一括返金はすでに開始されたか、中止されています。"))
+        similar = bulk.lines.filter(state=Line.SIMILAR)
+        if similar_reason:
+            similar.update(state=Line.READY)
+        else:
+            similar.update(state=Line.LEFT_OUT, problem=Problem.SIMILAR)
+        total = bulk.lines.filter(state=Line.READY).aggregate(total=Sum("amount"))["total"]
+        if not total:
+            raise BulkError(_("返金する行がありません。"))
+        _check_day(total, by=by)
+        waits = services.needs_approval(total)
+        bulk.state = Bulk.State.AWAITING_APPROVAL if waits else Bulk.State.RUNNING
+        bulk.total, bulk.similar_reason, bulk.started_at = total, similar_reason, clock.now()
+        bulk.save(update_fields=["state", "total", "similar_reason", "started_at"])
+        audit.record(by, "bulk.started", bulk, total=total, similar=bool(similar_reason), state=bulk.state)
+    return bulk
+
+
+def _check_day(total: int, *, by: User) -> None:
+    limit = settings.REFUND_DAILY_LIMIT
+    if limit is not None and total + services.refunded_today(by) > limit:
+        raise BulkError(_("一日の返金の上限を超えます。ファイルを分けて、日を改めて取り込んでください。"))
+
+
+def decide(bulk_id: uuid.UUID, *, by: User, approved: bool, note: str = "") -> Bulk:
+    """Approve another person's file as a whole, or turn it down with a reason.
+
+    Raises: PermissionDenied (one's own, too), BulkError.
+    """
+    with _locked(bulk_id) as bulk:
+        _may(by, roles.APPROVE_REFUND)
+        if bulk.uploaded_by_id == by.pk:
+            raise PermissionDenied
+        if bulk.state != Bulk.State.AWAITING_APPROVAL:
+            raise BulkError(_("この一括返金はすでに決定されたか、中止されています。"))
+        if not approved and not note:
+            raise BulkError(_("却下する理由を入力してください。"), "note")
+        bulk.decided_by, bulk.decided_at, bulk.decision_note = by, clock.now(), note
+        if approved:
+            bulk.state = Bulk.State.RUNNING
+        else:
+            _stop(bulk)
+        bulk.save(update_fields=["state", "ended_at", *DECISION])
+        audit.record(by, "bulk.approved" if approved else "bulk.rejected", bulk, total=bulk.total)
+    return bulk
+
+
+def pause(bulk_id: uuid.UUID, *, by: User, paused: bool) -> Bulk:
+    """Hold the lines that are no rows of the ledger yet, or go on with them: who uploaded them, or an approver.
+
+    Raises: PermissionDenied, BulkError.
+    """
+    before, after = Bulk.State.RUNNING, Bulk.State.PAUSED
+    if not paused:
+        before, after = after, before
+    with _locked(bulk_id) as bulk:
+        if bulk.uploaded_by_id != by.pk:
+            _may(by, roles.APPROVE_REFUND)
+        _may(by, roles.REQUEST_REFUND)
+        if bulk.state != before:
+            raise BulkError(_("この一括返金の状態が変わりました。いまの状態を確かめてください。"))
+        bulk.state = after
+        bulk.save(update_fields=["state"])
+        audit.record(by, "bulk.paused" if paused else "bulk.resumed", bulk)
+    return bulk
+
+
+def cancel(bulk_id: uuid.UUID, *, by: User) -> Bulk:
+    """Give up what is not sent: lines without a row get none, rows that were never sent are withdrawn.
+
+    Raises: PermissionDenied for another's file, BulkError.
+    """
+    with _locked(bulk_id) as bulk:
+        if bulk.uploaded_by_id != by.pk:
+            raise PermissionDenied
+        if bulk.state not in Bulk.OPEN:
+            raise BulkError(_("この一括返金はすでに終わっています。"))
+        _stop(bulk)
+        bulk.save(update_fields=["state", "ended_at"])
+        audit.record(by, "bulk.cancelled", bulk)
+    for refund in _rows(bulk).filter(
+        state__in=[Refund.State.QUEUED, Refund.State.AWAITING_APPROVAL], first_sent_at=None
+    ):
+        try:
+            services.withdraw(refund.pk, by=by)
+        except services.NotWaiting:
+            continue  # sent a moment ago: it goes on to its end
+    return bulk
+
+
+def _stop(bulk: Bulk) -> None:
+    """No line gets a row from here on: the database refuses one whose file is not running."""
+    bulk.state, bulk.ended_at = Bulk.State.CANCELLED, clock.now()
+    waiting = bulk.lines.filter(state__in=[Line.UNCHECKED, Line.READY, Line.SIMILAR])
+    # Who asked for the line's refund may have died before saying so here.
+    waiting.filter(HAS_ROW, state=Line.READY).update(state=Line.ASKED)
+    waiting.update(state=Line.LEFT_OUT, problem=Problem.STOPPED)
+
+
+def _may(person: User, permission: str) -> None:
+    if not person.is_active or not person.has_perm(permission):
+        raise PermissionDenied
+
+
+@contextmanager
+def _locked(bulk_id: uuid.UUID) -> Iterator[Bulk]:
+    with transaction.atomic():
+        yield Bulk.objects.select_for_update().get(pk=bulk_id)
+
+
+# --- What became of it --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """So many lines, and the sum of what they refund, in yen."""
+
+    lines: int = 0
+    total: int = 0
+
+
+def tally(bulk: Bulk) -> dict[str, Share]:
+    """Lines by what became of them: a Line.State, or for those in the ledger the Refund.State of their row."""
+    lines = bulk.lines.exclude(state=Line.ASKED).values("state").annotate(n=Count("pk"), sum=Sum("amount"))
+    rows = _rows(bulk).order_by().values("state").annotate(n=Count("pk"), sum=Sum("amount"))
+    return {row["state"]: Share(row["n"], row["sum"] or 0) for row in (*lines, *rows)}
+
+
+def _rows(bulk: Bulk) -> QuerySet[Refund]:
+    asked = bulk.lines.filter(state=Line.ASKED)
+    return Refund.objects.filter(pk__in=asked.values("request_id"))
+
+
+def with_rows(lines: Sequence[BulkLine]) -> list[tuple[BulkLine, Refund | None]]:
+    """Each line with its row of the ledger, if it has one."""
+    rows = Refund.objects.in_bulk([line.request_id for line in lines])
+    return [(line, rows.get(line.request_id)) for line in lines]
+
+
+# --- Workers ------------------------------------------------------------------------------------------------
+
+
+def work(*, stop: Callable[[], bool] = lambda: False) -> None:
+    """One round: check what was uploaded, ask for what was started. Any number of workers may do it at once."""
+    me = str(uuid.uuid4())
+    for bulk in Bulk.objects.filter(state__in=[Bulk.State.CHECKING, Bulk.State.RUNNING]).order_by(
+        "uploaded_at"
+    ):
+        if stop() or not _lease(bulk, me):
+            continue
+        if bulk.state == Bulk.State.CHECKING:
+            _check(bulk, me, stop)
+        else:
+            _ask(bulk)
+        Bulk.objects.filter(pk=bulk.pk, lease_owner=me).update(lease_owner="", lease_until=None)
+
+
+def _lease(bulk: Bulk, me: str) -> bool:
+    """Keep others from the same file, for a minute more. Without it they would be in each other's way, no worse."""
+    now = clock.now()
+    free = Q(lease_until=None) | Q(lease_until__lt=now) | Q(lease_owner=me)
+    mine = Bulk.objects.filter(free, pk=bulk.pk, state=bulk.state)
+    return bool(mine.update(lease_owner=me, lease_until=now + LEASE))
+
+
+def _check(bulk: Bulk, me: str, stop: Callable[[], bool]) -> None:
+    """Look up the lines, in their order, a chunk at a time."""
+    while not stop() and _lease(bulk, me):
+        lines = list(bulk.lines.filter(state=Line.UNCHECKED).order_by("number")[:CHUNK])
+        if not lines:
+            Bulk.objects.filter(pk=bulk.pk, state=Bulk.State.CHECKING).update(state=Bulk.State.CHECKED)
+            return
+        _Check(bulk, lines).run()
+        BulkLine.objects.bulk_update(
+            lines, ["payment", "amount", "reason", "refundable", "state", "problem"], batch_size=CHUNK
+        )
+
+
+class _Check:
+    """Says of each of some lines what it means and what speaks against it; they are not saved."""
+
+    def __init__(self, bulk: Bulk, lines: list[BulkLine]) -> None:
+        self._bulk, self._lines = bulk, lines
+        by_id = Order.objects.filter(order_id__in={line.order_text for line in lines})
+        by_reference = Order.objects.filter(
+            reference_folded__in={fold(line.reference_text) for line in lines} - {""}
+        )
+        orders = [*by_id.prefetch_related("payments"), *by_reference.prefetch_related("payments")]
+        self._by_id = {order.order_id: order for order in orders}
+        self._by_reference: dict[str, dict[str, Order]] = {}
+        for order in orders:
+            self._by_reference.setdefault(order.reference_folded, {})[order.order_id] = order
+        before = bulk.lines.filter(
+            state__in=[Line.READY, Line.SIMILAR],
+            payment__order__in={order.pk for order in orders},
+        )
+        # What the lines so far take from each payment, and which orders they are of.
+        self._taken: dict[str, int] = {
+            row["payment"]: row["sum"]
+            for row in before.order_by().values("payment").annotate(sum=Sum("amount"))
+        }
+        self._orders = {int(key) for key in before.values_list("payment__order", flat=True)}
+
+    def run(self) -> None:
+        for line in self._lines:
+            problem = self._understand(line) or self._look_at_payment(line)
+            line.problem = problem or ""
+            if problem:
+                line.state = Line.PROBLEM
+
+    def _understand(self, line: BulkLine) -> BulkLine.Problem | None:
+        order = self._order(line)
+        if isinstance(order, BulkLine.Problem):
+            return order
+        payments = list(order.payments.all())
+        open_ones = [payment for payment in payments if payment.refundable()]
+        if not payments:
+            return Problem.NOT_PAID
+        if len(open_ones) > 1:
+            return Problem.PAYMENTS
+        if not open_ones:
+            return Problem.NOTHING_LEFT
+        payment = open_ones[0]
+        left = payment.refundable() - self._taken.get(payment.pk, 0)
+        amount = left if line.amount_text in ALL_THAT_IS_LEFT else _amount(line.amount_text)
+        if amount is None:
+            return Problem.AMOUNT
+        reasons = {"": Refund.Reason.REQUESTED_BY_CUSTOMER} | {
+            word: reason for reason in Refund.Reason for word in (reason.value, str(reason.label))
+        }
+        if line.reason_text not in reasons:
+            return Problem.REASON
+        if not _is_description(line.description):
+            return Problem.DESCRIPTION
+        if left <= 0:
+            return Problem.NOTHING_LEFT
+        line.payment, line.amount, line.refundable = payment, amount, left
+        line.reason = reasons[line.reason_text]
+        return Problem.TOO_HIGH if amount > left else None
+
+    def _order(self, line: BulkLine) -> Order | BulkLine.Problem:
+        by_reference = self._by_reference.get(fold(line.reference_text), {}) if line.reference_text else {}
+        if line.order_text:
+            order = self._by_id.get(line.order_text)
+            if order is None:
+                return Problem.ORDER
+            return (
+                Problem.ORDERS_DIFFER if line.reference_text and order.order_id not in by_reference else order
+            )
+        if len(by_reference) > 1:
+            return Problem.ORDERS
+        return next(iter(by_reference.values()), Problem.ORDER)
+
+    def _look_at_payment(self, line: BulkLine) -> BulkLine.Problem | None:
+        assert line.payment is not None and line.amount is not None  # noqa: PT018, S101  (understood)
+        try:
+            preview = services.preview_refund(_request(line), by=self._bulk.uploaded_by)
+        except services.RefundUnsettled:
+            return Problem.UNSETTLED
+        except services.RefundError as error:
+            return PROBLEMS[type(error)]
+        except PermissionDenied:
+            return Problem.NOT_ENTITLED
+        if Refund.objects.filter(pk=line.request_id).exists():
+            return Problem.USED
+        similar = preview.similar or line.payment.order_id in self._orders
+        line.state = Line.SIMILAR if similar else Line.READY
+        self._taken[line.payment.pk] = self._taken.get(line.payment.pk, 0) + line.amount
+        self._orders.add(line.payment.order_id)
+        return None
+
+
+def _amount(text: str) -> int | None:
+    try:
+        return YenField().clean(text)
+    except forms.ValidationError:
+        return None
+
+
+def _is_description(text: str) -> bool:
+    try:
+        PlainText(limit=DESCRIPTION_LENGTH, required=False).clean(text)
+    except forms.ValidationError:
+        return False
+    return True
+
+
+def _request(line: BulkLine) -> services.Request:
+    assert line.payment_id is not None and line.amount is not None  # noqa: PT018, S101  (a constraint says so)
+    return services.Request(
+        request_id=line.request_id,
+        payment_id=line.payment_id,
+        amount=line.amount,
+        reason=line.reason,
+        description=PlainText(limit=DESCRIPTION_LENGTH, required=False).clean(line.description),
+        memo="",
+    )
+
+
+def _ask(bulk: Bulk) -> None:
+    """Ask for refunds, in the order of the lines, while few of them wait to be sent."""
+    ready = bulk.lines.filter(state=Line.READY)
+    if not ready.exists():
+        _finish(bulk)
+        return
+    waiting = _rows(bulk).filter(state__in=[Refund.State.QUEUED, Refund.State.SENDING]).count()
+    for line in ready.exclude(IS_BLOCKED).order_by("number")[: max(0, AHEAD - waiting)]:
+        try:
+            _ask_for(bulk, line)
+            became, problem = Line.ASKED, ""
+        except services.RefundUnsettled:
+            return  # since a moment ago: the payment's lines wait, and keep their order
+        except services.RefundError as error:
+            became, problem = Line.REFUSED, str(PROBLEMS[type(error)])
+        except PermissionDenied:
+            became, problem = Line.REFUSED, Problem.NOT_ENTITLED
+        BulkLine.objects.filter(pk=line.pk, state=Line.READY).update(state=became, problem=problem)
+
+
+def _ask_for(bulk: Bulk, line: BulkLine) -> None:
+    approval = None
+    if bulk.decided_by and bulk.decided_at:
+        approval = services.Approval(by=bulk.decided_by, at=bulk.decided_at, note=bulk.decision_note)
+    services.request_refund(
+        _request(line),
+        refundable=line.refundable or 0,
+        by=bulk.uploaded_by,
+        similar_reason=bulk.similar_reason,
+        approval=approval,
+    )
+
+
+def _finish(bulk: Bulk) -> None:
+    with _locked(bulk.pk) as row:
+        if row.state != Bulk.State.RUNNING:
+            return
+        row.state, row.ended_at = Bulk.State.DONE, clock.now()
+        row.save(update_fields=["state", "ended_at"])
+        audit.record(None, "bulk.done", row)

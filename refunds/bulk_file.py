@@ -1,0 +1,101 @@
+"""The file of a 一括返金, as Excel and other programs write it: bytes -> lines, or why it can't be read.
+
+What a line means is not decided here: see bulk.py.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import unicodedata
+from dataclasses import astuple, dataclass
+
+from django.utils.translation import gettext as _
+
+MOST_LINES = 10_000
+MOST_BYTES = 5 * 1024 * 1024
+ENCODINGS = ("utf-8-sig", "cp932")  # cp932: what Excel on a Japanese Windows calls CSV
+
+HEADINGS = {
+    "order": ("注文id", "orderid", "order_id", "order id", "order"),
+    "reference": ("ショップ注文番号", "参照番号", "reference"),
+    "amount": ("返金額", "金額", "amount"),
+    "description": ("説明", "description"),
+    "reason": ("理由", "reason"),
+}
+TEMPLATE = ("注文ID", "ショップ注文番号", "返金額", "説明", "理由")
+
+
+class BadFile(Exception):
+    """Nothing of it was kept; str(error) tells the person why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A line as it is written. `number`: its place in the file, the heading being 1."""
+
+    number: int
+    order: str
+    reference: str
+    amount: str
+    description: str
+    reason: str
+
+
+def read(data: bytes) -> list[Written]:
+    """The lines that say something, in order. Columns that are not ours are left alone. Raises BadFile."""
+    if len(data) > MOST_BYTES:
+        raise BadFile(_("ファイルが大きすぎます(5MBまで)。分けて取り込んでください。"))
+    text = _text(data)
+    if "\x00" in text:
+        raise BadFile(_("CSV ファイルとして読み取れません。Excel の場合は「CSV UTF-8」で保存してください。"))
+    first_line = text.partition("\n")[0]
+    separator = "\t" if "\t" in first_line and "," not in first_line else ","
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+    except csv.Error as error:
+        raise BadFile(_('CSV ファイルとして読み取れません。引用符(")の数を確かめてください。')) from error
+    if not rows:
+        raise BadFile(_("ファイルが空です。"))
+    places = _places(rows[0])
+    written = []
+    for number, row in enumerate(rows[1:], start=2):
+        cells = {name: row[place].strip() if place < len(row) else "" for name, place in places.items()}
+        if any(cells.values()):
+            written.append(Written(number, **(dict.fromkeys(HEADINGS, "") | cells)))
+    if not written:
+        raise BadFile(_("返金する行がありません。2行目から1行に1件ずつ入力してください。"))
+    if len(written) > MOST_LINES:
+        raise BadFile(_("行が多すぎます(10,000行まで)。分けて取り込んでください。"))
+    return written
+
+
+def digest(lines: list[Written]) -> str:
+    """SHA-256 of what the lines say, in hex: whatever the encoding, the heading's words and the other columns."""
+    return hashlib.sha256(json.dumps([astuple(line) for line in lines]).encode()).hexdigest()
+
+
+def _text(data: bytes) -> str:
+    for encoding in ENCODINGS:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    raise BadFile(_("文字コードを読み取れません。UTF-8 か Shift_JIS で保存してください。"))
+
+
+def _places(heading: list[str]) -> dict[str, int]:
+    """Which column is where."""
+    ours = {word: name for name, words in HEADINGS.items() for word in words}
+    found: dict[str, int] = {}
+    for place, cell in enumerate(heading):
+        name = ours.get(unicodedata.normalize("NFKC", cell).strip().casefold())
+        if name in found:
+            raise BadFile(_("1行目に同じ列が二つあります: %(column)s") % {"column": cell})
+        if name:
+            found[name] = place
+    if "amount" not in found or not {"order", "reference"} & found.keys():
+        raise BadFile(
+            _("1行目に列の名前がありません。「注文ID」か「ショップ注文番号」と、「返金額」が必要です。")
+        )
+    return found
