@@ -8,8 +8,11 @@ from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern, URLResolver
 from django.utils.decorators import method_decorator
 from django.utils.translation import gettext_lazy as _
+
+PASSWORD_PAGES = {"password_change", "password_change_done"}
 
 
 class AuditorSite(admin.AdminSite):
@@ -20,6 +23,10 @@ class AuditorSite(admin.AdminSite):
     index_title = _("記録の閲覧")
     site_url = "/"
     enable_nav_sidebar = False
+
+    def get_urls(self) -> list[URLPattern | URLResolver]:
+        """Without Django's pages for passwords: there are none."""
+        return [each for each in super().get_urls() if getattr(each, "name", None) not in PASSWORD_PAGES]
 
     @method_decorator(login_not_required)  # it is the way there
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:

@@ -64,3 +64,26 @@ class SeenLogoutToken(models.Model):
 
     def __str__(self) -> str:
         return self.jti
+
+
+class BreakGlass(models.Model):
+    """One person's way in while the identity provider is dead, for minutes: see dashboard/break_glass.py."""
+
+    code = models.CharField(max_length=64, primary_key=True)  # sha256 of what was printed
+    user = models.OneToOneField(User, on_delete=models.PROTECT, related_name="+")
+    expires_at = models.DateTimeField()
+    used_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"{self.user_id} {self.expires_at:%F %T}"
+
+
+class Count(models.Model):
+    """How often somebody did something in a window of time: see dashboard/limits.py."""
+
+    key = models.CharField(max_length=80, primary_key=True)
+    began = models.BigIntegerField()  # the window, as seconds since 1970
+    times = models.BigIntegerField()
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.times}"

@@ -4,6 +4,8 @@ Everything that arrives from it is checked here and refused in words (`Refused`)
 a person who cannot sign in must learn what happened and what to do.
 """
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,6 +51,16 @@ UNAVAILABLE = Explanation(
         "続く場合は、社内の認証サービスの管理者にご連絡ください。"
     ),
     ends_session=False,  # nothing was said about the person; the check is still due
+)
+MISCONFIGURED = Explanation(
+    503,
+    _("サインインの設定に誤りがあります"),
+    _(
+        "会社の認証サービスが、返金ダッシュボードからの問い合わせを受け付けません。"
+        "もう一度サインインしても同じ結果になります。"
+        "システム担当者と社内の認証サービスの管理者にご連絡ください。"
+    ),
+    ends_session=False,  # nothing was said about the person
 )
 STALE = Explanation(
     400,
@@ -96,6 +108,18 @@ NOT_FRESH = Explanation(
     ),
     ends_session=False,
 )
+WITHOUT_PROVIDER = Explanation(
+    403,
+    _("緊急用サインインではこの操作はできません"),
+    _(
+        "この操作には、会社の認証サービスによるご本人の再確認が必要です。"
+        "操作は行われていません。"
+        "会社の認証サービスが復旧してから、会社のアカウントでサインインして行ってください。"
+    ),
+    ends_session=False,
+)
+# RFC 6749, 4.1.2.1: it is the dashboard that the provider refuses, not the person.
+REFUSES_US = {"invalid_request", "invalid_scope", "unauthorized_client", "unsupported_response_type"}
 
 
 class Refused(Exception):
@@ -121,6 +145,13 @@ class Provider:
     scopes: frozenset[str]
     basic_auth: bool  # how the client shows its secret: in a header, else among the fields
     names_itself: bool  # RFC 9207: its answers carry `iss`
+
+    def can_be_left(self) -> bool:
+        """Whether it offers to sign people out, and where a form may be answered from: the CSP names its origin."""
+        return _is_at_issuer(self.end_session_endpoint)
+
+    def can_be_asked_on_leaving(self) -> bool:
+        return _is_at_issuer(self.authorization_endpoint)
 
 
 def issuer_fault(issuer: str, *, https: bool) -> str:
@@ -182,8 +213,15 @@ def _is_as_safe_as_issuer(address: object) -> bool:
     return bool(parts.hostname) and parts.scheme == urlsplit(settings.OIDC_ISSUER).scheme
 
 
-def ask(method: str, url: str, *, rejected: Refused | None = None, **kwargs: Any) -> dict[str, Any]:
-    """Call the provider and return its JSON object; what a 400 means is the caller's to say.
+def _is_at_issuer(address: str) -> bool:
+    here, issuer = urlsplit(address), urlsplit(settings.OIDC_ISSUER)
+    return (here.scheme, here.netloc) == (issuer.scheme, issuer.netloc)
+
+
+def ask(
+    method: str, url: str, *, rejected: Callable[[str], Refused] | None = None, **kwargs: Any
+) -> dict[str, Any]:
+    """Call the provider and return its JSON object; what an OAuth error means is the caller's to say.
 
     Raises: Refused.
     """
@@ -198,8 +236,8 @@ def ask(method: str, url: str, *, rejected: Refused | None = None, **kwargs: Any
                 verify=settings.OIDC_CA_BUNDLE or True,
                 **kwargs,
             )
-        if response.status_code == 400 and rejected:
-            raise rejected
+        if rejected and response.status_code in {400, 401} and (error := _oauth_error(response)):
+            raise rejected(error)
         if response.status_code != 200:
             raise Refused(UNAVAILABLE, f"provider_{response.status_code}")
         answer = response.json()
@@ -208,6 +246,13 @@ def ask(method: str, url: str, *, rejected: Refused | None = None, **kwargs: Any
     if not isinstance(answer, dict):
         raise Refused(UNAVAILABLE, "provider_json")
     return answer
+
+
+def _oauth_error(response: requests.Response) -> str:
+    """The word by which an endpoint of OAuth says why not (RFC 6749, 5.2), if it says one."""
+    answer = response.json()
+    error = answer.get("error") if isinstance(answer, dict) else None
+    return error if isinstance(error, str) and re.fullmatch(r"[a-z_]{1,40}", error) else ""
 
 
 def check_token(token: object, *, required: list[str], typ: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Production is the default: a missing secret stops the start, `DEBUG` and plain HTTP must be asked for.
 """
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +29,8 @@ ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=[])
 HTTPS = env.bool("HTTPS", default=True)
 if not HTTPS and not set(ALLOWED_HOSTS) <= LOOPBACK:
     raise ImproperlyConfigured("HTTPS=False is for a site on this machine alone: ALLOWED_HOSTS names others.")
+# Whose X-Forwarded-For is believed: the reverse proxies in front of the site.
+TRUSTED_PROXIES = [ip_network(each.strip()) for each in env.list("TRUSTED_PROXIES", default=[])]
 STATE_DIR = Path(env.str("STATE_DIR", default=str(BASE_DIR / ".state")))
 
 INSTALLED_APPS = [
@@ -47,14 +50,17 @@ MIDDLEWARE = [
     "django.middleware.csp.ContentSecurityPolicyMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "dashboard.middleware.PrivatePages",
+    "dashboard.middleware.CallersAddress",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "dashboard.middleware.LanguageBySwitch",
+    "dashboard.middleware.SoundRequests",  # its page speaks the reader's language
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "dashboard.middleware.SessionPolicy",  # before the next: it parks a form whose session has ended
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "refunds.audit.RequestContext",
+    "dashboard.limits.Limits",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
@@ -124,15 +130,15 @@ SMARTPAY_VIEW_DEADLINE = env.float(
 )  # seconds a page waits before it shows the mirror
 
 
-def whole_yen(name: str) -> int | None:
-    """A limit in whole yen; empty means that there is none."""
-    return int(value) if (value := env.str(name, default="")) else None
+def limit(name: str, default: str = "") -> int | None:
+    """A whole number; empty means that there is no limit."""
+    return int(value) if (value := env.str(name, default=default)) else None
 
 
 # --- Refunds ------------------------------------------------------------------------------------------------
-REFUND_APPROVAL_ABOVE = whole_yen("REFUND_APPROVAL_ABOVE")
-REFUND_MAX_AMOUNT = whole_yen("REFUND_MAX_AMOUNT")
-REFUND_DAILY_LIMIT = whole_yen("REFUND_DAILY_LIMIT")
+REFUND_APPROVAL_ABOVE = limit("REFUND_APPROVAL_ABOVE")
+REFUND_MAX_AMOUNT = limit("REFUND_MAX_AMOUNT")
+REFUND_DAILY_LIMIT = limit("REFUND_DAILY_LIMIT")
 REFUND_REQUEST_DAYS = env.int("REFUND_REQUEST_DAYS", default=7)  # until a request for approval expires
 REFUND_LEASE_SECONDS = env.float(
     "REFUND_LEASE_SECONDS", default=120
@@ -161,6 +167,12 @@ SSO_IDLE_SECONDS = env.int("SSO_IDLE_SECONDS", default=900)
 SSO_ABSOLUTE_SECONDS = env.int("SSO_ABSOLUTE_SECONDS", default=28800)
 SSO_STEP_UP_SECONDS = env.int("SSO_STEP_UP_SECONDS", default=300)
 
+# --- How often in an hour, and a fifth of it in a minute: see dashboard/limits.py ---------------------------
+SEARCHES_PER_HOUR = limit("SEARCHES_PER_HOUR", "300")  # of a person: searches, and pages of lists
+ORDERS_PER_HOUR = limit("ORDERS_PER_HOUR", "600")  # of a person: orders opened
+REFUND_FORMS_PER_HOUR = limit("REFUND_FORMS_PER_HOUR", "300")  # of a person
+SIGN_INS_PER_HOUR = limit("SIGN_INS_PER_HOUR", "600")  # of an address: a whole office may share one
+
 # --- The door -----------------------------------------------------------------------------------------------
 _issuer = urlsplit(OIDC_ISSUER)
 SECURE_CSP = {
@@ -178,12 +190,15 @@ SECURE_CSP = {
 }
 SESSION_COOKIE_NAME = "__Host-session" if HTTPS else "session"
 CSRF_COOKIE_NAME = "__Host-csrf" if HTTPS else "csrf"
-SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
+LANGUAGE_COOKIE_NAME = "__Host-language" if HTTPS else "django_language"
+LANGUAGE_COOKIE_HTTPONLY = True
+LANGUAGE_COOKIE_SECURE = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
 SECURE_HSTS_SECONDS = 63_072_000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$", r"^webhooks/smartpay/$"]
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
 SESSION_COOKIE_SAMESITE = "Lax"  # the provider's answer is a cross-site GET: Strict would lose the sign-in
+LANGUAGE_COOKIE_SAMESITE = "Lax"
 CSRF_COOKIE_SAMESITE = "Strict"
 CSRF_COOKIE_HTTPONLY = True
 CSRF_FAILURE_VIEW = "dashboard.views.csrf_failure"
@@ -192,6 +207,7 @@ SESSION_EXPIRE_AT_BROWSER_CLOSE = True
 SECURE_REFERRER_POLICY = "same-origin"  # no-referrer makes Chromium send `Origin: null`, and every form fails
 X_FRAME_OPTIONS = "DENY"
 DATA_UPLOAD_MAX_MEMORY_SIZE = 256 * 1024  # bytes: the largest form here is a page of text
+LARGER_BODIES = {"/bulk/": 6 * 1024 * 1024}  # a file of 5 MB; the form says what is wrong with a larger one
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 100
 
 # --- Logs: one JSON object a line; ids, never names, mails or keys -------------------------------------------

@@ -5,6 +5,7 @@ what it believes of the provider's answers is replaced: as it stands it accepts 
 client, recognises people by e-mail and leaves a refused person signed in.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -28,9 +29,16 @@ from django.contrib.auth.views import redirect_to_login
 from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.dispatch import receiver
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect, QueryDict
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponseNotAllowed,
+    HttpResponseRedirect,
+    QueryDict,
+)
 from django.shortcuts import render
-from django.urls import reverse
+from django.urls import Resolver404, resolve, reverse
 from django.utils import timezone
 from django.utils.http import escape_leading_slashes, url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
@@ -49,12 +57,15 @@ from dashboard.models import SeenLogoutToken, SessionIndex, User
 from dashboard.oidc_provider import (
     CANCELLED,
     LEEWAY,
+    MISCONFIGURED,
     NO_ROLE,
     NOT_FRESH,
+    REFUSES_US,
     STALE,
     SUSPENDED,
     UNAVAILABLE,
     UNPROVEN,
+    WITHOUT_PROVIDER,
     Refused,
     ask,
     check_token,
@@ -68,6 +79,8 @@ LOGOUT_EVENT = "http://schemas.openid.net/event/backchannel-logout"
 NEEDS_A_PERSON = {"login_required", "interaction_required", "consent_required", "account_selection_required"}
 PARKED_SECONDS = 600
 PARKED_PAGES = 5  # at most; the oldest makes room
+# One that is older is refused for its age, so that it need not be remembered.
+LOGOUT_TOKENS_KEPT = timedelta(days=1)
 
 log = structlog.get_logger(__name__)
 
@@ -119,7 +132,12 @@ class StrictOIDCBackend(Strict, OIDCAuthenticationBackend):  # type: ignore[misc
             provider().token_endpoint,
             data=payload,
             auth=credentials,
-            rejected=Refused(STALE, "code"),
+            rejected=lambda error: (
+                # A code that was used, or is too old. Of all else another code would hear the same.
+                Refused(STALE, "code")
+                if error == "invalid_grant"
+                else Refused(MISCONFIGURED, f"token_{error}")
+            ),
         )
 
     def verify_token(self, token: object, **kwargs: Any) -> dict[str, Any]:
@@ -219,6 +237,7 @@ def park(request: HttpRequest) -> str:
     if url_has_allowed_host_and_scheme(held_by, {request.get_host()}, require_https=request.is_secure()):
         parts = urlsplit(held_by)
         page = escape_leading_slashes(parts.path + (f"?{parts.query}" if parts.query else ""))
+    page = _page_with_form(request, page)
     fields = request.POST.copy()
     fields.pop("csrfmiddlewaretoken", None)
     parked = request.session.get("parked", {})
@@ -233,6 +252,38 @@ def park(request: HttpRequest) -> str:
     }
     request.session["parked"] = parked
     return page
+
+
+def _page_with_form(request: HttpRequest, page: str) -> str:
+    """The page itself, or the one that holds the form where it is the address of a view for posts alone."""
+    try:
+        there = resolve(urlsplit(page).path)
+    except Resolver404:
+        return page
+    holder = getattr(there.func, "form_is_on", None)
+    return str(holder(request, *there.args, **there.kwargs)) if holder else page
+
+
+def posted_from(page: Callable[..., str]) -> Callable[[View], View]:
+    """Make a view for posts alone, whose form is on another page: `page(request, …)` returns the address of that.
+
+    A post that is refused leaves the view's own address in the browser. Whoever opens it again, or has to sign in
+    first, comes to the page with the form.
+    """
+
+    def decorate(view: View) -> View:
+        @wraps(view)
+        def inner(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            if request.method in {"GET", "HEAD"}:
+                return HttpResponseRedirect(page(request, *args, **kwargs))
+            if request.method != "POST":
+                return HttpResponseNotAllowed(["GET", "HEAD", "POST"])
+            return view(request, *args, **kwargs)
+
+        inner.form_is_on = page  # type: ignore[attr-defined]
+        return inner
+
+    return decorate
 
 
 def take_parked(request: HttpRequest) -> None:
@@ -269,7 +320,9 @@ def explained(view: View) -> View:
             if refusal.username:
                 credentials["username"] = refusal.username
             log.warning("sign_in_refused", reason=refusal.reason)
-            user_login_failed.send(sender=__name__, credentials=credentials, request=request)
+            # What nobody began here can be sent by anybody, as often as they like: the log is enough.
+            if refusal.reason != "state":
+                user_login_failed.send(sender=__name__, credentials=credentials, request=request)
             if explanation.ends_session and request.user.is_authenticated:
                 end_session(request)
             return render(
@@ -317,6 +370,21 @@ class StepUp(Authenticate):
         return {"prompt": "login", "max_age": "0"}
 
 
+# Note [Signing out there]
+# Some providers end their session only for whoever shows an ID token (`id_token_hint`); others ask the person once
+# more without it. No ID token is kept here: for hours it would lie in the database, with a name and a mail in it. So
+# one is asked for when somebody leaves: silently, once the session here is over, and without the scopes of name and
+# mail. It goes into the address of the provider's own sign-out, and nowhere else.
+class Farewell(Authenticate):
+    """Ask the provider for an ID token to sign out with. See Note [Signing out there]."""
+
+    def remember(self, request: HttpRequest) -> dict[str, Any]:
+        return {"leaving": True}
+
+    def get_extra_params(self, request: HttpRequest) -> dict[str, str]:
+        return {"prompt": "none", "scope": "openid"}
+
+
 class Callback(Strict, OIDCAuthenticationCallbackView):  # type: ignore[misc]
     """Receive a person back from the provider."""
 
@@ -326,9 +394,9 @@ class Callback(Strict, OIDCAuthenticationCallbackView):  # type: ignore[misc]
         if state not in states:
             raise Refused(STALE, "state")
         self.begun = states[state]
-        issuer, error = request.GET.get("iss"), request.GET.get("error", "")
-        # RFC 9207: an answer of another provider, which would have us take its code to ours.
-        foreign = issuer != settings.OIDC_ISSUER and (issuer is not None or provider().names_itself)
+        if "leaving" in self.begun:
+            return self.leave(request)
+        foreign, error = self.is_foreign(request), request.GET.get("error", "")
         if not foreign and not error and "code" in request.GET:
             response: HttpResponseBase = super().get(request)
             return response
@@ -343,7 +411,40 @@ class Callback(Strict, OIDCAuthenticationCallbackView):  # type: ignore[misc]
             )
             return redirect_to_login(self.begun["next"])
         reason = error if re.fullmatch(r"[a-z_]{1,40}", error) else "provider_error"
+        if error in REFUSES_US:
+            raise Refused(MISCONFIGURED, reason)
         raise Refused(CANCELLED if error == "access_denied" else UNAVAILABLE, reason)
+
+    def is_foreign(self, request: HttpRequest) -> bool:
+        """RFC 9207: an answer of another provider, which would have us take its code to ours."""
+        issuer = request.GET.get("iss")
+        return issuer != settings.OIDC_ISSUER and (issuer is not None or provider().names_itself)
+
+    def leave(self, request: HttpRequest) -> HttpResponseBase:
+        """Go on to the provider's sign-out, with an ID token if it gave one. See Note [Signing out there]."""
+        end_session(request)  # in another tab somebody may have signed in meanwhile
+        if request.GET.get("error") == "login_required":  # there they are signed out already
+            return HttpResponseRedirect(reverse("signed_out"))
+        hint = ""
+        with contextlib.suppress(Refused):
+            if "code" in request.GET and not self.is_foreign(request):
+                hint = self.id_token(request)
+        return leave_provider(request, hint)
+
+    def id_token(self, request: HttpRequest) -> str:
+        """The ID token of this answer. Nobody here believes it: it goes back to whom it came from."""
+        tokens = StrictOIDCBackend().get_token(
+            {
+                "client_id": settings.OIDC_RP_CLIENT_ID,
+                "client_secret": settings.OIDC_RP_CLIENT_SECRET,
+                "grant_type": "authorization_code",
+                "code": request.GET["code"],
+                "redirect_uri": request.build_absolute_uri(reverse("oidc_authentication_callback")),
+                "code_verifier": self.begun["code_verifier"],
+            }
+        )
+        token = tokens.get("id_token")
+        return token if isinstance(token, str) else ""
 
     def login_success(self) -> HttpResponseBase:
         request, claims = self.request, self.request.id_token
@@ -375,18 +476,31 @@ class Logout(OIDCLogoutView):  # type: ignore[misc]
     http_method_names = ["post"]  # a link on another site must not sign anybody out
 
     def post(self, request: HttpRequest) -> HttpResponseBase:
+        known_there = "break_glass" not in request.session
         end_session(request)
         request.session.flush()  # parked forms go as well: this is the end of somebody's work at this screen
-        try:
+        if not known_there:
+            return HttpResponseRedirect(reverse("signed_out"))
+        with contextlib.suppress(Refused):
+            if provider().can_be_left() and provider().can_be_asked_on_leaving():
+                return Farewell().get(request)
+        return leave_provider(request)
+
+
+def leave_provider(request: HttpRequest, hint: str = "") -> HttpResponseBase:
+    """Take the browser to the provider's sign-out; where there is none for us, say that it was signed out here only."""
+    try:
+        if provider().can_be_left():
             there = provider().end_session_endpoint
-        except Refused:
-            there = ""
-        # Only there does the CSP let a form be answered from.
-        if urlsplit(there)[:2] == urlsplit(settings.OIDC_ISSUER)[:2]:
-            back = request.build_absolute_uri(reverse("signed_out"))
-            query = {"client_id": settings.OIDC_RP_CLIENT_ID, "post_logout_redirect_uri": back}
+            query = {
+                "client_id": settings.OIDC_RP_CLIENT_ID,
+                "post_logout_redirect_uri": request.build_absolute_uri(reverse("signed_out")),
+                **({"id_token_hint": hint} if hint else {}),
+            }
             return HttpResponseRedirect(f"{there}{'&' if '?' in there else '?'}{urlencode(query)}")
-        return HttpResponseRedirect(reverse("signed_out") + "?here=only")
+    except Refused as refusal:
+        log.warning("sign_out_here_only", reason=refusal.reason)
+    return HttpResponseRedirect(reverse("signed_out") + "?here=only")
 
 
 @csrf_exempt
@@ -402,6 +516,8 @@ def backchannel_logout(request: HttpRequest) -> HttpResponse:
         named = bool(names) and all(isinstance(name, str) and name for name in names)
         if not told or not named or "nonce" in claims:  # an ID token must not pass for one
             raise Refused(UNPROVEN, "logout_token")
+        if claims["iat"] < time.time() - LOGOUT_TOKENS_KEPT.total_seconds():
+            raise Refused(UNPROVEN, "logout_token_age")
         jti = hashlib.sha256(claims["jti"].encode()).hexdigest()
         if not SeenLogoutToken.objects.get_or_create(jti=jti)[1]:
             raise Refused(UNPROVEN, "replayed")
@@ -417,6 +533,7 @@ def fresh_sign_in_required(view: View) -> View:
 
     @wraps(view)
     def inner(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        # One by break-glass has no `auth_time`, so it is never fresh.
         if time.time() - request.session.get("auth_time", 0) <= settings.SSO_STEP_UP_SECONDS:
             return view(request, *args, **kwargs)
         page = park(request) if request.method == "POST" else request.get_full_path()
@@ -425,8 +542,26 @@ def fresh_sign_in_required(view: View) -> View:
     return inner
 
 
+def prune() -> None:
+    """Forget what is over: sessions, also of whoever only looked in, and logout tokens that would be refused again."""
+    now = timezone.now()
+    SessionStore.clear_expired()
+    SessionIndex.objects.filter(
+        created_at__lt=now - timedelta(seconds=settings.SSO_ABSOLUTE_SECONDS)
+    ).delete()
+    SeenLogoutToken.objects.filter(seen_at__lt=now - LOGOUT_TOKENS_KEPT - timedelta(seconds=LEEWAY)).delete()
+
+
+@explained
+def step_up(request: HttpRequest) -> HttpResponseBase:
+    """Ask for the person again, if there is somebody to ask."""
+    if "break_glass" in request.session:
+        raise Refused(WITHOUT_PROVIDER, "break_glass", request.user.get_username())
+    response: HttpResponseBase = StepUp.as_view()(request)
+    return response
+
+
 authenticate = login_not_required(explained(Authenticate.as_view()))
 callback = login_not_required(explained(Callback.as_view()))
 recheck = explained(Recheck.as_view())
-step_up = explained(StepUp.as_view())
 logout = login_not_required(Logout.as_view())

@@ -5,7 +5,7 @@ from django.contrib.auth.decorators import login_not_required
 from django.urls import include, path
 from django.views.i18n import set_language
 
-from dashboard import sso, views
+from dashboard import break_glass, sso, views
 
 urlpatterns = [
     path("", include("refunds.urls")),
@@ -18,6 +18,7 @@ urlpatterns = [
     path("oidc/backchannel-logout/", sso.backchannel_logout, name="oidc_backchannel_logout"),
     path("sign-in/", views.sign_in, name="sign_in"),
     path("signed-out/", views.signed_out, name="signed_out"),
+    path("break-glass/", break_glass.enter, name="break_glass"),
     path("i18n/setlang/", login_not_required(set_language), name="set_language"),
     path("healthz", views.healthz, name="healthz"),
     path("readyz", views.readyz, name="readyz"),

@@ -3,7 +3,7 @@
 from django.contrib.auth.decorators import login_not_required
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
-from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
 from django.shortcuts import redirect, render
 from django.template.loader import render_to_string
 from django.urls import reverse
@@ -15,7 +15,7 @@ from mozilla_django_oidc.views import get_next_url
 def sign_in(request: HttpRequest) -> HttpResponse:
     page = get_next_url(request, "next") or "/"
     if request.user.is_authenticated:
-        return redirect(page)
+        return HttpResponseRedirect(page)  # as it is: redirect() would look for a view of that name
     address = reverse("oidc_authentication_init") + "?" + urlencode({"next": page})
     return render(request, "site/sign_in.html", {"authenticate": address})
 

@@ -1,18 +1,27 @@
 """The ledger, the mirror and the trail for auditors: everything to be read, nothing to be changed, reads recorded."""
 
+import copy
 import json
 import re
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import parse_qsl
 
 import structlog
 from django.contrib import admin
-from django.contrib.admin.options import IncorrectLookupParameters
-from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
+from django.contrib.admin.options import IS_FACETS_VAR, IncorrectLookupParameters
+from django.contrib.admin.views.main import (
+    ALL_VAR,
+    ERROR_FLAG,
+    ORDER_VAR,
+    PAGE_VAR,
+    SEARCH_VAR,
+    ChangeList,
+)
 from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db import models
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, QueryDict, StreamingHttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -51,6 +60,7 @@ else:
 log = structlog.get_logger(__name__)
 
 MOST_ROWS = 10_000  # what a list counts and pages through; past it, a filter is the way
+WAYS_TO_SHOW = {ALL_VAR, ERROR_FLAG, IS_FACETS_VAR, ORDER_VAR, PAGE_VAR}  # with numbers, or True
 VERIFY_SECONDS = 10.0  # of one press of the button; a long trail takes several
 
 admin.site.unregister(Group)  # the roles are a table in roles.py, not rows to be edited
@@ -86,6 +96,10 @@ def hash_of_words(kept: Search | None) -> str:
     return audit.keyed_hash(search.fold(kept.text)) if kept else ""
 
 
+def _address(page: str, query: QueryDict) -> str:
+    return f"{page}?{query.urlencode()}" if query else page
+
+
 class KeptSearch(ChangeList):
     """A list whose `q` is the id of a Search: what was typed stays on our side, and is shown in the box again."""
 
@@ -104,20 +118,51 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return KeptSearch
 
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> models.Model | None:
+        """PostgreSQL has no NUL, and would not be asked for one."""
+        return None if "\0" in object_id else super().get_object(request, object_id, from_field)
+
+    def offered(self, request: HttpRequest) -> QueryDict:
+        """The address' parameters, without those that no link of the list could have put there.
+
+        Django takes every column for a filter. A mail that somebody types there would stay in the address, and on
+        the trail.
+        """
+        plain = copy.copy(request)
+        plain.GET = QueryDict()
+        linked: set[tuple[str, str]] = set()
+        if request.GET.keys() - WAYS_TO_SHOW - {SEARCH_VAR}:
+            page = self.get_changelist_instance(plain)
+            for filter_spec in page.filter_specs:
+                for choice in filter_spec.choices(page):
+                    linked.update(parse_qsl(str(choice["query_string"]).removeprefix("?")))
+        days = {f"{self.date_hierarchy}__{part}" for part in ("year", "month", "day")}
+        found = QueryDict(mutable=True)
+        for name, values in request.GET.lists():
+            for value in values:
+                number = name in WAYS_TO_SHOW | days and re.fullmatch(r"True|[-.0-9]{0,20}", value)
+                if name == SEARCH_VAR or number or (name, value) in linked:
+                    found.appendlist(name, value)
+        return found
+
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """The list; that it was read, and by which filters, is recorded. What is typed leaves the address at once."""
-        typed = request.GET.get("q", "")
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        query = self.offered(request)
+        typed = query.get(SEARCH_VAR, "")
         kept = kept_search(typed)
         if typed and kept is None:
-            text = search.as_typed(typed)
             kept = Search.objects.create(
-                person=cast(User, request.user), text=text, created_at=timezone.now()
+                person=cast(User, request.user), text=search.as_typed(typed), created_at=timezone.now()
             )
-            query = request.GET.copy()
-            query["q"] = kept.pk
-            return redirect(f"{request.path}?{query.urlencode()}")
+            query[SEARCH_VAR] = kept.pk
+        if query != request.GET:
+            return redirect(_address(request.path, query))
         audit.record(
             request.user,
             "admin.listed",
@@ -139,6 +184,12 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
         obj = self.get_object(request, object_id)
         audit.record(request.user, "admin.viewed", obj, model=self.opts.model_name)
         return super().change_view(request, object_id, form_url, extra_context)
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Django's own log of what was changed in the admin: nothing ever is."""
+        raise Http404
 
 
 class AuditorInline(ReadOnly, TabularInline):
@@ -246,10 +297,11 @@ class AuditEntryAdmin(AuditorAdmin):
         if not self.has_view_permission(request):
             raise PermissionDenied
         listed = reverse("admin:refunds_auditentry_changelist")
-        query = request.GET.get("q", "")
-        kept = kept_search(query)
-        if query and kept is None:
-            return redirect(f"{listed}?{request.GET.urlencode()}")
+        typed = request.GET.get(SEARCH_VAR, "")
+        kept = kept_search(typed)
+        query = self.offered(request)
+        if (typed and kept is None) or query != request.GET:
+            return redirect(_address(listed, query))
         try:
             entries = self.get_changelist_instance(request).queryset
         except IncorrectLookupParameters:

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 import math
+import re
 import uuid
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -63,7 +64,14 @@ class RequestContext:
     def process_exception(self, request: HttpRequest, exception: Exception) -> None:
         """What somebody tried without the right to it is recorded, wherever it was refused."""
         if isinstance(exception, PermissionDenied) and request.user.is_authenticated:
-            record(request.user, "page.refused", refused=True, method=request.method, path=request.path[:200])
+            record(request.user, "page.refused", refused=True, method=request.method, path=_place(request))
+
+
+def _place(request: HttpRequest) -> str:
+    """The path; its pattern where somebody typed what no link of ours holds, such as a mail."""
+    if re.fullmatch(r"[\w./-]*", request.path, re.ASCII) or request.resolver_match is None:
+        return request.path[:200]
+    return f"/{request.resolver_match.route}"[:200]
 
 
 def _address(request: HttpRequest) -> str | None:

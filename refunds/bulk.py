@@ -28,7 +28,7 @@ NAMESPACE = uuid.UUID("5d3c4c1e-0f6f-4c53-9a53-0d9a1b7c6e2f")  # of the refunds'
 CHUNK = 100  # lines checked in one transaction
 AHEAD = 20  # refunds of a file that wait to be sent: so many go on after a pause
 LEASE = timedelta(seconds=60)  # a worker that is silent for so long has died
-ALL_THAT_IS_LEFT = {"残額", "残額すべて", "全額"}
+ALL_THAT_IS_LEFT = {"残額", "残額すべて", "全額", "rest"}
 
 Line, Problem = BulkLine.State, BulkLine.Problem
 PROBLEMS: dict[type[services.RefundError], BulkLine.Problem] = {
@@ -413,7 +413,9 @@ def _ask(bulk: Bulk) -> None:
     """Ask for refunds, in the order of the lines, while few of them wait to be sent."""
     ready = bulk.lines.filter(state=Line.READY)
     if not ready.exists():
-        _finish(bulk)
+        # A case for people may stay one for days: the file does not wait for it.
+        if not _rows(bulk).filter(state__in=[Refund.State.QUEUED, *Refund.IN_FLIGHT]).exists():
+            _finish(bulk)
         return
     waiting = _rows(bulk).filter(state__in=[Refund.State.QUEUED, Refund.State.SENDING]).count()
     for line in ready.exclude(IS_BLOCKED).order_by("number")[: max(0, AHEAD - waiting)]:

@@ -16,12 +16,13 @@ def money(app_configs: Any, **kwargs: Any) -> list[Error]:
     """The keys are keys, test and live are not mixed, and a lease outlasts the call that it covers."""
     errors = []
     address = urlsplit(settings.SMARTPAY_API_URL)
-    loopback = address.scheme == "http" and address.hostname in {"127.0.0.1", "localhost"}
+    on_this_machine = address.hostname in {"127.0.0.1", "::1", "localhost"}
+    loopback = address.scheme == "http" and on_this_machine
     try:
         mode = smartpay.mode_of(settings.SMARTPAY_SECRET_KEY)
     except ValueError as error:
         return [Error(str(error), hint="SMARTPAY_SECRET_KEY", id="refunds.E001")]
-    if loopback and mode == "live":
+    if on_this_machine and mode == "live":
         errors.append(Error("A live key is set for a sandbox.", hint="SMARTPAY_API_URL", id="refunds.E002"))
     if not loopback and address.scheme != "https":
         errors.append(

@@ -189,6 +189,28 @@ class ReviewForm(forms.Form):
         }
 
 
+class BulkUploadForm(forms.Form):
+    """一括返金: the file."""
+
+    file = forms.FileField(
+        label=_("CSV ファイル"),
+        max_length=120,
+        error_messages={
+            "required": _("ファイルを選んでください。"),
+            "missing": _("ファイルを選んでください。"),
+            "invalid": _("ファイルを選んでください。"),
+            "empty": _("ファイルが空です。"),
+            "max_length": _("ファイル名が長すぎます(120文字まで)。"),
+        },
+    )
+
+
+class BulkStartForm(forms.Form):
+    """一括返金の開始: why lines are refunded although there is a similar refund; empty, those are left out."""
+
+    similar_reason = PlainText(label=_("それでも返金する理由"), required=False, limit=MEMO_LENGTH)
+
+
 class SendsForm(forms.Form):
     """送信の停止と再開."""
 

@@ -52,6 +52,24 @@ RIGHTS = {
     "refunds_evidence": ADD,
     "refunds_reviewdecision": ADD,
     "refunds_control": Rights(add=True, change=But({"one"})),
+    "refunds_bulk": Rights(
+        add=True,
+        change=(
+            "state",
+            "total",
+            "similar_reason",
+            "started_at",
+            "decided_by_id",
+            "decided_at",
+            "decision_note",
+            "ended_at",
+            "lease_until",
+            "lease_owner",
+        ),
+    ),
+    "refunds_bulkline": Rights(
+        add=True, change=("payment_id", "amount", "reason", "refundable", "state", "problem")
+    ),
     # The trail: an entry is sealed, and nothing else ever happens to it.
     "refunds_auditentry": Rights(add=True, change=("seal", "previous_seal")),
     "refunds_search": Rights(add=True, remove=True),
@@ -63,7 +81,9 @@ RIGHTS = {
     "auth_group_permissions": READ,
     "auth_permission": READ,
     "dashboard_sessionindex": ANY,
-    "dashboard_seenlogouttoken": ADD,
+    "dashboard_seenlogouttoken": Rights(add=True, remove=True),
+    "dashboard_breakglass": Rights(add=True, change=("expires_at", "used_at")),
+    "dashboard_count": Rights(add=True, change=("began", "times"), remove=True),
     "django_session": ANY,
     # Django's own.
     "django_admin_log": READ,

@@ -548,7 +548,7 @@ class Bulk(models.Model):
         AWAITING_APPROVAL = "awaiting_approval", _("承認待ち")  # a second person has to decide
         RUNNING = "running", _("実行中")  # workers ask for one refund after the other
         PAUSED = "paused", _("一時停止中")
-        DONE = "done", _("完了")  # every line is a row of the ledger, or told why not
+        DONE = "done", _("完了")  # every line's refund is settled, a case for people, or told why it is none
         CANCELLED = "cancelled", _("中止")
 
     OPEN = (State.CHECKING, State.CHECKED, State.AWAITING_APPROVAL, State.RUNNING, State.PAUSED)

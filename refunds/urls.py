@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from refunds import views, webhooks
+from refunds import views, views_bulk, webhooks
 
 app_name = "refunds"
 urlpatterns = [
@@ -18,5 +18,9 @@ urlpatterns = [
     path("refunds/<uuid:refund_id>/review/", views.refund_review, name="refund_review"),
     path("refunds/sends/", views.sends, name="sends"),
     path("approvals/", views.approvals, name="approvals"),
+    path("bulk/", views_bulk.bulk_list, name="bulk_list"),
+    path("bulk/template/", views_bulk.bulk_template, name="bulk_template"),
+    path("bulk/<uuid:bulk_id>/", views_bulk.bulk_detail, name="bulk"),
+    path("bulk/<uuid:bulk_id>/result/", views_bulk.bulk_result, name="bulk_result"),
     path("webhooks/smartpay/", webhooks.receive, name="webhook"),
 ]

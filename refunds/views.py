@@ -1,7 +1,10 @@
 """One view a screen or button: load, check, one call, answer."""
 
 import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
+from functools import wraps
 from typing import Any
 from urllib.parse import urlencode
 
@@ -9,18 +12,19 @@ from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import permission_required
 from django.core import signing
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, QueryDict
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_http_methods, require_POST, require_safe
+from django.views.decorators.http import require_http_methods, require_safe
 
+from dashboard import limits
 from dashboard.models import User
-from dashboard.sso import fresh_sign_in_required
-from refunds import audit, mirror, roles, search, services, smartpay
+from dashboard.sso import fresh_sign_in_required, posted_from
+from refunds import audit, mirror, paging, roles, search, services, smartpay
 from refunds.forms import (
     DecisionForm,
     OrderFilterForm,
@@ -33,7 +37,6 @@ from refunds.forms import (
 from refunds.models import Control, Order, Payment, Refund, Search, SmartpayRefund
 from refunds.templatetags.money import money
 
-PAGE = 50
 CONFIRMATION = "refunds.confirmation"  # the salt of its signature
 CONFIRMATION_SECONDS = 3600
 RENEW_SECONDS = {
@@ -54,7 +57,7 @@ def every_page(request: HttpRequest) -> dict[str, Any]:
             "can_request": request.user.has_perm(roles.REQUEST_REFUND),
             "can_approve": request.user.has_perm(roles.APPROVE_REFUND),
             "can_audit": request.user.has_perm(roles.AUDIT),
-            "roles": [roles.LABELS[role] for role in _person(request).role_names],
+            "roles": [roles.LABELS[role] for role in person(request).role_names],
         }
         context["sends"] = Control.objects.select_related("changed_by").filter(one=True).first() or Control()
     return context
@@ -65,13 +68,13 @@ def every_page(request: HttpRequest) -> dict[str, Any]:
 def start(request: HttpRequest) -> HttpResponse:
     """A person's start page: the search box, and own refunds that are not settled."""
     unsettled = (
-        Refund.objects.filter(requested_by=_person(request), state__in=Refund.RESERVING)
+        Refund.objects.filter(requested_by=person(request), state__in=Refund.RESERVING)
         .select_related("payment__order")
-        .order_by("-requested_at", "-id")[:PAGE]
+        .order_by("-requested_at", "-id")[: paging.PAGE]
     )
     may_decide = request.user.has_perm(roles.APPROVE_REFUND)
-    waiting = len(_waiting(request)[:PAGE]) if may_decide else 0
-    cases = len(_cases(request)[:PAGE]) if may_decide else 0
+    waiting = len(_waiting(request)[: paging.PAGE]) if may_decide else 0
+    cases = len(_cases(request)[: paging.PAGE]) if may_decide else 0
     context = {
         "unsettled": unsettled,
         "waiting": waiting,
@@ -114,8 +117,8 @@ def order_list(request: HttpRequest) -> HttpResponse:
         "search": typed,
         "typed": _parked(request).get("q", ""),
         "filters": form,
-        "newer_url": _page_url(request, result.newer),
-        "older_url": _page_url(request, result.older),
+        "newer_url": paging.url(request.GET, result.newer),
+        "older_url": paging.url(request.GET, result.older),
         "hidden_by_filters": result.hidden_by_filters,
         "clear_filters_url": "?"
         + urlencode({"search": typed.pk if typed else "", "status": search.ANY_STATUS}),
@@ -126,7 +129,7 @@ def order_list(request: HttpRequest) -> HttpResponse:
     return render(request, "refunds/order_list.html", context)
 
 
-@require_POST
+@posted_from(lambda request: reverse("refunds:order_list"))
 @may_see
 def order_search(request: HttpRequest) -> HttpResponse:
     return _searched(request, request.POST.get("q", ""))
@@ -139,7 +142,7 @@ def _searched(request: HttpRequest, typed: str) -> HttpResponse:
         return redirect("refunds:order_list")
     if order_id := search.whole_order_id(text):
         return redirect("refunds:order", order_id)
-    kept = Search.objects.create(person=_person(request), text=text, created_at=timezone.now())
+    kept = Search.objects.create(person=person(request), text=text, created_at=timezone.now())
     return redirect(f"{reverse('refunds:order_list')}?{urlencode({'search': kept.pk})}")
 
 
@@ -151,17 +154,9 @@ def _own_search(request: HttpRequest, search_id: str) -> Search | None:
         raise Http404
     kept = get_object_or_404(Search, pk=search_id)
     if kept.person_id != request.user.pk and not request.user.has_perm(roles.AUDIT):
+        audit.record(request.user, "orders.searched", kept, refused=True)
         raise Http404
     return kept
-
-
-def _page_url(request: HttpRequest, cursor: str) -> str:
-    """This page's address at another place of the list; "" without one."""
-    if not cursor:
-        return ""
-    query = request.GET.copy()
-    query["page"] = cursor
-    return f"?{query.urlencode()}"
 
 
 # --- 注文詳細 -------------------------------------------------------------------------------------------------
@@ -212,7 +207,8 @@ def _order_missing(
     request: HttpRequest, order_id: str, problem: smartpay.SmartpayError | None
 ) -> HttpResponse:
     """404 where there is no such order for us; 503 where nobody could tell. `problem`: None if nobody was asked."""
-    audit.record(request.user, "order.viewed", None, refused=True, order_id=order_id[:80])
+    known = order_id if smartpay.id_kind(order_id) else ""  # else it is what somebody typed: perhaps a name
+    audit.record(request.user, "order.viewed", None, refused=True, order_id=known[:80])
     if problem is None:
         explanation = _(
             "注文IDの形が正しくないか、別の環境(テスト・本番)の注文です。注文IDをもう一度確認してください。"
@@ -318,20 +314,53 @@ def _timeline(order: Order, payments: list[Payment]) -> list[dict[str, Any]]:
 # --- 返金フォーム ----------------------------------------------------------------------------------------------
 
 
+def not_too_often(view: Callable[[HttpRequest, str], HttpResponseBase]) -> Callable[..., HttpResponseBase]:
+    """Answers too many posts in a short time with the page as it was typed."""
+
+    @wraps(view)
+    def inner(request: HttpRequest, order_id: str) -> HttpResponseBase:
+        unjudged = request.method != "POST" or "all" in request.POST or "back" in request.POST
+        wait = 0 if unjudged else limits.taken(request, limits.REFUND_FORMS)
+        return _as_typed(request, order_id, wait) if wait else view(request, order_id)
+
+    return inner
+
+
+def _as_typed(request: HttpRequest, order_id: str, wait: int) -> HttpResponse:
+    """429: the form or its confirmation; or the refund, where an earlier press of the button has made it."""
+    order = get_object_or_404(Order.objects.prefetch_related("payments"), order_id=order_id)
+    form = RefundForm(request.POST, payments=list(order.payments.all()))
+    if form.is_valid() and _made(request.POST["request_id"]):
+        return redirect("refunds:refund", form.request().request_id)
+    messages.warning(request, limits.explanation(wait))
+    if form.is_valid() and "confirm" in request.POST:
+        with suppress(services.RefundError):  # said when it may be posted again
+            page = _confirmation(
+                request, order, form.request(), similar_form=SimilarForm(request.POST), status=429
+            )
+            return limits.retry_after(page, wait)
+    return limits.retry_after(
+        _draw_form(request, order, _typed_form(request, form.payments), status=429), wait
+    )
+
+
 @require_http_methods(["GET", "HEAD", "POST"])
 @permission_required(roles.REQUEST_REFUND, raise_exception=True)
-def refund_form(request: HttpRequest, order_id: str) -> HttpResponse:
+@not_too_often
+def refund_form(request: HttpRequest, order_id: str) -> HttpResponseBase:
     """The form, its confirmation, and the refund: three answers of one address, told apart by what is posted."""
     if smartpay.id_kind(order_id) is None:
         raise Http404
     order = get_object_or_404(Order.objects.prefetch_related("payments"), order_id=order_id)
     payments = list(order.payments.all())
-    if request.method != "POST":
+    parked = _parked(request)
+    if request.method != "POST" and "confirm" not in parked:
         if blocked := _why_no_refund(request, order, payments):
             messages.warning(request, blocked)
             return redirect("refunds:order", order_id)
         return _draw_form(request, order, _empty_form(request, order, payments))
-    form = RefundForm(request.POST, payments=payments)
+    # A confirmation whose sign-in had to be checked is drawn again, as if 返金する had been pressed.
+    form = RefundForm(request.POST or parked, payments=payments)
     if "all" in request.POST or "back" in request.POST:
         return _draw_form(request, order, _typed_form(request, payments))
     if not form.is_valid():
@@ -340,30 +369,48 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponse:
         return _draw_form(request, order, form, status=422)
     asked = form.request()
     try:
-        if made := services.find_request(asked, by=_person(request)):
+        if made := services.find_request(asked, by=person(request)):
             return redirect("refunds:refund", made.pk)
         services.read_payment(
             asked.payment_id, client=smartpay.client().within(settings.SMARTPAY_VIEW_DEADLINE)
         )
         if "confirm" not in request.POST:
-            return _confirmation(request, order, asked)
+            return _confirmation(request, order, asked, similar_form=SimilarForm(initial=parked))
+        confirmed = (
+            fresh_sign_in_required(_confirmed) if services.needs_approval(asked.amount) else _confirmed
+        )
         try:
-            return _confirmed(request, order, asked)
+            return confirmed(request, order, asked)
         except services.SimilarRefund as error:
             _refused(request, order, asked, error)
             return _confirmation(request, order, asked, similar_form=SimilarForm(request.POST), status=422)
     except services.RequestReused as error:
         audit.record(request.user, "refund.requested", error.refund, refused=True, why="request_id reused")
         return render(request, "refunds/conflict.html", {"refund": error.refund}, status=409)
-    except services.RefundError as error:
-        _refused(request, order, asked, error)
-        form.add_error(error.field, str(error))
-        for payment in payments:  # the figures beside the message are those it speaks of
-            payment.refresh_from_db()
-        return _draw_form(request, order, form, status=422)
-    except smartpay.SmartpayError as error:
+    except (services.RefundError, smartpay.SmartpayError) as error:
+        if _made(
+            str(asked.request_id)
+        ):  # another click of this very form was quicker: nothing of it was in vain
+            return redirect("refunds:refund", asked.request_id)
+        return _not_taken(request, order, form, asked, error)
+
+
+def _not_taken(
+    request: HttpRequest,
+    order: Order,
+    form: RefundForm,
+    asked: services.Request,
+    error: services.RefundError | smartpay.SmartpayError,
+) -> HttpResponse:
+    """The form with what speaks against it; nothing was recorded and nothing sent."""
+    if isinstance(error, smartpay.SmartpayError):
         form.add_error(None, _not_now(error))
         return _draw_form(request, order, form, status=503)
+    _refused(request, order, asked, error)
+    form.add_error(error.field, str(error))
+    for payment in form.payments:  # the figures beside the message are those it speaks of
+        payment.refresh_from_db()
+    return _draw_form(request, order, form, status=422)
 
 
 def _empty_form(request: HttpRequest, order: Order, payments: list[Payment]) -> RefundForm:
@@ -417,7 +464,7 @@ def _confirmation(
     status: int = 200,
 ) -> HttpResponse:
     """What would happen, drawn by the server, signed over every field, the person and the balance shown."""
-    preview = services.preview_refund(asked, by=_person(request))
+    preview = services.preview_refund(asked, by=person(request))
     fields = _fields(asked)
     request.session["draft"] = {"order": order.order_id, "fields": fields}
     shown = money(asked.amount, preview.payment.currency)
@@ -456,7 +503,7 @@ def _confirmed(request: HttpRequest, order: Order, asked: services.Request) -> H
         )
     similar_form = SimilarForm(request.POST)
     reason = similar_form.cleaned_data["similar_reason"] if similar_form.is_valid() else ""
-    refund = services.refund_payment(asked, refundable=signed, by=_person(request), similar_reason=reason)
+    refund = services.refund_payment(asked, refundable=signed, by=person(request), similar_reason=reason)
     request.session.pop("draft", None)
     return _see_other("refunds:refund", refund.pk)
 
@@ -481,12 +528,12 @@ def _sign(request: HttpRequest, fields: dict[str, str], refundable: int) -> str:
 def _signed(request: HttpRequest, fields: dict[str, str]) -> int | None:
     """The balance that was shown to this person with these fields; None if that is not what was signed."""
     try:
-        digest, person, refundable = signing.loads(
+        digest, signed_for, refundable = signing.loads(
             request.POST.get("signature", ""), salt=CONFIRMATION, max_age=CONFIRMATION_SECONDS
         )
     except (signing.BadSignature, ValueError):
         return None
-    right = digest == audit.keyed_hash("\0".join(fields.values())) and person == request.user.pk
+    right = digest == audit.keyed_hash("\0".join(fields.values())) and signed_for == request.user.pk
     return int(refundable) if right else None
 
 
@@ -546,6 +593,10 @@ def refund_detail(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
     return _draw_refund(request, refund, DecisionForm(initial=_parked(request)))
 
 
+def _refund_page(request: HttpRequest, refund_id: uuid.UUID) -> str:
+    return reverse("refunds:refund", args=[refund_id])
+
+
 def _refund(refund_id: uuid.UUID) -> Refund:
     related = Refund.objects.select_related("payment__order", "requested_by", "decided_by")
     return get_object_or_404(related, pk=refund_id)
@@ -567,7 +618,7 @@ def _draw_refund(
         "refund": refund,
         "order": refund.payment.order,
         "attempts": refund.attempts.all(),
-        "evidence": refund.evidence.order_by("-at")[:PAGE],
+        "evidence": refund.evidence.order_by("-at")[: paging.PAGE],
         "explanation": explanation,
         "what_now": what_now,
         "held": _why_held(refund),
@@ -614,11 +665,11 @@ def approvals(request: HttpRequest) -> HttpResponse:
 
 
 def _draw_approvals(request: HttpRequest, sends_form: SendsForm, status: int = 200) -> HttpResponse:
-    rows = list(_waiting(request)[:PAGE])
-    cases = list(_cases(request)[:PAGE])
+    rows = list(_waiting(request)[: paging.PAGE])
+    cases = list(_cases(request)[: paging.PAGE])
     audit.record(request.user, "refunds.listed", None, shown=[str(refund.pk) for refund in (*rows, *cases)])
     waiting = [Refund.State.AWAITING_APPROVAL, Refund.State.REVIEW]
-    own = Refund.objects.filter(requested_by=_person(request), state__in=waiting).exists()
+    own = Refund.objects.filter(requested_by=person(request), state__in=waiting).exists()
     context = {"refunds": rows, "cases": cases, "own": own, "sends_form": sends_form}
     return render(request, "refunds/approvals.html", context, status=status)
 
@@ -627,7 +678,7 @@ def _cases(request: HttpRequest) -> QuerySet[Refund]:
     """要調査: the cases that this person could decide, the longest waiting first."""
     return (
         Refund.objects.filter(state=Refund.State.REVIEW)
-        .exclude(requested_by=_person(request))
+        .exclude(requested_by=person(request))
         .select_related("payment__order", "requested_by")
         .order_by("requested_at", "id")
     )
@@ -637,13 +688,13 @@ def _waiting(request: HttpRequest) -> QuerySet[Refund]:
     """What this person could decide."""
     return (
         Refund.objects.filter(state=Refund.State.AWAITING_APPROVAL)
-        .exclude(requested_by=_person(request))
+        .exclude(requested_by=person(request))
         .select_related("payment__order", "requested_by")
         .order_by("requested_at", "id")
     )
 
 
-@require_POST
+@posted_from(_refund_page)
 @permission_required(roles.APPROVE_REFUND, raise_exception=True)
 @fresh_sign_in_required
 def refund_decide(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
@@ -655,15 +706,18 @@ def refund_decide(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
     note = form.cleaned_data["note"]
     try:
         if "approve" in request.POST:
-            services.approve(refund_id, by=_person(request), note=note)
+            services.approve(refund_id, by=person(request), note=note)
         else:
-            services.reject(refund_id, by=_person(request), note=note)
+            services.reject(refund_id, by=person(request), note=note)
     except services.NotWaiting as error:
         messages.warning(request, str(error))
     except services.RefundError as error:
         form.add_error(error.field, str(error))
         return _draw_refund(request, refund, form, status=422)
     except smartpay.SmartpayError as error:
+        refund = _refund(refund_id)
+        if refund.state != Refund.State.AWAITING_APPROVAL:  # another click was quicker
+            return redirect("refunds:refund", refund_id)
         form.add_error(None, _not_now(error))
         return _draw_refund(request, refund, form, status=503)
     return redirect("refunds:refund", refund_id)
@@ -689,7 +743,7 @@ def _decide_case(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
         return _draw_case(request, refund, form=form, status=422)
     try:
         refund = services.decide_case(
-            refund_id, **form.cleaned_data, by=_person(request), client=_quick_client()
+            refund_id, **form.cleaned_data, by=person(request), client=_quick_client()
         )
     except services.NotWaiting as error:
         messages.warning(request, str(error))
@@ -739,7 +793,7 @@ def _draw_case(
         "form": form or ReviewForm(),
         "sends_form": sends_form or SendsForm(initial=_parked(request)),
         "attempts": refund.attempts.all(),
-        "evidence": refund.evidence.order_by("-at")[:PAGE],
+        "evidence": refund.evidence.order_by("-at")[: paging.PAGE],
         "problem": _problem_text(problem) if problem else "",
         "read_at": timezone.now(),
         "is_open": refund.state == Refund.State.REVIEW,
@@ -804,7 +858,13 @@ def _see_other(view: str, *args: Any) -> HttpResponse:
     return response
 
 
-@require_POST
+def _page_of_switch(request: HttpRequest) -> str:
+    """Where somebody stops or resumes sending: 承認, or the page of a case."""
+    case = _uuid(request.POST.get("case", ""))
+    return reverse("refunds:refund_review", args=[case]) if case else reverse("refunds:approvals")
+
+
+@posted_from(_page_of_switch)
 @permission_required(roles.APPROVE_REFUND, raise_exception=True)
 @fresh_sign_in_required
 def sends(request: HttpRequest) -> HttpResponse:
@@ -815,7 +875,7 @@ def sends(request: HttpRequest) -> HttpResponse:
     case = Refund.objects.filter(pk=case_id).first() if case_id else None
     if form.is_valid():
         try:
-            services.set_sends(enabled=resume, reason=form.cleaned_data["reason"], by=_person(request))
+            services.set_sends(enabled=resume, reason=form.cleaned_data["reason"], by=person(request))
         except services.NotReconciled as error:
             form.add_error(None, str(error))
         else:
@@ -877,12 +937,12 @@ def _meaning(refund: Refund) -> tuple[str, str]:
     }[Refund.State(refund.state)]
 
 
-@require_POST
+@posted_from(_refund_page)
 @permission_required(roles.REQUEST_REFUND, raise_exception=True)
 def refund_withdraw(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
     get_object_or_404(Refund, pk=refund_id)
     try:
-        services.withdraw(refund_id, by=_person(request))
+        services.withdraw(refund_id, by=person(request))
     except services.NotWaiting as error:
         messages.warning(request, str(error))
     return redirect("refunds:refund", refund_id)
@@ -906,41 +966,15 @@ def refund_list(request: HttpRequest) -> HttpResponse:
         "amount__lte": data.get("max_amount"),
     }
     refunds = refunds.filter(**{name: value for name, value in wanted.items() if value})
-    rows, newer, older = _ledger_page(refunds, request.GET.get("page", ""))
+    rows, newer, older = paging.newest_first(refunds, "requested_at", request.GET.get("page", ""))
     audit.record(request.user, "refunds.listed", None, shown=[str(refund.pk) for refund in rows])
     context = {
         "refunds": rows,
         "filters": form,
-        "newer_url": _page_url(request, newer),
-        "older_url": _page_url(request, older),
+        "newer_url": paging.url(request.GET, newer),
+        "older_url": paging.url(request.GET, older),
     }
     return render(request, "refunds/refund_list.html", context)
-
-
-def _ledger_page(refunds: Any, cursor: str) -> tuple[list[Refund], str, str]:
-    """One page by keyset, and the cursors of its neighbours ("" at an end). A cursor that can't be read is page one."""
-    way, _sep, place = cursor.partition("~")
-    moment, _sep, key = place.partition("~")
-    at: datetime | None = None
-    try:
-        at, key = datetime.fromisoformat(moment), str(uuid.UUID(key))
-    except ValueError:
-        way = ""
-    newest_first = ("-requested_at", "-id")
-    if way == "older":
-        refunds = refunds.filter(Q(requested_at__lt=at) | Q(requested_at=at, id__lt=key))
-    elif way == "newer":
-        refunds = refunds.filter(Q(requested_at__gt=at) | Q(requested_at=at, id__gt=key))
-    rows = list(refunds.order_by(*(("requested_at", "id") if way == "newer" else newest_first))[: PAGE + 1])
-    more, rows = len(rows) > PAGE, rows[:PAGE]
-    if way == "newer":
-        rows.reverse()
-    if not rows:
-        return rows, "", ""
-    first, last = (f"{row.requested_at.isoformat()}~{row.pk}" for row in (rows[0], rows[-1]))
-    has_newer = more if way == "newer" else bool(way)
-    has_older = True if way == "newer" else more
-    return rows, f"newer~{first}" if has_newer else "", f"older~{last}" if has_older else ""
 
 
 def _parked(request: HttpRequest) -> dict[str, str]:
@@ -952,7 +986,7 @@ def _parked(request: HttpRequest) -> dict[str, str]:
     return {name: str(value) for name, value in parked.items()}
 
 
-def _person(request: HttpRequest) -> User:
+def person(request: HttpRequest) -> User:
     """The person signed in; every view here stands behind the sign-in."""
     assert isinstance(request.user, User)  # noqa: S101
     return request.user

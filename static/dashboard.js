@@ -135,6 +135,7 @@ function renew() {
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const fresh = page.querySelector(".refund");
       const changed = fresh.dataset.state !== shown.dataset.state;
+      if (changed && "reload" in shown.dataset) return location.reload(); // what can be done now is outside of it
       if (words(fresh) !== shown.words) {
         const focused = shown.contains(document.activeElement);
         document.title = page.title;

@@ -116,6 +116,7 @@ class DishonestProvider(ThreadingHTTPServer):
         self.has_session = True  # whether prompt=none is answered without asking
         self.asked: list[dict[str, str]] = []  # parameters of each authorization request
         self.codes: dict[str, dict[str, str]] = {}
+        self.tokens: list[str] = []  # ID tokens that it gave
         threading.Thread(target=self.serve_forever, args=[0.05], daemon=True).start()
 
     def handle_error(self, *args: Any) -> None:
@@ -211,6 +212,8 @@ class Handler(BaseHTTPRequestHandler):
             or asked["redirect_uri"] != fields["redirect_uri"][0]
         ):
             return self.answer({"error": "invalid_grant"}, 400)
+        if server.lie.startswith("token error="):
+            return self.answer({"error": server.lie.removeprefix("token error=")}, 400)
         now = int(time.time())
         claims = {
             "iss": server.issuer,
@@ -223,9 +226,9 @@ class Handler(BaseHTTPRequestHandler):
             "sid": "provider-session-1",
             **server.in_id_token,
         }
-        return self.answer(
-            {"access_token": "opaque", "token_type": "Bearer", "id_token": server.forge(claims)}
-        )
+        token = server.forge(claims)
+        server.tokens.append(str(token))
+        return self.answer({"access_token": "opaque", "token_type": "Bearer", "id_token": token})
 
     def answer(self, body: Any, status: int = 200, **headers: str) -> None:
         data = body.encode() if isinstance(body, str) else json.dumps(body).encode()

@@ -33,7 +33,12 @@ LEGEND = {
 # Its posts are not forms of ours: the sender proves itself by a signature instead of a token.
 WITHOUT_TOKEN = {"/webhooks/smartpay/", "/oidc/backchannel-logout/"}
 # Only within SSO_STEP_UP_SECONDS of the provider having asked for the person. The table is of people just asked for.
-FRESH = {"/refunds/<refund_id>/decide/", "/refunds/<refund_id>/review/", "/refunds/sends/"}
+FRESH = {
+    "/bulk/<bulk_id>/",
+    "/refunds/<refund_id>/decide/",
+    "/refunds/<refund_id>/review/",
+    "/refunds/sends/",
+}
 
 # What the admin shows; each has the lines of `/admin/<model>/…`.
 MODELS = [
@@ -58,6 +63,7 @@ address                                     method  anonymous  no role  viewer  
 /orders/                                    GET     sign-in    403      200     200       200       200
 /orders/                                    other   sign-in    405      405     405       405       405
 /orders/?search=<search_id>                 GET     sign-in    403      404     404       404       200
+/orders/search/                             GET     sign-in    302      302     302       302       302
 /orders/search/                             POST    sign-in    403      302     302       302       302
 /orders/search/                             other   sign-in    405      405     405       405       405
 /orders/<order_id>/                         GET     sign-in    403      200     200       200       200
@@ -69,13 +75,26 @@ address                                     method  anonymous  no role  viewer  
 /refunds/                                   other   sign-in    405      405     405       405       405
 /refunds/<refund_id>/                       GET     sign-in    403      200     200       200       200
 /refunds/<refund_id>/                       other   sign-in    405      405     405       405       405
+/bulk/                                      GET     sign-in    403      200     200       200       200
+/bulk/                                      POST    sign-in    403      403     302       302       403
+/bulk/                                      other   sign-in    405      405     405       405       405
+/bulk/template/                             GET     sign-in    403      200     200       200       200
+/bulk/template/                             other   sign-in    405      405     405       405       405
+/bulk/<bulk_id>/                            GET     sign-in    403      200     200       200       200
+/bulk/<bulk_id>/                            POST    sign-in    403      403     403       302       403
+/bulk/<bulk_id>/                            other   sign-in    405      405     405       405       405
+/bulk/<bulk_id>/result/                     GET     sign-in    403      200     200       200       200
+/bulk/<bulk_id>/result/                     other   sign-in    405      405     405       405       405
+/refunds/<refund_id>/withdraw/              GET     sign-in    302      302     302       302       302
 /refunds/<refund_id>/withdraw/              POST    sign-in    403      403     403       403       403
 /refunds/<refund_id>/withdraw/              other   sign-in    405      405     405       405       405
+/refunds/<refund_id>/decide/                GET     sign-in    302      302     302       302       302
 /refunds/<refund_id>/decide/                POST    sign-in    403      403     403       302       403
 /refunds/<refund_id>/decide/                other   sign-in    405      405     405       405       405
 /refunds/<refund_id>/review/                GET     sign-in    403      200     200       200       200
 /refunds/<refund_id>/review/                POST    sign-in    403      403     403       302       403
 /refunds/<refund_id>/review/                other   sign-in    405      405     405       405       405
+/refunds/sends/                             GET     sign-in    302      302     302       302       302
 /refunds/sends/                             POST    sign-in    403      403     403       302       403
 /refunds/sends/                             other   sign-in    405      405     405       405       405
 /approvals/                                 GET     sign-in    403      403     403       200       403
@@ -85,10 +104,6 @@ address                                     method  anonymous  no role  viewer  
 /admin/login/                               any     sign-in    403      403     403       403       403
 /admin/logout/                              POST    302        302      302     302       302       302
 /admin/logout/                              other   405        405      405     405       405       405
-/admin/password_change/                     any     door       door     door    door      door      200
-/admin/password_change/done/                GET     door       door     door    door      door      200
-/admin/password_change/done/                POST    door       door     door    door      door      405
-/admin/password_change/done/                other   door       door     door    door      door      200
 /admin/autocomplete/                        GET     door       door     door    door      door      403
 /admin/autocomplete/                        POST    door       door     door    door      door      405
 /admin/autocomplete/                        other   door       door     door    door      door      200
@@ -105,7 +120,7 @@ address                                     method  anonymous  no role  viewer  
 /admin/<model>/<object_id>/change/          POST    sign-in    door     door    door      door      403
 /admin/<model>/<object_id>/change/          other   sign-in    door     door    door      door      200
 /admin/<model>/<object_id>/delete/          any     sign-in    door     door    door      door      403
-/admin/<model>/<object_id>/history/         any     sign-in    door     door    door      door      200
+/admin/<model>/<object_id>/history/         any     sign-in    door     door    door      door      404
 
 /admin/refunds/auditentry/verify/           POST    sign-in    door     door    door      door      200
 /admin/refunds/auditentry/verify/           other   sign-in    door     door    door      door      405
@@ -129,6 +144,9 @@ address                                     method  anonymous  no role  viewer  
 /oidc/logout/                               other   405        405      405     405       405       405
 /oidc/backchannel-logout/                   POST    400        400      400     400       400       400
 /oidc/backchannel-logout/                   other   405        405      405     405       405       405
+/break-glass/                               GET     404        404      404     404       404       404
+/break-glass/                               POST    404        404      404     404       404       404
+/break-glass/                               other   405        405      405     405       405       405
 /i18n/setlang/                              any     302        302      302     302       302       302
 /healthz                                    any     200        200      200     200       200       200
 /readyz                                     any     200        200      200     200       200       200
@@ -198,7 +216,9 @@ waits for approval (at `review/`: is 要調査).
 `other` those without a line of their own; HEAD is as GET.
 
 A post without the form's token is 403, except at {without_token}, where a signature is asked for instead.
-A post to {fresh} also wants a sign-in that is younger than `SSO_STEP_UP_SECONDS`.
+A post to {fresh} also wants a sign-in that is younger than `SSO_STEP_UP_SECONDS`; so does the one to
+`/orders/<order_id>/refund/` that asks for more than `REFUND_APPROVAL_ABOVE`. `/break-glass/` is there while a code of
+`manage.py break_glass` waits.
 
 `<model>` is each of {models}.
 

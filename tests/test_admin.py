@@ -130,3 +130,70 @@ def test_what_is_tried_without_the_right_to_it_is_recorded(operator: User, viewe
     refused = AuditEntry.objects.filter(action="page.refused").order_by("id")
     assert [(entry.actor, entry.outcome) for entry in refused] == [(operator, "refused"), (viewer, "refused")]
     assert refused[0].data["path"].startswith("/admin/")
+
+
+def kept_and_shown(browser: Client, path: str) -> tuple[str, str]:
+    """Where a hand-typed address leads in the end, and all that the trail says of it."""
+    answer = browser.get(path, follow=True)
+    assert answer.status_code == 200, path
+    address = f"{answer.wsgi_request.path}?{answer.wsgi_request.META['QUERY_STRING']}"
+    return address, "".join(AuditEntry.objects.values_list("text", flat=True))
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "order/?email={}",
+        "order/?email__contains={}",
+        "order/?status__exact={}",
+        "order/?{}=1",
+        "order/?p={}",
+        "order/?o={}",
+        "order/?status__exact=succeeded&nonsense={}",
+        "search/?text={}",
+        "auditentry/?at__year={}",
+        "auditentry/?actor__name={}",
+        "auditentry/?actor__id__exact={}",
+        "auditentry/?e=1&_changelist_filters={}",
+        "auditentry/export.csv?order_id={}",
+        "auditentry/export.jsonl?q={}&order_id={}",
+    ],
+)
+@pytest.mark.parametrize("words", ["tanaka@example.jp", "田中太郎"])
+def test_what_is_typed_as_a_filter_stays_neither_in_the_address_nor_on_the_trail(
+    browser: Client, refund: Refund, typed: str, words: str
+) -> None:
+    address, trail = kept_and_shown(browser, f"/admin/refunds/{typed.format(quote(words), quote(words))}")
+
+    for text_of in (address, trail):
+        assert words not in text_of
+        assert quote(words) not in text_of
+        assert words.encode("ascii", "backslashreplace").decode() not in text_of
+
+
+def test_filters_that_the_list_offers_stay(browser: Client, refund: Refund, operator: User) -> None:
+    order = refund.payment.order
+    for path in (
+        f"refund/?state__exact=awaiting_approval&requested_by__id__exact={operator.pk}&o=-1.2",
+        f"refund/?requested_at__year={refund.requested_at.year}",
+        "auditentry/?outcome__exact=done&action__exact=refund.requested",
+        f"order/?status__exact={order.status}&refund_status=processing",
+        "smartpayrefund/?ours__isempty=1",
+        "attempt/?_facets=True",
+    ):
+        address, trail = kept_and_shown(browser, f"/admin/refunds/{path}")
+
+        assert address == f"/admin/refunds/{path}"
+        assert f'"{path.partition("?")[2].partition("=")[0]}"' in trail
+
+
+def test_pages_that_would_tell_or_do_something_elsewhere_are_not_there(
+    browser: Client, refund: Refund
+) -> None:
+    for path in ("/admin/password_change/", "/admin/password_change/done/"):
+        assert browser.get(path).status_code == 404
+        assert browser.post(path, {"new_password1": "x", "new_password2": "x"}).status_code == 404
+    page = text(browser.get(url_of("refund", refund.pk)))
+    assert browser.get(reverse("admin:refunds_refund_history", args=[refund.pk])).status_code == 404
+    assert "/history/" not in page
+    assert "password" not in page

@@ -1,5 +1,8 @@
 """Settings under which the site must not start."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -7,7 +10,10 @@ from django.core import checks as django_checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 
+from dashboard import checks as site_checks
 from refunds import checks
+from refunds.roles import ROLES
+from scripts.check import BASE_DIR, PRODUCTION
 
 SOUND: dict[str, Any] = {
     "SMARTPAY_API_URL": "https://api.smartpay.co/v1",
@@ -51,7 +57,10 @@ def test_key_that_is_none_is_a_fault_and_is_not_repeated(settings: Any, key: str
     assert fault.msg == "Not a Smartpay secret key: sk_test_… or sk_live_… is expected."
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8090/v1", "http://localhost:8090/v1"])
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1:8090/v1", "http://localhost:8090/v1", "https://localhost/v1", "https://[::1]/v1"],
+)
 def test_live_key_for_a_sandbox_is_a_fault(settings: Any, url: str) -> None:
     assert found(settings, SMARTPAY_API_URL=url) == ["refunds.E002"]
 
@@ -102,3 +111,59 @@ def test_site_does_not_start_with_a_fault(db: None, settings: Any) -> None:
         call_command("check")
 
     assert "Canary" not in str(stopped.value)
+
+
+# --- The site -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({}, False),
+        ({"viewer": "refund-viewers", "auditor": "viewer"}, False),
+        ({"operator": "refunds", "approver": "refunds"}, True),  # operators would decide, or nobody would
+        ({"viewer": ""}, True),
+        ({"viewer": " "}, True),
+        ({"viewer": "", "operator": ""}, True),
+    ],
+)
+def test_each_role_has_a_value_of_its_own(settings: Any, values: dict[str, str], fault: bool) -> None:
+    settings.OIDC_ROLE_VALUES = {values.get(role, role): role for role in ROLES}
+
+    assert [error.id for error in site_checks.roles(None)] == (["dashboard.E002"] if fault else [])
+
+
+@pytest.mark.parametrize("key", ["changeme", "a" * 60, "abcd" * 20, "django-insecure-" + "0123456789" * 6])
+def test_production_has_a_secret_that_cannot_be_guessed(settings: Any, key: str) -> None:
+    settings.HTTPS, settings.SECRET_KEY = True, key
+
+    assert [error.id for error in site_checks.secret(None)] == ["dashboard.E003"]
+
+
+def test_production_is_never_debugged(settings: Any) -> None:
+    settings.HTTPS, settings.DEBUG = True, True
+
+    assert [error.id for error in site_checks.debug(None)] == ["dashboard.E004"]
+
+
+@pytest.mark.parametrize(
+    ("unsafe", "fault"),
+    [
+        # With a test key, as it is: Smartpay has one address, and the key decides between test and live.
+        ({}, ""),
+        ({"SMARTPAY_SECRET_KEY": "sk_live_A1", "SMARTPAY_API_URL": "http://127.0.0.1:8090/v1"}, "sandbox"),
+        ({"OIDC_ISSUER": "http://127.0.0.1:8002"}, "provider on this machine"),
+        ({"OIDC_ROLE_VIEWER": "approver"}, "value of its own"),
+        ({"SECRET_KEY": "short"}, "SECRET_KEY"),
+        ({"DEBUG": "True"}, "DEBUG"),
+    ],
+    ids=str,
+)
+def test_web_server_refuses_to_start_under_unsafe_settings(unsafe: dict[str, str], fault: str) -> None:
+    """A process of its own: gunicorn imports this and runs no checks."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import dashboard.wsgi"],
+        env=os.environ | PRODUCTION | unsafe, cwd=BASE_DIR, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert (done.returncode, fault in done.stderr) == (bool(fault), True), done.stderr

@@ -73,6 +73,17 @@ def test_every_answer_is_in_the_table_with_its_class_and_its_tests() -> None:
         assert re.search(r"tests/test_\w+\.py::test_\w+", tests), seen
 
 
+def test_every_requirement_of_asvs_is_there_once_with_how_it_is_met() -> None:
+    requirements = rows("OWASP ASVS 5.0")
+    numbers = [number for each in requirements for number in each[0].split(", ")]
+
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", number) for number in numbers)
+    assert len(numbers) == len(set(numbers))
+    for numbers_here, asks, met in requirements:
+        assert asks, numbers_here
+        assert met, numbers_here
+
+
 @pytest.mark.parametrize(
     ("text", "absent"),
     [

@@ -17,6 +17,7 @@ from refunds import services, smartpay
 from refunds.models import Order, Refund
 from tests.conftest import make_user, sign_in
 from tests.sandbox import Sandbox
+from tests.test_approvals import fresh
 
 JAPANESE = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]+")
 ENGLISH = re.compile(
@@ -64,7 +65,7 @@ def language(request: pytest.FixtureRequest) -> str:
 
 def speaking(language: str, role: str) -> Client:
     """A browser of somebody with this role, whose name gives no language away, set to this language."""
-    browser = sign_in(make_user(role, name="H. H."))
+    browser = fresh(make_user(role, name="H. H."))
     browser.cookies[settings.LANGUAGE_COOKIE_NAME] = language
     return browser
 
@@ -196,7 +197,9 @@ def test_pages_that_say_no(language: str, address: str, db: None) -> None:
     assert foreign(language, page.content.decode()) == []
 
 
-@pytest.mark.parametrize("template", ["400.html", "500.html", "site/csrf_failure.html", "site/no_role.html"])
+@pytest.mark.parametrize(
+    "template", ["400.html", "413.html", "500.html", "site/csrf_failure.html", "site/no_role.html"]
+)
 def test_pages_drawn_without_a_view(language: str, template: str) -> None:
     with translation.override(language):
         assert foreign(language, render_to_string(template)) == []

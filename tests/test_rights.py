@@ -16,6 +16,7 @@ import pytest
 from django.contrib import admin
 from django.contrib.admin.utils import quote
 from django.core.cache import cache
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import transaction
 from django.http import HttpResponseBase
 from django.test import Client
@@ -25,7 +26,8 @@ from django.utils import timezone
 from dashboard.models import User
 from dashboard.oidc_provider import Refused
 from dashboard.sso import sync_user
-from refunds.models import Control, Payment, Refund, ReviewDecision, Search, SyncCursor
+from refunds import bulk
+from refunds.models import Bulk, Control, Payment, Refund, ReviewDecision, Search, SyncCursor
 from tests import rights
 from tests.conftest import Clock, make_user, sign_in
 from tests.dishonest_provider import DishonestProvider
@@ -58,6 +60,7 @@ class World:
     case: Refund
     found: str  # Smartpay's id of a refund that the case may be
     search: Search
+    bulk: Bulk  # waits for approval
 
     @cached_property
     def before(self) -> list[Any]:
@@ -73,6 +76,7 @@ class World:
                 address = address.replace("<object_id>", quote(str(row.pk)))
         parts = {
             "order_id": self.payment.order.order_id,
+            "bulk_id": self.bulk.pk,
             "refund_id": self.case.pk if "/review/" in address else self.waiting.pk,
             "search_id": self.search.pk,
             "app_label": "refunds",
@@ -85,9 +89,9 @@ class World:
         assert "<" not in address, f"{address}: what stands for this?"
         return address
 
-    def fields(self, address: str) -> dict[str, str]:
+    def fields(self, address: str) -> dict[str, Any]:
         """What is posted there."""
-        posted: dict[str, dict[str, str]] = {
+        posted: dict[str, dict[str, Any]] = {
             "/orders/search/": {"q": "田中"},
             "/orders/<order_id>/refund/": {
                 "request_id": str(uuid.uuid4()),
@@ -99,6 +103,8 @@ class World:
             },
             "/refunds/<refund_id>/decide/": {"reject": "1", "note": "二重の申請のため"},
             "/refunds/<refund_id>/review/": {"choice": self.found, "note": "管理画面で確認済み"},
+            "/bulk/": {"file": SimpleUploadedFile("x.csv", b"order_id,amount\nx,1")},
+            "/bulk/<bulk_id>/": {"do": "approve"},
             "/refunds/sends/": {"stop": "1", "reason": "不審な返金があるため"},
             "/i18n/setlang/": {"language": "en"},
         }
@@ -118,7 +124,12 @@ def world(sandbox: Sandbox, settings: Any, at: Clock) -> World:
     search = Search.objects.create(person=colleague, text="田中", created_at=timezone.now())
     Control.objects.get_or_create()
     SyncCursor.objects.get_or_create(collection="orders")
-    return World(payment, waiting, case, there["id"], search)
+    file, _is_new = bulk.upload(
+        "x.csv", f"order_id,amount\n{payment.order.order_id},700".encode(), by=colleague
+    )
+    bulk.work()
+    file = bulk.start(file.pk, by=colleague, similar_reason="三点目の返品")
+    return World(payment, waiting, case, there["id"], search, file)
 
 
 @pytest.fixture(autouse=True)
@@ -180,8 +191,9 @@ def in_words(response: HttpResponseBase) -> str:
 
 
 def ledger() -> list[Any]:
-    """Refunds, decisions, the switch, and who may what."""
+    """Refunds, files of them, decisions, the switch, and who may what."""
     return [
+        *Bulk.objects.order_by("pk").values(),
         *Refund.objects.order_by("pk").values(),
         *ReviewDecision.objects.order_by("pk").values(),
         *Control.objects.values(),

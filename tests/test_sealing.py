@@ -21,7 +21,7 @@ from django.urls import reverse
 from django.utils import translation
 
 from dashboard.models import User
-from refunds import audit, audit_export, sealing, spreadsheet
+from refunds import audit, sealing, spreadsheet
 from refunds.management.commands import run_worker
 from refunds.models import AuditEntry, Order
 from tests.conftest import Clock, guards, make_user, sign_in

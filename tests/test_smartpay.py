@@ -1028,6 +1028,7 @@ def test_refusal_that_is_about_no_page_is_passed_on(wire: Any) -> None:
 
 @pytest.mark.parametrize("values", [{"data": None}, {"data": {}}, {"data": "x"}, {"data": [None]}, {"data": ["x"]},
                                     {"data": [{"object": "order"}]}, {"data": [made(test=False)]},
+                                    {"nextPageToken": 12345}, {"nextPageToken": {"place": 2}}, {"nextPageToken": True},
                                     {"data": [made(object="order")]}])  # fmt: skip
 def test_list_with_something_else_in_it_is_not_believed(
     client: Client, sandbox: Sandbox, values: dict[str, Any]

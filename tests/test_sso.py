@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -18,11 +19,12 @@ from django.db import connection
 from django.http import HttpRequest, JsonResponse
 from django.test import Client
 from django.urls import path
+from django.utils import timezone
 from werkzeug.serving import make_server
 
 from dashboard import oidc_provider, sso, urls
 from dashboard.checks import issuer as check_issuer
-from dashboard.models import SessionIndex, User
+from dashboard.models import SeenLogoutToken, SessionIndex, User
 from scripts import identity_provider
 from tests.dishonest_provider import (
     CLIENT_ID,
@@ -66,7 +68,7 @@ def running() -> Iterator[DishonestProvider]:
 def idp(running: DishonestProvider, settings: Any) -> DishonestProvider:
     """The provider, honest again, and the site that trusts it."""
     fresh = {"lie": "", "forge": signed, "metadata": {}, "groups": ["operator"], "in_id_token": {}}
-    vars(running).update(fresh, has_session=True, asked=[], codes={})
+    vars(running).update(fresh, has_session=True, asked=[], codes={}, tokens=[])
     running.signed_in = {"sub": "u-1", "name": "返金 花子", "email": "hanako@example.jp"}
     trust(settings, running.issuer, CLIENT_SECRET)
     return running
@@ -368,11 +370,47 @@ def test_a_provider_that_takes_the_secret_in_the_body_only(idp: DishonestProvide
 
 
 def test_a_wrong_secret_is_a_fault_of_the_set_up(
-    idp: DishonestProvider, client: Client, settings: Any
+    idp: DishonestProvider, client: Client, settings: Any, refusals: list[dict[str, str]]
 ) -> None:
     settings.OIDC_RP_CLIENT_SECRET = "yesterday's"
 
-    assert sign_in(client).status_code == 503
+    response = sign_in(client)
+
+    assert response.status_code == 503
+    assert "<h1>サインインの設定に誤りがあります</h1>" in response.content.decode()
+    assert "システム担当者" in response.content.decode()
+    assert refusals == [{"reason": "token_invalid_client"}]
+
+
+@pytest.mark.parametrize(
+    ("error", "title"),
+    [
+        ("invalid_grant", "このサインインは続けられません"),  # used, or too old: the next one will do
+        ("invalid_client", "サインインの設定に誤りがあります"),
+        ("unauthorized_client", "サインインの設定に誤りがあります"),
+        ("invalid_request", "サインインの設定に誤りがあります"),
+        ("<script>", "会社の認証サービスが応答しません"),
+        ("", "会社の認証サービスが応答しません"),
+    ],
+)
+def test_what_the_token_endpoint_refuses_is_told_apart(
+    idp: DishonestProvider, client: Client, error: str, title: str
+) -> None:
+    idp.lie = f"token error={error}"
+
+    told = sign_in(client).content.decode()
+
+    assert f"<h1>{title}</h1>" in told
+    assert ("もう一度サインインしてください" in told) is (error == "invalid_grant")
+
+
+@pytest.mark.parametrize("error", ["invalid_scope", "unauthorized_client"])
+def test_what_the_provider_has_against_the_dashboard_is_no_ones_cancelling(
+    idp: DishonestProvider, client: Client, error: str
+) -> None:
+    idp.lie = f"error={error}"
+
+    assert "<h1>サインインの設定に誤りがあります</h1>" in sign_in(client).content.decode()
 
 
 # --- Misuse of the callback -----------------------------------------------------------------------------------
@@ -406,6 +444,18 @@ def test_a_callback_nobody_asked_for_ends_nothing(idp: DishonestProvider, client
 
     assert client.get(f"/oidc/callback/{query}").status_code == 400
     assert who(client) is not None
+
+
+def test_callbacks_that_nobody_began_here_are_not_on_the_trail(
+    idp: DishonestProvider, client: Client, refusals: list[dict[str, str]]
+) -> None:
+    for number in range(3):
+        client.get(f"/oidc/callback/?code=c&state={number}")
+    assert refusals == []
+
+    idp.lie = "error=access_denied"
+    sign_in(client)
+    assert refusals == [{"reason": "access_denied"}]
 
 
 def test_an_answer_made_for_another_browser_is_refused(idp: DishonestProvider, client: Client) -> None:
@@ -733,20 +783,95 @@ def test_a_provider_that_did_not_ask_again_opens_nothing(
 
 
 # --- Signing out --------------------------------------------------------------------------------------------------
-def test_signing_out_reaches_the_provider(idp: DishonestProvider, client: Client) -> None:
+def leave(client: Client) -> str:
+    """Sign out here; return where the browser is sent once the provider was asked for an ID token."""
+    location: str = back(client, to_provider_by(client.post("/oidc/logout/")))["Location"]
+    return location
+
+
+def to_provider_by(response: Any) -> str:
+    """Let the provider answer what a browser is sent to it with."""
+    return requests.get(response["Location"], allow_redirects=False, timeout=5).headers["Location"]
+
+
+def test_signing_out_reaches_the_provider_with_an_id_token_that_was_never_kept(
+    idp: DishonestProvider, client: Client
+) -> None:
     sign_in(client)
+    secret_parts = idp.tokens
 
-    response = client.post("/oidc/logout/")
+    there = urlsplit(leave(client))
 
-    there = urlsplit(response["Location"])
+    query = parse_qs(there.query)
+    [hint] = query.pop("id_token_hint")
     assert f"{there.scheme}://{there.netloc}{there.path}" == f"{idp.issuer}/end-session"
-    assert parse_qs(there.query) == {
+    assert query == {
         "client_id": [CLIENT_ID],
         "post_logout_redirect_uri": ["http://testserver/signed-out/"],
     }
+    assert (idp.asked[-1]["prompt"], idp.asked[-1]["scope"]) == ("none", "openid")  # by which nobody is named
+    assert hint == idp.tokens[-1]
+    kept = str([session.get_decoded() for session in Session.objects.all()])
+    assert not any(token in kept for token in secret_parts)
     assert who(client) is None
     assert not SessionIndex.objects.exists()
     assert "ご利用ありがとうございました" in client.get("/signed-out/").content.decode()
+
+
+def test_no_id_token_is_in_the_database_while_somebody_works(idp: DishonestProvider, client: Client) -> None:
+    sign_in(client)
+
+    kept = str([session.get_decoded() for session in Session.objects.all()])
+
+    assert idp.tokens
+    assert not any(part in kept for token in idp.tokens for part in token.split("."))
+
+
+def test_signing_out_ends_the_session_here_before_the_provider_is_asked(
+    idp: DishonestProvider, client: Client
+) -> None:
+    sign_in(client)
+    client.post("/oidc/logout/")
+
+    assert who(client) is None
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "token endpoint is down",
+        "answers as another provider",
+        "error=interaction_required",
+        "error=server_error",
+    ],
+)
+def test_signing_out_without_an_id_token_names_the_client(
+    idp: DishonestProvider, client: Client, refusals: list[dict[str, str]], lie: str
+) -> None:
+    sign_in(client)
+    idp.lie = lie
+
+    there = parse_qs(urlsplit(leave(client)).query)
+
+    assert there["client_id"] == [CLIENT_ID]
+    assert "id_token_hint" not in there
+    assert refusals == []
+
+
+def test_who_is_signed_out_there_already_is_not_sent_there(idp: DishonestProvider, client: Client) -> None:
+    sign_in(client)
+    idp.has_session = False
+
+    assert leave(client) == "/signed-out/"
+
+
+def test_what_comes_back_from_signing_out_signs_nobody_in(idp: DishonestProvider, client: Client) -> None:
+    sign_in(client)
+    location = to_provider_by(client.post("/oidc/logout/"))
+    back(client, location)
+
+    assert back(client, location).status_code == 400
+    assert who(client) is None
 
 
 @pytest.mark.parametrize("end_session", ["", "http://127.0.0.2/end-session"])  # none; one the CSP would stop
@@ -810,6 +935,34 @@ def test_a_forged_logout_token_ends_nothing(idp: DishonestProvider, client: Clie
     assert who(client) is not None
 
 
+def test_what_is_over_is_forgotten(idp: DishonestProvider, client: Client) -> None:
+    sign_in(client)
+    over = timezone.now() - timedelta(days=2)
+    Client().get("/oidc/authenticate/")  # somebody who only looked in
+    for jti, seen_at in {"old": over, "new": timezone.now()}.items():
+        SeenLogoutToken.objects.create(jti=jti)
+        SeenLogoutToken.objects.filter(jti=jti).update(seen_at=seen_at)
+    Session.objects.exclude(session_key=client.session.session_key).update(expire_date=over)
+    SessionIndex.objects.create(session_key="gone", user=User.objects.get())
+    SessionIndex.objects.filter(session_key="gone").update(created_at=over)
+
+    sso.prune()
+
+    assert [session.session_key for session in Session.objects.all()] == [client.session.session_key]
+    assert [row.session_key for row in SessionIndex.objects.all()] == [client.session.session_key]
+    assert [token.jti for token in SeenLogoutToken.objects.all()] == ["new"]
+
+
+def test_a_logout_token_that_is_older_than_our_memory_is_refused(
+    idp: DishonestProvider, client: Client
+) -> None:
+    sign_in(client)
+    token = signed(idp.logout_claims(iat=int(time.time()) - 90_000), typ="logout+jwt")
+
+    assert client.post("/oidc/backchannel-logout/", {"logout_token": token}).status_code == 400
+    assert who(client) is not None
+
+
 # --- Set-up -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("issuer", "https", "fault"),
@@ -868,10 +1021,13 @@ def test_the_demo_people_sign_in_stay_and_sign_out(demo: str, client: Client, lo
     silent = browser.get(client.get("/page/")["Location"], allow_redirects=False, timeout=5)
     rechecked = back(client, silent.headers["Location"])
     shown = client.get("/page/").status_code
-    out = browser.get(client.post("/oidc/logout/")["Location"], allow_redirects=False, timeout=5)
+    hinted = browser.get(client.post("/oidc/logout/")["Location"], allow_redirects=False, timeout=5)
+    leaving = back(client, hinted.headers["Location"])
+    out = browser.get(leaving["Location"], allow_redirects=False, timeout=5)
 
     assert (landed["Location"], rechecked["Location"], shown) == ("/page/", "/page/", 200)
     assert (person.role_names, person.name) == ([login], identity_provider.PEOPLE[login][0])
+    assert "id_token_hint=" in leaving["Location"]
     assert out.headers["Location"] == "http://testserver/signed-out/"
     assert who(client) is None
 

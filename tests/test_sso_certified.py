@@ -186,7 +186,8 @@ def test_signing_out_ends_the_session_at_both(person: Person, site: Site) -> Non
     [stolen] = [each for each in person.context.cookies() if each["name"] == "session"]
     person.page.get_by_text("返金 花子").first.click()
     person.page.get_by_role("button", name="サインアウト").click()
-    person.page.get_by_role("button", name="Yes, sign me out").click()
+    person.page.get_by_role("button", name="Yes, sign me out").click()  # it answers 400 without an ID token
+    assert (person.asked[-1]["prompt"], person.asked[-1]["scope"]) == ("none", "openid")
     person.page.wait_for_url(f"{site.url}/signed-out/")
     expect(person.heading()).to_have_text("サインアウトしました")
 
@@ -214,15 +215,24 @@ def test_signing_out_at_the_provider_ends_the_session_here_at_once(
     assert len(person.asked) == asked  # known without asking
 
 
-def test_deciding_wants_a_fresh_sign_in(
+def test_asking_for_much_and_deciding_want_a_fresh_sign_in(
     person: Person, provider: CertifiedProvider, chrome: Browser, site: Site
 ) -> None:
     found = site.sandbox.find("refundable", min_amount=8000)
     operator = Person(chrome, site)
     operator.sign_in("hanako")
+    time.sleep(STEP_UP + 1)
     operator.page.goto(f"/orders/{found['order']}/refund/")
     operator.page.get_by_label("返金額").fill("6000")
+    operator.page.get_by_label("社内メモ").fill("店長と相談済み")
     operator.page.get_by_label("返金額").press("Enter")
+    operator.page.get_by_role("button", name="¥6,000 の返金を申請する").click()
+    stepped_up = operator.asked[-1]
+    operator.type_password("hanako")
+
+    assert (stepped_up["prompt"], stepped_up["max_age"]) == ("login", "0")
+    expect(operator.page.get_by_text("入力した内容はまだ送信されていません")).to_be_visible()
+    expect(operator.page.get_by_text("店長と相談済み")).to_be_visible()
     operator.page.get_by_role("button", name="¥6,000 の返金を申請する").click()
     expect(operator.heading()).to_contain_text("承認待ち")
     refund = operator.page.url

@@ -16,6 +16,7 @@ from refunds import services, smartpay
 from refunds.models import AuditEntry, Order, Payment, Refund, Search
 from tests.conftest import make_order, make_user, sign_in
 from tests.sandbox import Sandbox
+from tests.test_approvals import fresh
 
 State = Refund.State
 
@@ -585,7 +586,7 @@ def test_reserved_rest_and_refunds_made_elsewhere_are_told(
     browser.get(f"/orders/{paid.order_id}/")
     payment.refresh_from_db()
     with override_settings(REFUND_APPROVAL_ABOVE=0):
-        confirm(browser, paid, amount=str(payment.refundable()), similar_reason="残り全部")
+        confirm(fresh(operator), paid, amount=str(payment.refundable()), similar_reason="残り全部")
 
     page = text(browser.get(f"/orders/{paid.order_id}/"))
 
@@ -595,6 +596,17 @@ def test_reserved_rest_and_refunds_made_elsewhere_are_told(
 
 
 # --- Reads are recorded, and cost the same for one row and for many -----------------------------------------
+
+
+@pytest.mark.parametrize("typed", ["田中太郎", "tanaka@example.jp"])
+def test_what_is_typed_for_an_order_id_is_not_on_the_trail(browser: Client, viewer: User, typed: str) -> None:
+    browser.get(f"/orders/{typed}/")
+    sign_in(viewer).get(f"/orders/{typed}/refund/")
+
+    viewed, refused = AuditEntry.objects.filter(outcome="refused").order_by("id")
+    assert (viewed.action, viewed.order_id) == ("order.viewed", "")
+    assert (refused.action, refused.data["path"]) == ("page.refused", "/orders/<str:order_id>/refund/")
+    assert typed not in viewed.text + refused.text
 
 
 def test_reads_are_recorded_with_ids_and_never_with_names(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from django.db import OperationalError
 
+from dashboard import sso
 from refunds import mirror, sealing, services, smartpay
 from refunds.management.commands import run_worker
 from tests.sandbox import Sandbox
@@ -95,6 +96,17 @@ def test_worker_outlives_a_fault_of_the_database(
     assert len(rounds) == 3
 
 
+def test_mark_that_can_not_be_read_stops_no_settling(
+    sandbox: Sandbox, hasty: None, db: None, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    (Path(settings.STATE_DIR) / "ledger-mark").write_text("")
+    monkeypatch.setattr(services, "settle_due", lambda **_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(services, "scan_if_needed", lambda **_options: None)
+    monkeypatch.setattr(mirror, "sync", lambda *_args, **_options: None)
+
+    run_worker.Command().handle()  # ends only because it is called
+
+
 @pytest.mark.parametrize("fault", [OperationalError("deadlock detected"), smartpay.Unclear("silence")])
 def test_mirror_outlives_a_fault(
     sandbox: Sandbox, hasty: None, monkeypatch: pytest.MonkeyPatch, fault: Exception
@@ -113,3 +125,13 @@ def test_mirror_outlives_a_fault(
     run_worker.Command()._keep_mirror(smartpay.client(), stop)
 
     assert len(rounds) == 3
+
+
+def test_worker_forgets_sessions_that_are_over(
+    sandbox: Sandbox, hasty: None, db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sso, "prune", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(services, "scan_if_needed", lambda **_options: None)
+    monkeypatch.setattr(mirror, "sync", lambda *_args, **_options: None)
+
+    run_worker.Command().handle()  # ends only because it is called

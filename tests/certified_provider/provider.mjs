@@ -1,5 +1,6 @@
 // panva's oidc-provider, certified by the OpenID Foundation, with the settings of a company's single sign-on:
-// one confidential client, PKCE asked of it, groups as a claim, both kinds of sign-out. Its pages are its own.
+// one confidential client, PKCE asked of it, groups as a claim, both kinds of sign-out, the one that the dashboard begins
+// for an ID token alone. Its pages are its own.
 //
 //   node provider.mjs '{"port": 8002, "app": "http://127.0.0.1:8000", "client_id": "…", "client_secret": "…"}'
 //
@@ -67,6 +68,9 @@ createServer(async (request, response) => {
     response.writeHead(204).end();
   } else if (request.url === "/door/told") {
     response.end(JSON.stringify(told));
+  } else if (request.url.includes("post_logout_redirect_uri=") && !request.url.includes("id_token_hint=")) {
+    // As Okta does. This provider itself would do without.
+    response.writeHead(400).end("id_token_hint is missing");
   } else {
     answer(request, response);
   }

@@ -1,0 +1,277 @@
+"""一括返金: the list of files, and the one page of a file, where it is looked at, started, decided and followed."""
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from django.contrib import messages
+from django.contrib.auth.decorators import permission_required
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_http_methods, require_safe
+
+from dashboard.sso import fresh_sign_in_required
+from refunds import audit, bulk, bulk_file, paging, roles, services, spreadsheet
+from refunds.bulk import Share
+from refunds.forms import BulkStartForm, BulkUploadForm, DecisionForm
+from refunds.models import Bulk, BulkLine, Refund
+from refunds.views import may_see, person
+
+RENEW_SECONDS = {Bulk.State.CHECKING: 2, Bulk.State.RUNNING: 3, Bulk.State.PAUSED: 15}
+SETTLED = (*(state for state in Refund.State if state not in Refund.RESERVING), BulkLine.State.REFUSED)
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@may_see
+def bulk_list(request: HttpRequest) -> HttpResponseBase:
+    """The files, newest first, and the form for the next one."""
+    if request.method == "POST":
+        return _upload(request)
+    return _draw_list(request, BulkUploadForm())
+
+
+@permission_required(roles.REQUEST_REFUND, raise_exception=True)
+def _upload(request: HttpRequest) -> HttpResponse:
+    form = BulkUploadForm(request.POST, request.FILES)
+    if not form.is_valid():
+        return _draw_list(request, form, status=422)
+    file = form.cleaned_data["file"]
+    try:
+        kept, is_new = bulk.upload(file.name, file.read(), by=person(request))
+    except bulk_file.BadFile as error:
+        form.add_error("file", str(error))
+        return _draw_list(request, form, status=422)
+    if not is_new:
+        messages.warning(
+            request,
+            _(
+                "同じ内容のファイルがすでに取り込まれています。二重に返金しないように、その一括返金を開きました。"
+            ),
+        )
+    return _see_other(kept)
+
+
+def _draw_list(request: HttpRequest, form: BulkUploadForm, status: int = 200) -> HttpResponse:
+    rows, newer, older = paging.newest_first(
+        Bulk.objects.select_related("uploaded_by"), "uploaded_at", request.GET.get("page", "")
+    )
+    audit.record(request.user, "bulk.viewed", None, shown=[str(each.pk) for each in rows])
+    context = {
+        "bulks": rows,
+        "form": form,
+        "most_lines": bulk_file.MOST_LINES,
+        "newer_url": paging.url(request.GET, newer),
+        "older_url": paging.url(request.GET, older),
+    }
+    return render(request, "refunds/bulk_list.html", context, status=status)
+
+
+@require_safe
+@may_see
+def bulk_template(request: HttpRequest) -> HttpResponseBase:
+    """A file to fill in: the heading, and a line of each kind."""
+    examples = [
+        ["order_…", "", "1000", _("欠品のため"), str(Refund.Reason.REQUESTED_BY_CUSTOMER.label)],
+        ["", "EC-1001", _("残額"), "", ""],
+    ]
+    return _as_csv("bulk-refund-template.csv", spreadsheet.lines(bulk_file.TEMPLATE, examples))
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@may_see
+def bulk_detail(request: HttpRequest, bulk_id: uuid.UUID) -> HttpResponseBase:
+    """A file: what would be refunded, what was, and what not, line by line."""
+    kept = get_object_or_404(Bulk.objects.select_related("uploaded_by", "decided_by"), pk=bulk_id)
+    if request.method != "POST":
+        if "renew" not in request.GET:
+            audit.record(request.user, "bulk.viewed", kept)
+        return _draw(request, kept)
+    act = ACTS.get(request.POST.get("do", ""))
+    if act is None:
+        return _draw(request, kept, status=400)
+    try:
+        return act(request, kept)
+    except bulk.BulkError as error:
+        messages.warning(request, str(error))
+        return _see_other(kept)
+
+
+def _start(request: HttpRequest, kept: Bulk) -> HttpResponseBase:
+    form = BulkStartForm(request.POST)
+    if not form.is_valid():
+        return _draw(request, kept, start_form=form, status=422)
+    tally = bulk.tally(kept)
+    total = _sum([tally.get(name, Share()) for name in (BulkLine.State.READY, BulkLine.State.SIMILAR)]).total
+    started = fresh_sign_in_required(_started) if services.needs_approval(total) else _started
+    return started(request, kept, form)
+
+
+def _started(request: HttpRequest, kept: Bulk, form: BulkStartForm) -> HttpResponseBase:
+    bulk.start(kept.pk, by=person(request), similar_reason=form.cleaned_data["similar_reason"])
+    return _see_other(kept)
+
+
+@fresh_sign_in_required
+def _decide(request: HttpRequest, kept: Bulk) -> HttpResponseBase:
+    form = DecisionForm(request.POST)
+    if not form.is_valid():
+        return _draw(request, kept, decision_form=form, status=422)
+    try:
+        bulk.decide(
+            kept.pk,
+            by=person(request),
+            approved=request.POST["do"] == "approve",
+            note=form.cleaned_data["note"],
+        )
+    except bulk.BulkError as error:
+        if not error.field:
+            raise
+        form.add_error(error.field, str(error))
+        return _draw(request, kept, decision_form=form, status=422)
+    return _see_other(kept)
+
+
+def _pause(request: HttpRequest, kept: Bulk) -> HttpResponseBase:
+    bulk.pause(kept.pk, by=person(request), paused=request.POST["do"] == "pause")
+    return _see_other(kept)
+
+
+def _cancel(request: HttpRequest, kept: Bulk) -> HttpResponseBase:
+    bulk.cancel(kept.pk, by=person(request))
+    messages.success(request, _("中止しました。まだ送信していなかった返金は行われません。"))
+    return _see_other(kept)
+
+
+ACTS = {
+    "start": _start,
+    "approve": _decide,
+    "reject": _decide,
+    "pause": _pause,
+    "resume": _pause,
+    "cancel": _cancel,
+}
+
+
+def _draw(
+    request: HttpRequest,
+    kept: Bulk,
+    *,
+    start_form: BulkStartForm | None = None,
+    decision_form: DecisionForm | None = None,
+    status: int = 200,
+) -> HttpResponse:
+    tally = bulk.tally(kept)
+    wanted = request.GET.get("state", "")
+    lines = kept.lines.select_related("payment__order").order_by("number")
+    if wanted in BulkLine.State:
+        lines = lines.filter(state=wanted)
+    after = request.GET.get("after", "")
+    if after.isdecimal() and len(after) < 10:
+        lines = lines.filter(number__gt=int(after))
+    shown = list(lines[: paging.PAGE + 1])
+    more, shown = len(shown) > paging.PAGE, shown[: paging.PAGE]
+    ready = tally.get(BulkLine.State.READY, Share())
+    mine = kept.uploaded_by_id == request.user.pk
+    context = {
+        "bulk": kept,
+        "lines": bulk.with_rows(shown),
+        "shares": _shares(tally),
+        "wanted": wanted,
+        "next_url": f"?state={wanted}&after={shown[-1].number}" if more else "",
+        "is_first": not after,
+        "ready": ready,
+        "with_similar": _sum([ready, tally.get(BulkLine.State.SIMILAR, Share())]),
+        "similar": tally.get(BulkLine.State.SIMILAR, Share()),
+        "problems": tally.get(BulkLine.State.PROBLEM, Share()),
+        "checked": kept.lines_count - tally.get(BulkLine.State.UNCHECKED, Share()).lines,
+        "settled": _sum([share for name, share in tally.items() if name in SETTLED]),
+        "to_refund": _sum([share for name, share in tally.items() if name not in NOT_REFUNDED]),
+        "needs_approval": services.needs_approval(ready.total),
+        "start_form": start_form or BulkStartForm(initial=request.parked),  # type: ignore[attr-defined]
+        "decision_form": decision_form or DecisionForm(initial=request.parked),  # type: ignore[attr-defined]
+        "renew_seconds": RENEW_SECONDS.get(Bulk.State(kept.state), 0),
+        "mine": mine,
+        "can_decide": not mine and request.user.has_perm(roles.APPROVE_REFUND),
+        "can_pause": request.user.has_perm(roles.REQUEST_REFUND)
+        and (mine or request.user.has_perm(roles.APPROVE_REFUND)),
+    }
+    return render(request, "refunds/bulk_detail.html", context, status=status)
+
+
+NOT_REFUNDED = (
+    BulkLine.State.PROBLEM,
+    BulkLine.State.LEFT_OUT,
+    BulkLine.State.SIMILAR,
+    BulkLine.State.UNCHECKED,
+)
+
+
+def _sum(shares: list[Share]) -> Share:
+    return Share(sum(each.lines for each in shares), sum(each.total for each in shares))
+
+
+def _shares(tally: dict[str, Share]) -> list[dict[str, Any]]:
+    """What became of the lines, in the order in which it matters: what is not settled first."""
+    labels = {**dict(BulkLine.State.choices), **dict(Refund.State.choices)}
+    order = [*Refund.OPEN, *Refund.State.values, *BulkLine.State.values]
+    names = dict.fromkeys(name for name in order if name in tally)
+    return [
+        {"name": str(name), "label": labels[name], "share": tally[name], "is_line": name in BulkLine.State}
+        for name in names
+    ]
+
+
+@require_safe
+@may_see
+def bulk_result(request: HttpRequest, bulk_id: uuid.UUID) -> HttpResponseBase:
+    """What became of each line, for Excel."""
+    kept = get_object_or_404(Bulk, pk=bulk_id)
+    audit.record(request.user, "bulk.exported", kept)
+    heading = [
+        _("行"), _("注文ID"), _("ショップ注文番号"), _("返金額"), _("説明"), _("状態"), _("金額"), _("内容"),
+        _("受付番号"), _("Smartpay 返金ID"), _("申請日時"), _("確定日時"),
+    ]  # fmt: skip
+    return _as_csv(f"bulk-{kept.pk}.csv", spreadsheet.lines(heading, _result(kept)))
+
+
+def _result(kept: Bulk) -> Iterator[list[Any]]:
+    last = 0
+    while lines := list(
+        kept.lines.filter(number__gt=last).select_related("payment__order").order_by("number")[:500]
+    ):
+        for line, refund in bulk.with_rows(lines):
+            order = line.payment.order if line.payment else None
+            yield [
+                line.number,
+                order.order_id if order else line.order_text,
+                order.reference if order else line.reference_text,
+                line.amount_text,
+                line.description,
+                refund.label if refund else line.get_state_display(),
+                refund.amount if refund else line.amount,
+                (refund.error_message if refund else "") or line.get_problem_display(),
+                refund.pk if refund else "",
+                refund.smartpay_id if refund else "",
+                _moment(refund.requested_at) if refund else "",
+                _moment(refund.settled_at) if refund else "",
+            ]
+        last = lines[-1].number
+
+
+def _moment(at: Any) -> str:
+    return timezone.localtime(at).strftime("%Y/%m/%d %H:%M:%S") if at else ""
+
+
+def _as_csv(name: str, lines: Iterator[str]) -> HttpResponseBase:
+    response = StreamingHttpResponse(lines, content_type="text/csv; charset=utf-8")
+    response["Content-Disposition"] = f'attachment; filename="{name}"'
+    return response
+
+
+def _see_other(kept: Bulk) -> HttpResponse:
+    response = redirect("refunds:bulk", kept.pk)
+    response.status_code = 303
+    return response

@@ -1,0 +1,584 @@
+"""一括返金: files as people have them, what speaks against a line, and every line once whatever dies."""
+
+import csv
+import io
+import uuid
+from typing import Any
+
+import pytest
+from django.core.exceptions import PermissionDenied
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.test import Client
+
+from dashboard.models import User
+from refunds import bulk, bulk_file, services
+from refunds.models import AuditEntry, Bulk, BulkLine, Payment, Refund
+from tests.conftest import Clock, make_order, make_user, sign_in
+from tests.sandbox import Sandbox
+from tests.test_approvals import fresh
+from tests.test_services import at_smartpay, mirrored, refund, unknown, work
+
+HEAD = "注文ID,ショップ注文番号,返金額,説明,理由"
+Line, Problem = BulkLine.State, BulkLine.Problem
+
+
+@pytest.fixture
+def payments(db: None, sandbox: Sandbox) -> list[Payment]:
+    return [mirrored(sandbox, "refundable", min_amount=2000, skip=skip) for skip in range(4)]
+
+
+def file_of(*lines: str, head: str = HEAD) -> bytes:
+    return "\n".join([head, *lines]).encode()
+
+
+def line_for(payment: Payment, amount: object = 100, description: str = "", reason: str = "") -> str:
+    return f"{payment.order.order_id},,{amount},{description},{reason}"
+
+
+def checked(by: User, *lines: str) -> Bulk:
+    kept, _is_new = bulk.upload("返金.csv", file_of(*lines), by=by)
+    bulk.work()
+    kept.refresh_from_db()
+    return kept
+
+
+def started(by: User, *lines: str, **more: Any) -> Bulk:
+    return bulk.start(checked(by, *lines).pk, by=by, **more)
+
+
+def until_done(kept: Bulk, at: Clock) -> Bulk:
+    for _round in range(50):
+        bulk.work()
+        at.advance(seconds=10)
+        work()
+        kept.refresh_from_db()
+        if kept.state == Bulk.State.DONE:
+            return kept
+    raise AssertionError(bulk.tally(kept))
+
+
+def states(kept: Bulk) -> list[str]:
+    return list(kept.lines.order_by("number").values_list("state", flat=True))
+
+
+def problems(kept: Bulk) -> list[str]:
+    return list(kept.lines.order_by("number").values_list("problem", flat=True))
+
+
+def executed(sandbox: Sandbox, payments: list[Payment]) -> list[int]:
+    return [each["amount"] for payment in payments for each in at_smartpay(sandbox, payment)]
+
+
+# --- The file -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp932"])
+@pytest.mark.parametrize(
+    ("head", "separator"),
+    [
+        ("注文ID,ショップ注文番号,返金額,説明,理由", ","),
+        ("注文ＩＤ, 参照番号 ,金額,説明,理由", ","),
+        ("order_id,reference,amount,description,reason", ","),
+        ("注文ID\tショップ注文番号\t返金額\t説明\t理由", "\t"),
+    ],
+)
+def test_file_is_the_same_whatever_wrote_it(encoding: str, head: str, separator: str) -> None:
+    cells = [
+        ["order_1", "", "1,000" if separator == "\t" else '"1,000"', "髙﨑様 欠品", ""],
+        ["", "EC-1", "残額", "", ""],
+    ]
+    text = "\r\n".join([head, *(separator.join(row) for row in cells), "", ""])
+
+    lines = bulk_file.read(text.encode(encoding))
+
+    assert [(line.number, line.order, line.reference, line.amount, line.description) for line in lines] == [
+        (2, "order_1", "", "1,000", "髙﨑様 欠品"),
+        (3, "", "EC-1", "残額", ""),
+    ]
+    plain = file_of('order_1,,"1,000",髙﨑様 欠品,', ",EC-1,残額,,")
+    assert bulk_file.digest(lines) == bulk_file.digest(bulk_file.read(plain))
+
+
+def test_columns_that_are_not_ours_are_left_alone() -> None:
+    lines = bulk_file.read("お客様名,返金額,注文ID\n田中,100,order_1\n,,\n佐藤,200,order_2".encode())
+
+    assert [(line.number, line.order, line.amount) for line in lines] == [
+        (2, "order_1", "100"),
+        (4, "order_2", "200"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "空です"),
+        (HEAD.encode(), "返金する行がありません"),
+        ("注文ID,説明\na,b".encode(), "返金額"),
+        ("返金額,説明\n1,b".encode(), "返金額"),
+        ("注文ID,返金額,金額\na,1,1".encode(), "同じ列"),
+        (file_of('a,,"1'), "引用符"),
+        (b"\xff\xfe\x00a", "文字コード|CSV"),
+        (file_of("a,,1\x00,,"), "CSV"),
+        (b"x" * (5 * 1024 * 1024 + 1), "大きすぎます"),
+        (file_of(*["a,,1,,"] * 10_001), "10,000行まで"),
+    ],
+)
+def test_file_that_can_not_be_read_says_why(data: bytes, words: str) -> None:
+    with pytest.raises(bulk_file.BadFile, match=words):
+        bulk_file.read(data)
+
+
+# --- What a line means --------------------------------------------------------------------------------------
+
+
+def test_line_names_its_order_by_id_or_reference_and_its_amount_in_any_way_people_write(
+    payments: list[Payment], operator: User
+) -> None:
+    first, second, third, _ = payments
+    second.order.reference = second.order.reference_folded = "ec-77"
+    second.order.save()
+
+    kept = checked(
+        operator,
+        f'{first.order.order_id},,"¥1,000", 欠品のため ,fraudulent',
+        ",EC-77,１００円,,お客様からの依頼",
+        f"{third.order.order_id},,残額,,",
+    )
+
+    assert (kept.state, states(kept)) == (Bulk.State.CHECKED, [Line.READY] * 3)
+    lines = kept.lines.order_by("number")
+    assert [(each.payment_id, each.amount, each.reason) for each in lines] == [
+        (first.pk, 1000, "fraudulent"),
+        (second.pk, 100, "requested_by_customer"),
+        (third.pk, third.refundable(), "requested_by_customer"),
+    ]
+
+
+def test_each_line_is_told_what_speaks_against_it(
+    payments: list[Payment], operator: User, sandbox: Sandbox, settings: Any
+) -> None:
+    settings.REFUND_MAX_AMOUNT = 1500
+    first, second, third, _ = payments
+    unknown(third, operator, sandbox)
+    unpaid, several = make_order(), make_order(500, 500)
+    empty = make_order(500)
+    Payment.objects.filter(order=empty).update(external=500)
+    for order in (unpaid, empty):
+        order.reference = order.reference_folded = "twice"
+        order.save(update_fields=["reference", "reference_folded"])
+
+    kept = checked(
+        operator,
+        "order_test_none,,100,,",
+        ",nowhere,100,,",
+        f"{first.order.order_id},twice,100,,",
+        ",twice,100,,",
+        line_for(first, "千円"),
+        line_for(first, "0"),
+        line_for(first, "1.5"),
+        line_for(first, 100, "あ" * 81),
+        line_for(first, 100, "", "気まぐれ"),
+        f"{unpaid.order_id},,100,,",
+        f"{several.order_id},,100,,",
+        f"{empty.order_id},,100,,",
+        line_for(first, first.captured + 1),
+        line_for(first, 1501),
+        line_for(third, 100),
+        line_for(second, 100),
+    )
+
+    assert problems(kept) == [
+        Problem.ORDER, Problem.ORDER, Problem.ORDERS_DIFFER, Problem.ORDERS, Problem.AMOUNT, Problem.AMOUNT,
+        Problem.AMOUNT, Problem.DESCRIPTION, Problem.REASON, Problem.NOT_PAID, Problem.PAYMENTS,
+        Problem.NOTHING_LEFT, Problem.TOO_HIGH, Problem.MAXIMUM, Problem.UNSETTLED, "",
+    ]  # fmt: skip
+    assert states(kept) == [Line.PROBLEM] * 15 + [Line.READY]
+    assert AuditEntry.objects.filter(action="bulk.uploaded", object_id=str(kept.pk)).exists()
+
+
+def test_lines_of_one_payment_share_what_is_left(payments: list[Payment], operator: User) -> None:
+    payment = payments[0]
+    left = payment.refundable()
+
+    kept = checked(operator, line_for(payment, left - 100), line_for(payment, 101), line_for(payment, "残額"))
+
+    assert (states(kept), problems(kept)) == (
+        [Line.READY, Line.PROBLEM, Line.SIMILAR],
+        ["", Problem.TOO_HIGH, ""],
+    )
+    assert kept.lines.get(number=4).amount == 100
+
+
+def test_same_order_twice_and_a_refund_of_yesterday_are_similar(
+    payments: list[Payment], operator: User
+) -> None:
+    first, second, third, _ = payments
+    refund(second, operator, 100)
+
+    kept = checked(operator, line_for(first), line_for(second), line_for(first), line_for(third))
+
+    assert states(kept) == [Line.READY, Line.SIMILAR, Line.SIMILAR, Line.READY]
+
+
+def test_ten_thousand_lines_are_checked_in_few_queries_each(
+    payments: list[Payment], operator: User, django_assert_max_num_queries: Any
+) -> None:
+    lines = [line_for(payments[0], 1, str(number)) for number in range(40)]
+    bulk.upload("x.csv", file_of(*lines), by=operator)
+
+    with django_assert_max_num_queries(40 * 9 + 20):
+        bulk.work()
+
+
+# --- Every line once ----------------------------------------------------------------------------------------
+
+
+def test_file_is_refunded_line_by_line_and_tells_the_truth(
+    payments: list[Payment], operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    kept = started(
+        operator, line_for(payments[0], 300, "欠品"), line_for(payments[1], 200), "order_test_none,,1,,"
+    )
+
+    until_done(kept, at)
+
+    assert states(kept) == [Line.ASKED, Line.ASKED, Line.PROBLEM]
+    assert sorted(executed(sandbox, payments)) == [200, 300]
+    assert (kept.total, bulk.tally(kept)["succeeded"]) == (500, bulk.Share(2, 500))
+    rows = Refund.objects.order_by("amount")
+    assert [(row.description, row.requested_by, row.decided_by) for row in rows] == [
+        ("", operator, None),
+        ("欠品", operator, None),
+    ]
+    actions = (
+        AuditEntry.objects.filter(object_id=str(kept.pk)).order_by("pk").values_list("action", flat=True)
+    )
+    assert list(actions) == ["bulk.uploaded", "bulk.started", "bulk.done"]
+
+
+def test_same_contents_are_the_same_file(payments: list[Payment], operator: User, approver: User) -> None:
+    first, is_new = bulk.upload("a.csv", file_of(line_for(payments[0])), by=operator)
+    again, is_new_again = bulk.upload(
+        "b.csv", file_of(line_for(payments[0])).decode().encode("cp932"), by=approver
+    )
+
+    assert (again.pk, is_new, is_new_again) == (first.pk, True, False)
+
+
+def test_file_that_was_cancelled_half_way_and_uploaded_again_refunds_no_line_twice(
+    payments: list[Payment], operator: User, sandbox: Sandbox, at: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "AHEAD", 1)
+    lines = [line_for(payment) for payment in payments[:3]]
+    kept = started(operator, *lines)
+    bulk.work()
+    at.advance(seconds=10)
+    work()
+    bulk.work()
+    bulk.cancel(kept.pk, by=operator)
+    assert executed(sandbox, payments) == [100]
+    assert Refund.objects.filter(state="cancelled").count() == 1
+
+    again = checked(operator, *lines)
+
+    assert again.pk != kept.pk
+    assert problems(again) == [Problem.USED, Problem.USED, ""]
+    until_done(bulk.start(again.pk, by=operator), at)
+    assert executed(sandbox, payments) == [100, 100]
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_worker_that_dies_between_a_row_and_its_line_asks_for_nothing_twice(
+    payments: list[Payment],
+    operator: User,
+    sandbox: Sandbox,
+    at: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
+) -> None:
+    kept = started(operator, *(line_for(payment) for payment in payments))
+    request_refund, asked = services.request_refund, []
+
+    def dies(*args: Any, **options: Any) -> Refund:
+        made = request_refund(*args, **options)
+        asked.append(made)
+        if len(asked) == after + 1:
+            raise KeyboardInterrupt
+        return made
+
+    monkeypatch.setattr(services, "request_refund", dies)
+    with pytest.raises(KeyboardInterrupt):
+        bulk.work()
+    at.advance(seconds=61)  # the lease of who died
+
+    until_done(kept, at)
+
+    assert executed(sandbox, payments) == [100] * 4
+    assert Refund.objects.count() == 4
+
+
+def test_two_workers_are_not_at_the_same_file(payments: list[Payment], operator: User, at: Clock) -> None:
+    kept = started(operator, line_for(payments[0]))
+    assert bulk._lease(kept, "another")
+
+    bulk.work()
+    assert not Refund.objects.exists()
+    at.advance(seconds=61)
+    bulk.work()
+    assert Refund.objects.count() == 1
+
+
+def test_few_wait_to_be_sent_so_that_a_pause_is_soon_one(
+    payments: list[Payment], operator: User, monkeypatch: pytest.MonkeyPatch, at: Clock
+) -> None:
+    monkeypatch.setattr(bulk, "AHEAD", 2)
+    kept = started(operator, *(line_for(payment) for payment in payments))
+    for _round in range(3):
+        bulk.work()
+    assert states(kept) == [Line.ASKED, Line.ASKED, Line.READY, Line.READY]
+
+    bulk.pause(kept.pk, by=operator, paused=True)
+    at.advance(seconds=10)
+    work()
+    bulk.work()
+    assert states(kept)[2:] == [Line.READY, Line.READY]
+    bulk.pause(kept.pk, by=operator, paused=False)
+    until_done(kept, at)
+    assert Refund.objects.filter(state="succeeded").count() == 4
+
+
+def test_line_whose_balance_moved_is_refused_and_the_others_go_on(
+    payments: list[Payment], operator: User, at: Clock
+) -> None:
+    kept = started(operator, line_for(payments[0]), line_for(payments[1]))
+    refund(payments[0], make_user("operator"), 50)
+
+    until_done(kept, at)
+
+    assert (states(kept), problems(kept)) == ([Line.REFUSED, Line.ASKED], [Problem.MOVED, ""])
+
+
+def test_line_waits_while_an_earlier_refund_of_its_payment_is_open(
+    payments: list[Payment], operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    kept = started(
+        operator, line_for(payments[0], 10), line_for(payments[0], 20), similar_reason="二点の欠品"
+    )
+    sandbox.fault("reset", executed=False)
+    bulk.work()
+    at.advance(seconds=10)
+    work()
+    assert bulk.tally(kept)["unknown"].lines == 1
+
+    until_done(kept, at)
+
+    assert sorted(executed(sandbox, payments)) == [10, 20]
+
+
+def test_line_of_a_person_who_left_is_refused(payments: list[Payment], operator: User, at: Clock) -> None:
+    kept = started(operator, line_for(payments[0]))
+    operator.groups.clear()
+
+    until_done(kept, at)
+
+    assert (states(kept), problems(kept)) == ([Line.REFUSED], [Problem.NOT_ENTITLED])
+    assert not Refund.objects.exists()
+
+
+def test_similar_lines_are_left_out_without_a_reason_and_refunded_with_one(
+    payments: list[Payment], operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    refund(payments[0], operator, 100)
+    without = started(operator, line_for(payments[0], 5), line_for(payments[1], 6))
+    until_done(without, at)
+    assert states(without) == [Line.LEFT_OUT, Line.ASKED]
+
+    until_done(started(operator, line_for(payments[0], 7), similar_reason="別の商品"), at)
+
+    assert sorted(executed(sandbox, payments)) == [6, 7, 100]
+    assert Refund.objects.get(amount=7).similar_reason == "別の商品"
+
+
+# --- Who may, and how much ----------------------------------------------------------------------------------
+
+
+def test_sum_above_the_limit_waits_for_another_person_who_approves_all_of_it(
+    payments: list[Payment], operator: User, approver: User, sandbox: Sandbox, at: Clock, settings: Any
+) -> None:
+    settings.REFUND_APPROVAL_ABOVE = 250
+    kept = started(operator, line_for(payments[0], 200), line_for(payments[1], 260))
+    bulk.work()
+    assert (kept.state, Refund.objects.count()) == (Bulk.State.AWAITING_APPROVAL, 0)
+
+    with pytest.raises(PermissionDenied):
+        bulk.decide(kept.pk, by=operator, approved=True)
+    bulk.decide(kept.pk, by=approver, approved=True, note="確認済み")
+    with pytest.raises(bulk.BulkError):
+        bulk.decide(kept.pk, by=make_user("approver"), approved=False, note="x")
+    until_done(kept, at)
+
+    assert sorted(executed(sandbox, payments)) == [200, 260]
+    assert {(row.decided_by, row.decision_note) for row in Refund.objects.all()} == {(approver, "確認済み")}
+
+
+def test_nobody_approves_their_own_file_and_a_rejection_wants_a_reason(
+    payments: list[Payment], approver: User, settings: Any
+) -> None:
+    settings.REFUND_APPROVAL_ABOVE = 1
+    kept = started(approver, line_for(payments[0]))
+
+    with pytest.raises(PermissionDenied):
+        bulk.decide(kept.pk, by=approver, approved=True)
+    with pytest.raises(bulk.BulkError, match="理由"):
+        bulk.decide(kept.pk, by=make_user("approver"), approved=False)
+    bulk.decide(kept.pk, by=make_user("approver"), approved=False, note="金額が違います")
+
+    kept.refresh_from_db()
+    assert (kept.state, states(kept)) == (Bulk.State.CANCELLED, [Line.LEFT_OUT])
+
+
+def test_day_of_a_person_has_a_limit_for_files_too(
+    payments: list[Payment], operator: User, settings: Any
+) -> None:
+    settings.REFUND_DAILY_LIMIT = 150
+    kept = checked(operator, line_for(payments[0], 100), line_for(payments[1], 100))
+    assert states(kept) == [Line.READY, Line.READY]
+
+    with pytest.raises(bulk.BulkError, match="一日"):
+        bulk.start(kept.pk, by=operator)
+
+
+def test_strangers_neither_start_nor_cancel(payments: list[Payment], operator: User, approver: User) -> None:
+    kept = checked(operator, line_for(payments[0]))
+
+    for act in (bulk.start, bulk.cancel):
+        with pytest.raises(PermissionDenied):
+            act(kept.pk, by=approver)
+    with pytest.raises(PermissionDenied):
+        bulk.upload("x.csv", file_of(line_for(payments[1])), by=make_user("viewer"))
+    bulk.start(kept.pk, by=operator)
+    with pytest.raises(PermissionDenied):
+        bulk.pause(kept.pk, by=make_user("operator"), paused=True)
+    bulk.pause(kept.pk, by=approver, paused=True)
+
+
+def test_file_is_started_once_and_not_after_its_end(
+    payments: list[Payment], operator: User, at: Clock
+) -> None:
+    kept = started(operator, line_for(payments[0]))
+    with pytest.raises(bulk.BulkError):
+        bulk.start(kept.pk, by=operator)
+    until_done(kept, at)
+    for act in (bulk.start, bulk.cancel):
+        with pytest.raises(bulk.BulkError):
+            act(kept.pk, by=operator)
+    nothing = checked(operator, "order_test_none,,1,,")
+    with pytest.raises(bulk.BulkError, match="返金する行がありません"):
+        bulk.start(nothing.pk, by=operator)
+
+
+# --- The pages ----------------------------------------------------------------------------------------------
+
+
+def upload(browser: Client, data: bytes) -> Any:
+    return browser.post("/bulk/", {"file": SimpleUploadedFile("返金.csv", data)})
+
+
+def test_operator_uploads_looks_starts_and_downloads(
+    payments: list[Payment], operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    browser = sign_in(operator)
+    answer = upload(browser, file_of(line_for(payments[0], 300, "=1+1"), "order_test_none,,1,,"))
+    page = answer["Location"]
+    assert answer.status_code == 303
+    assert "確認中" in browser.get(page).content.decode()
+    bulk.work()
+    told = browser.get(page).content.decode()
+    assert "1 件、合計" in told
+    assert "¥300" in told
+    assert "返金できない 1 行" in told
+
+    assert browser.post(page, {"do": "start"}).status_code == 303
+    until_done(Bulk.objects.get(), at)
+
+    assert "返金済み" in browser.get(page).content.decode()
+    result = b"".join(browser.get(f"{page}result/").streaming_content).decode("utf-8-sig")  # type: ignore[attr-defined]
+    rows = list(csv.DictReader(io.StringIO(result)))
+    assert [(row["行"], row["状態"], row["金額"], row["説明"]) for row in rows] == [
+        ("2", "返金済み", "300", "'=1+1"),
+        ("3", "返金できません", "", ""),
+    ]
+    assert rows[0]["Smartpay 返金ID"] == at_smartpay(sandbox, payments[0])[0]["id"]
+    assert rows[1]["内容"] == "注文が見つかりません。"
+
+
+def test_bad_file_is_told_beside_its_field(operator: User) -> None:
+    browser = sign_in(operator)
+
+    assert "ファイルを選んでください" in browser.post("/bulk/", {}).content.decode()
+    answer = upload(browser, b"a,b\n1,2")
+    assert answer.status_code == 422
+    assert "1行目に列の名前がありません" in answer.content.decode()
+    assert not Bulk.objects.exists()
+
+
+def test_same_file_again_opens_the_first(payments: list[Payment], operator: User) -> None:
+    browser = sign_in(operator)
+    first = upload(browser, file_of(line_for(payments[0])))
+
+    again = upload(browser, file_of(line_for(payments[0])))
+
+    assert again["Location"] == first["Location"]
+    assert "すでに取り込まれています" in browser.get(again["Location"]).content.decode()
+
+
+def test_approver_decides_on_the_page_with_a_fresh_sign_in(
+    payments: list[Payment], operator: User, approver: User, settings: Any
+) -> None:
+    settings.REFUND_APPROVAL_ABOVE = 50
+    kept = started(operator, line_for(payments[0]))
+    page = f"/bulk/{kept.pk}/"
+
+    stale = sign_in(approver).post(page, {"do": "approve"})
+    assert "/oidc/step-up/" in stale["Location"]
+    browser = fresh(approver)
+    assert browser.post(page, {"do": "reject"}).status_code == 422
+    assert browser.post(page, {"do": "approve", "note": "x\u202e"}).status_code == 422
+    assert browser.post(page, {"do": "approve"}).status_code == 303
+
+    kept.refresh_from_db()
+    assert (kept.state, kept.decided_by) == (Bulk.State.RUNNING, approver)
+
+
+def test_page_of_a_file_refuses_what_it_does_not_know(payments: list[Payment], operator: User) -> None:
+    browser = sign_in(operator)
+    kept = checked(operator, line_for(payments[0]))
+    page = f"/bulk/{kept.pk}/"
+
+    assert browser.post(page, {"do": "explode"}).status_code == 400
+    assert browser.post(page, {"do": "start", "similar_reason": "x\u202e"}).status_code == 422
+    assert browser.post(page, {"do": "pause"}).status_code == 303  # it is not running: told, and nothing done
+    assert browser.get(f"{page}?after=xyz&state=none").status_code == 200
+    assert browser.get(f"/bulk/{uuid.uuid4()}/").status_code == 404
+    assert sign_in(make_user("viewer")).post(page, {"do": "start"}).status_code == 403
+    kept.refresh_from_db()
+    assert kept.state == Bulk.State.CHECKED
+
+
+def test_lines_are_paged_and_filtered(
+    payments: list[Payment], operator: User, django_assert_max_num_queries: Any
+) -> None:
+    browser = sign_in(operator)
+    kept = checked(operator, *[line_for(payments[0], 1, str(number)) for number in range(60)])
+
+    with django_assert_max_num_queries(20):
+        page = browser.get(f"/bulk/{kept.pk}/").content.decode()
+    assert "?state=&amp;after=51" in page
+    assert browser.get(f"/bulk/{kept.pk}/?state=ready").content.decode().count("<tr>") == 2
+    assert browser.get(f"/bulk/{kept.pk}/?after=51").content.decode().count("<tr>") == 11
+
+
+def test_template_is_a_file_that_can_be_filled_in(operator: User) -> None:
+    data = b"".join(sign_in(operator).get("/bulk/template/").streaming_content)  # type: ignore[attr-defined]
+
+    assert [line.number for line in bulk_file.read(data)] == [2, 3]

@@ -1,0 +1,310 @@
+"""How often one may: over processes and machines, for each by themselves, and told in words."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import time_machine
+from django.db import connection, connections
+from django.http import HttpRequest
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from dashboard import limits
+from dashboard.models import Count, User
+from refunds.models import AuditEntry, Order, Refund, Search
+from tests.conftest import make_user, sign_in
+from tests.sandbox import Sandbox
+from tests.test_services import mirrored
+from tests.test_views import form_url, hidden, text, typed
+
+NOON = 1_772_000_000 // 3600 * 3600  # the first second of an hour, and so of a minute
+
+
+@pytest.fixture
+def clock() -> Iterator[time_machine.Traveller]:
+    with time_machine.travel(NOON, tick=False) as moved:
+        yield moved
+
+
+@pytest.fixture
+def few(settings: Any) -> None:
+    """Five in an hour, so one in a minute."""
+    for setting in ("SEARCHES_PER_HOUR", "ORDERS_PER_HOUR", "REFUND_FORMS_PER_HOUR", "SIGN_INS_PER_HOUR"):
+        setattr(settings, setting, 5)
+
+
+@pytest.fixture
+def paid(db: None, sandbox: Sandbox) -> Order:
+    """An order of ¥2,000 or more, never refunded."""
+    return mirrored(sandbox, "refundable", min_amount=2000).order
+
+
+def search(browser: Client, words: str = "田中") -> Any:
+    return browser.post("/orders/search/", {"q": words})
+
+
+def refused() -> list[AuditEntry]:
+    return list(AuditEntry.objects.filter(outcome="refused").order_by("id"))
+
+
+# --- The numbers --------------------------------------------------------------------------------------------
+def test_a_fifth_in_a_minute_and_all_in_an_hour(
+    operator: User, settings: Any, clock: time_machine.Traveller
+) -> None:
+    settings.SEARCHES_PER_HOUR = 10
+    browser, answers = sign_in(operator), []
+    for minute in range(61):
+        clock.move_to(NOON + minute * 60)
+        answers.append([search(browser).status_code for _ in range(3)])
+        browser = sign_in(operator)  # nobody's session lasts the hour
+
+    assert answers[:5] == [[302, 302, 429]] * 3 + [[302, 429, 429], [429] * 3]
+    assert answers[5:60] == [[429] * 3] * 55
+    assert answers[60] == [302, 302, 429]
+
+
+@pytest.mark.postgresql  # SQLite lets one write at a time; tests/test_attacks.py asks two processes
+@pytest.mark.django_db(transaction=True)
+def test_limit_holds_over_connections(settings: Any) -> None:
+    """Eight connections at once, as of eight processes: each counts on from what the others have counted."""
+    settings.SEARCHES_PER_HOUR = 100
+    person, together = make_user("operator"), threading.Barrier(8)
+    waits: list[int] = []
+
+    def searches() -> None:
+        request = HttpRequest()
+        request.user = person
+        try:
+            together.wait()
+            waits.extend(limits.taken(request, limits.SEARCHES) for _ in range(10))
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=searches) for _ in range(8)]
+    started = time.time() // 60
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(waits) == 80
+    if time.time() // 60 == started:  # else the second minute let some more pass
+        assert waits.count(0) == 20
+        [entry] = refused()
+        assert entry.data == {"why": "limit", "limit": "searches", "seconds": 60, "allowed": 20}
+    assert Count.objects.get(key=f"searches:3600:person:{person.pk}").times == 80
+
+
+def test_a_clock_that_is_behind_does_not_begin_the_window_anew(
+    operator: User, few: None, clock: time_machine.Traveller
+) -> None:
+    browser = sign_in(operator)
+    assert search(browser).status_code == 302
+    clock.move_to(NOON - 5)  # another machine, in the minute before
+    assert search(browser).status_code == 429
+    clock.move_to(NOON + 5)
+
+    answer = search(browser)
+
+    assert (answer.status_code, answer["Retry-After"]) == (429, "55")
+
+
+def test_one_persons_limit_is_nobody_elses(operator: User, few: None, clock: time_machine.Traveller) -> None:
+    browser, other = sign_in(operator), sign_in(make_user("operator"))
+
+    answers = [
+        search(browser),
+        search(browser),
+        search(other),
+        browser.get("/orders/"),
+        browser.get("/refunds/"),
+    ]
+
+    assert [answer.status_code for answer in answers] == [302, 429, 302, 200, 429]  # both lists are one limit
+    assert Search.objects.count() == 2
+
+
+def test_human_pace_is_no_haste(operator: User, settings: Any, clock: time_machine.Traveller) -> None:
+    """A customer every 25 seconds for an hour: searched for, opened, and back to the list; as they are set."""
+    from dashboard.settings import ORDERS_PER_HOUR, SEARCHES_PER_HOUR
+
+    assert (SEARCHES_PER_HOUR, ORDERS_PER_HOUR) == (None, None)  # of the tests
+    settings.SEARCHES_PER_HOUR, settings.ORDERS_PER_HOUR = 300, 600
+    request = HttpRequest()
+    request.user = operator
+    waits = []
+    for second in range(0, 3600, 25):
+        clock.move_to(NOON + second)
+        waits += [
+            limits.taken(request, each)
+            for each in (limits.SEARCHES, limits.LISTS, limits.ORDERS, limits.LISTS)
+        ]
+
+    assert set(waits) == {0}
+
+
+def test_empty_setting_is_no_limit_and_counts_nothing(operator: User) -> None:
+    browser = sign_in(operator)
+
+    assert {search(browser).status_code for _ in range(100)} == {302}
+    assert not Count.objects.exists()
+
+
+def test_counting_is_one_query(operator: User, few: None) -> None:
+    request = HttpRequest()
+    request.user = operator
+
+    with CaptureQueriesContext(
+        connection,
+    ) as queries:
+        limits.taken(request, limits.SEARCHES)
+
+    assert len(queries) == 1
+
+
+# --- What is said -------------------------------------------------------------------------------------------
+def test_page_says_when_to_go_on_and_has_what_was_typed(
+    operator: User, few: None, clock: time_machine.Traveller, caplog: pytest.LogCaptureFixture
+) -> None:
+    browser = sign_in(operator)
+    search(browser)
+    clock.move_to(NOON + 20)
+
+    answers = [search(browser, '田中 "太郎"') for _ in range(3)]
+
+    assert [(answer.status_code, answer["Retry-After"]) for answer in answers] == [(429, "40")] * 3
+    assert "から続けられます" in text(answers[0])
+    assert 'value="田中 &quot;太郎&quot;"' in text(answers[0])
+    assert "操作は行われていません" in text(answers[0])
+    [entry] = refused()  # one for the window, however often it is tried
+    assert (entry.actor, entry.action) == (operator, "orders.searched")
+    assert "田中" not in entry.text
+    alarms = [record for record in caplog.messages if "limit.reached" in record]
+    assert len(alarms) == 1
+    assert "'alarm': True" in alarms[0]
+
+
+@pytest.mark.parametrize(
+    "address", ["/orders/", "/refunds/", "/admin/refunds/order/", "/admin/refunds/search/"]
+)
+def test_every_list_of_names_has_its_limit(auditor: User, few: None, clock: Any, address: str) -> None:
+    browser = sign_in(auditor)
+
+    assert [browser.get(address).status_code for _ in range(2)] == [200, 429]
+
+
+def test_orders_have_their_limit(auditor: User, few: None, clock: Any, order: Order) -> None:
+    browser = sign_in(auditor)
+    address = f"/admin/refunds/order/{order.pk}/change/"
+
+    assert [browser.get(address).status_code for _ in range(2)] == [200, 429]
+    assert browser.get(f"/orders/{order.order_id}/").status_code == 429
+
+
+def test_every_address_with_a_limit_is_there() -> None:
+    from django.urls import get_resolver
+
+    def names(resolver: Any, before: str = "") -> Iterator[str]:
+        for each in resolver.url_patterns:
+            if hasattr(each, "url_patterns"):
+                yield from names(each, before + (f"{each.namespace}:" if each.namespace else ""))
+            else:
+                yield before + (each.name or "")
+
+    assert set(limits.LIMITED) <= set(names(get_resolver()))
+
+
+# --- The refund form ----------------------------------------------------------------------------------------
+def test_form_stays_as_typed(
+    operator: User,
+    paid: Order,
+    sandbox: Sandbox,
+    settings: Any,
+    clock: Any,
+) -> None:
+    settings.REFUND_FORMS_PER_HOUR = 5
+    browser = sign_in(operator)
+    first = browser.post(form_url(paid), typed(paid))
+    sandbox.forget_requests()
+
+    again = browser.post(form_url(paid), typed(paid, amount="12x", memo="電話 <で>"))
+    last = browser.post(form_url(paid), hidden(first) | {"confirm": "1"})
+
+    assert (first.status_code, again.status_code, last.status_code) == (200, 429, 429)
+    assert 'value="12x"' in text(again)
+    assert "電話 &lt;で&gt;" in text(again)
+    assert "から続けられます" in text(again)
+    assert again["Retry-After"] == "60"
+    assert hidden(last)["request_id"] == hidden(first)["request_id"]
+    assert "¥1,000 を返金する" in text(last)
+    assert not Refund.objects.exists()
+    assert sandbox.requests() == []
+    [entry] = refused()
+    assert (entry.action, entry.data["why"]) == ("refund.requested", "limit")
+
+
+def test_button_pressed_again_leads_to_the_refund_that_was_made(
+    operator: User,
+    paid: Order,
+    sandbox: Sandbox,
+    settings: Any,
+    clock: Any,
+) -> None:
+    """Whoever is told to wait must not believe that nothing was sent."""
+    settings.REFUND_FORMS_PER_HOUR = 10
+    browser = sign_in(operator)
+    page = browser.post(form_url(paid), typed(paid))
+    last = hidden(page) | {"confirm": "1"}
+
+    answers = [browser.post(form_url(paid), last) for _click in range(3)]
+
+    assert {answer["Location"] for answer in answers} == {f"/refunds/{last['request_id']}/"}
+
+
+# --- Sign-ins, by address -----------------------------------------------------------------------------------
+@pytest.mark.django_db
+def test_sign_ins_of_an_address(few: None, clock: time_machine.Traveller) -> None:
+    def tries(**where: str) -> int:
+        return int(Client(**where).get("/oidc/callback/?state=x&code=y").status_code)  # type: ignore[arg-type]
+
+    assert [tries(REMOTE_ADDR="192.0.2.7"), tries(REMOTE_ADDR="192.0.2.7")] == [400, 429]
+    assert tries(REMOTE_ADDR="192.0.2.8") == 400
+    assert [tries(REMOTE_ADDR=f"2001:db8::{n}") for n in (1, 2)] == [400, 429]  # one customer's network
+    assert tries(REMOTE_ADDR="2001:db8:0:1::1") == 400
+    assert tries(REMOTE_ADDR="") == 400  # a socket's file
+    entry = AuditEntry.objects.filter(data__why="limit").earliest("id")
+    assert (entry.actor, entry.action, entry.ip) == (None, "person.signed_in", "192.0.2.7")
+
+    clock.move_to(NOON + 2 * 86400)
+    assert tries(REMOTE_ADDR="192.0.2.9") == 400
+    assert set(Count.objects.values_list("key", flat=True)) == {
+        "sign_ins:60:address:192.0.2.9", "sign_ins:3600:address:192.0.2.9",
+    }  # fmt: skip
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("remote", "forwarded", "caller"),
+    [
+        ("10.0.0.1", "", "10.0.0.1"),
+        ("10.0.0.1", "192.0.2.7", "192.0.2.7"),
+        ("10.0.0.1", "198.51.100.1, 192.0.2.7", "192.0.2.7"),  # what was there before, the caller made up
+        ("10.0.0.1", "198.51.100.1, 192.0.2.7, 10.0.0.2", "192.0.2.7"),
+        ("10.0.0.1", "10.0.0.3, 10.0.0.2", "10.0.0.3"),
+        ("10.0.0.1", "2001:db8::7", "2001:db8::7"),
+        ("10.0.0.1", "192.0.2.7, unknown", "10.0.0.1"),
+        ("10.0.0.1", "<script>\x1b[31m", "10.0.0.1"),
+        ("192.0.2.9", "198.51.100.1", "192.0.2.9"),  # no proxy of ours
+        ("", "198.51.100.1", ""),
+    ],
+)
+def test_only_our_proxies_say_who_called(settings: Any, remote: str, forwarded: str, caller: str) -> None:
+    from ipaddress import ip_network
+
+    settings.TRUSTED_PROXIES = [ip_network("10.0.0.0/8")]
+    response = Client(REMOTE_ADDR=remote).get("/sign-in/", headers={"X-Forwarded-For": forwarded})
+
+    assert response.wsgi_request.META["REMOTE_ADDR"] == caller
