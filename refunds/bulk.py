@@ -115,7 +115,7 @@ def start(bulk_id: uuid.UUID, *, by: User, similar_reason: str = "") -> Bulk:
         if similar_reason:
             similar.update(state=Line.READY)
         else:
-            similar.update(state=Line.LEFT_OUT, problem=Problem.SIMILAR)
+            similar.update(state=Line.LEFT_OUT, problem=Problem.NO_REASON)
         total = bulk.lines.filter(state=Line.READY).aggregate(total=Sum("amount"))["total"]
         if not total:
             raise BulkError(_("返金する行がありません。"))

@@ -634,6 +634,7 @@ class BulkLine(models.Model):
         USED = "used", _("この行の返金は、同じ内容のファイルですでに受け付けられています。")
         MOVED = "moved", _("確認したあとに返金可能額が変わりました。")
         SIMILAR = "similar", _("確認したあとに似た返金が行われました。")
+        NO_REASON = "no_reason", _("似た返金があり、返金する理由が入力されませんでした。")
         NOT_ENTITLED = "not_entitled", _("申請した人または承認した人に返金の権限がなくなりました。")
         STOPPED = "stopped", _("中止したため、返金していません。")
 

@@ -18,9 +18,11 @@ from refunds import audit, bulk, bulk_file, paging, roles, services, spreadsheet
 from refunds.bulk import Share
 from refunds.forms import BulkStartForm, BulkUploadForm, DecisionForm
 from refunds.models import Bulk, BulkLine, Refund
+from refunds.templatetags.money import money
 from refunds.views import may_see, person
 
 RENEW_SECONDS = {Bulk.State.CHECKING: 2, Bulk.State.RUNNING: 3, Bulk.State.PAUSED: 15}
+PAUSABLE = (Bulk.State.RUNNING, Bulk.State.PAUSED)
 SETTLED = (*(state for state in Refund.State if state not in Refund.RESERVING), BulkLine.State.REFUSED)
 
 
@@ -62,7 +64,7 @@ def _draw_list(request: HttpRequest, form: BulkUploadForm, status: int = 200) ->
     context = {
         "bulks": rows,
         "form": form,
-        "most_lines": bulk_file.MOST_LINES,
+        "most_lines": f"{bulk_file.MOST_LINES:,}",
         "newer_url": paging.url(request.GET, newer),
         "older_url": paging.url(request.GET, older),
     }
@@ -190,13 +192,17 @@ def _draw(
         "settled": _sum([share for name, share in tally.items() if name in SETTLED]),
         "to_refund": _sum([share for name, share in tally.items() if name not in NOT_REFUNDED]),
         "needs_approval": services.needs_approval(ready.total),
+        "start_label": _("%(count)s 件、%(amount)s を返金する")
+        % {"count": ready.lines, "amount": money(ready.total, "JPY")},
         "start_form": start_form or BulkStartForm(initial=request.parked),  # type: ignore[attr-defined]
         "decision_form": decision_form or DecisionForm(initial=request.parked),  # type: ignore[attr-defined]
         "renew_seconds": RENEW_SECONDS.get(Bulk.State(kept.state), 0),
         "mine": mine,
         "can_decide": not mine and request.user.has_perm(roles.APPROVE_REFUND),
-        "can_pause": request.user.has_perm(roles.REQUEST_REFUND)
+        "can_pause": kept.state in PAUSABLE
+        and request.user.has_perm(roles.REQUEST_REFUND)
         and (mine or request.user.has_perm(roles.APPROVE_REFUND)),
+        "can_cancel": mine and kept.state in Bulk.OPEN,
     }
     return render(request, "refunds/bulk_detail.html", context, status=status)
 

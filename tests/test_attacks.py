@@ -102,6 +102,13 @@ class World:
         self.large = self.ask_for("operator")
         found = self.people["operator"].post("/orders/search/", {"q": "田中"})
         self.search = found.headers["Location"].partition("search=")[2]
+        self.file = self.upload("x.csv", f"注文ID,返金額\n{self.order},100\n")
+
+    def upload(self, name: str, text: str) -> str:
+        """A file of the operator's, which nobody has started."""
+        kept = self.people["operator"].post("/bulk/", files={"file": (name, text.encode())})
+        assert kept.status_code == 303, kept.text
+        return kept.headers["Location"].split("/")[2]
 
     def form(self, **other: str) -> dict[str, str]:
         return {
@@ -148,7 +155,7 @@ class World:
     def concrete(self, address: str, **ids: str) -> str:
         """An address of tests/rights.py with ids in the place of its brackets."""
         parts = {
-            "order_id": self.order, "refund_id": self.large, "search_id": self.search,
+            "order_id": self.order, "refund_id": self.large, "search_id": self.search, "bulk_id": self.file,
             "app_label": "refunds", "content_type_id": "1", "object_id": "1", "url": "nowhere",
         } | ids  # fmt: skip
         return re.sub(r"<(\w+)>", lambda name: parts[name[1]], address)
@@ -201,6 +208,7 @@ FOREIGN = {
         "%2e%2e",
     ],
     "refund_id": [str(uuid.UUID(int=0)), str(uuid.uuid4())],
+    "bulk_id": [str(uuid.UUID(int=0))],
     "search_id": ["x" * 22, "1", "0' OR '1'='1"],
     "object_id": ["99999999999999999999", "order_test_0000000000000000000000", "a%00b"],
     "content_type_id": ["0", "99999999999999999999"],
@@ -389,7 +397,10 @@ def test_other_sites_post_nothing(world: World) -> None:
         path = world.concrete(address)
         for name, (fields, headers) in evil.items():
             where = f"{path}?csrfmiddlewaretoken={token}" if "address" in name else path
-            sent = world.form(confirm="1", approve="1", stop="1", choice="not_executed", note="x") | fields
+            sent = (
+                world.form(confirm="1", approve="1", stop="1", choice="not_executed", note="x", do="start")
+                | fields
+            )
             answers[name, path] = robot.ask("POST", where, data=sent, headers=headers).status_code
 
     assert {key: status for key, status in answers.items() if status != 403} == {}
@@ -450,6 +461,8 @@ FIELDS = {
     "/refunds/<refund_id>/withdraw/": ["x"],
     "/refunds/<refund_id>/review/": ["choice", "note", "round"],
     "/refunds/sends/": ["reason", "resume", "case"],
+    "/bulk/": ["file"],
+    "/bulk/<bulk_id>/": ["do"],
     "/i18n/setlang/": ["language", "next"],
     "/oidc/backchannel-logout/": ["logout_token"],
     "/admin/refunds/auditentry/": ["action", "_selected_action", "index"],
@@ -464,6 +477,8 @@ QUERIES = {
     "/refunds/<refund_id>/": ["renew"],
     "/refunds/<refund_id>/review/": ["x"],
     "/approvals/": ["x"],
+    "/bulk/": ["page"],
+    "/bulk/<bulk_id>/": ["state", "after", "renew"],
     "/sign-in/": ["next"],
     "/signed-out/": ["here"],
     "/oidc/authenticate/": ["next", "account"],
@@ -878,11 +893,16 @@ def test_nothing_that_others_wrote_runs_in_a_browser(world: World, chrome: Brows
     world.people["approver"].post("/refunds/sends/", {"stop": "1", "reason": PAYLOADS[0]})  # on every page
     for payload in PAYLOADS:
         operator.post("/orders/search/", {"q": payload})
+    lines = "\n".join(
+        f'{found["order"]},1,"{payload.replace(chr(34), chr(34) * 2)}"'
+        for found, payload in zip(orders, PAYLOADS, strict=False)
+    )
+    file = world.upload(f"{PAYLOADS[10]}.csv", f"注文ID,返金額,説明\n{lines}\n")
 
     watched = [Watched(chrome, robot) for robot in (operator, auditor)]
     mine, theirs = watched
     for each in watched:
-        for path in ["/", "/orders/", "/refunds/", f"/refunds/{refunds[0]}/"]:
+        for path in ["/", "/orders/", "/refunds/", f"/refunds/{refunds[0]}/", "/bulk/", f"/bulk/{file}/"]:
             each.look(path)
     for found in orders[: len(PAYLOADS)]:
         mine.look(f"/orders/{found['order']}/")

@@ -391,7 +391,7 @@ def test_similar_lines_are_left_out_without_a_reason_and_refunded_with_one(
     refund(payments[0], operator, 100)
     without = started(operator, line_for(payments[0], 5), line_for(payments[1], 6))
     until_done(without, at)
-    assert states(without) == [Line.LEFT_OUT, Line.ASKED]
+    assert (states(without), problems(without)) == ([Line.LEFT_OUT, Line.ASKED], [Problem.NO_REASON, ""])
 
     until_done(started(operator, line_for(payments[0], 7), similar_reason="別の商品"), at)
 

@@ -357,3 +357,42 @@ def test_second_person_approves_what_is_large(chrome: Browser, tmp_path: Path) -
         assert [each["amount"] for each in refunds_of(site, found["payments"][0]["id"])] == [6000]
         operator.leave()
         approver.leave()
+
+
+def test_file_of_refunds_is_checked_started_and_followed(site: Site, chrome: Browser, tmp_path: Path) -> None:
+    orders = site.sandbox.find_all("refundable", limit=30, min_amount=2000)[12:20]
+    file = tmp_path / "返金_2026-11.csv"
+    lines = [f"{order['order']},,{100 + number},欠品のお詫び," for number, order in enumerate(orders)]
+    lines += [
+        f"{orders[0]['order']},,50,二点目,",
+        "order_test_0000000000000000000000,,300,,",
+        f"{orders[1]['order']},,千円,,",
+    ]
+    file.write_text("\n".join(["注文ID,ショップ注文番号,返金額,説明,理由", *lines]), encoding="cp932")
+    operator = Person(chrome, site, "operator")
+    page = operator.page
+    page.get_by_role("link", name="一括返金").click()
+    operator.shoot("bulk-list")
+    page.get_by_role("button", name="取り込んで確認する").click()
+    expect(page.get_by_text("ファイルを選んでください。")).to_be_visible()
+    page.get_by_label("CSV ファイル").set_input_files(file)
+    page.get_by_role("button", name="取り込んで確認する").click()
+
+    expect(page.get_by_role("button", name="一括返金を始める")).to_be_visible()
+    expect(page.get_by_text("8 件、合計 ¥828 を返金します。")).to_be_visible()
+    expect(page.get_by_text("返金できない 2 行は返金しません。")).to_be_visible()
+    operator.shoot("bulk-checked")
+    page.get_by_label("それでも返金する理由").fill("")
+    page.get_by_role("button", name="一括返金を始める").click()
+
+    expect(page.get_by_text("8 件のうち 8 件が確定")).to_be_visible(timeout=60_000)
+    expect(page.locator(".order-state")).to_contain_text("完了", timeout=30_000)
+    operator.shoot("bulk-done")
+    for number, order in enumerate(orders):
+        [there] = refunds_of(site, order["payments"][0]["id"])
+        assert there["amount"] == 100 + number
+    with page.expect_download() as download:
+        page.get_by_role("link", name="結果を CSV でダウンロード").click()
+    told = Path(download.value.path()).read_text(encoding="utf-8-sig")
+    assert told.count("返金済み") == 8
+    operator.leave()
