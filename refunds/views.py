@@ -34,7 +34,7 @@ from refunds.forms import (
     SendsForm,
     SimilarForm,
 )
-from refunds.models import Control, Order, Payment, Refund, Search, SmartpayRefund
+from refunds.models import Bulk, Control, Order, Payment, Refund, Search, SmartpayRefund
 from refunds.templatetags.money import money
 
 CONFIRMATION = "refunds.confirmation"  # the salt of its signature
@@ -73,7 +73,11 @@ def start(request: HttpRequest) -> HttpResponse:
         .order_by("-requested_at", "-id")[: paging.PAGE]
     )
     may_decide = request.user.has_perm(roles.APPROVE_REFUND)
-    waiting = len(_waiting(request)[: paging.PAGE]) if may_decide else 0
+    waiting = (
+        len(_waiting(request)[: paging.PAGE]) + len(_waiting_files(request)[: paging.PAGE])
+        if may_decide
+        else 0
+    )
     cases = len(_cases(request)[: paging.PAGE]) if may_decide else 0
     context = {
         "unsettled": unsettled,
@@ -670,7 +674,8 @@ def _draw_approvals(request: HttpRequest, sends_form: SendsForm, status: int = 2
     audit.record(request.user, "refunds.listed", None, shown=[str(refund.pk) for refund in (*rows, *cases)])
     waiting = [Refund.State.AWAITING_APPROVAL, Refund.State.REVIEW]
     own = Refund.objects.filter(requested_by=person(request), state__in=waiting).exists()
-    context = {"refunds": rows, "cases": cases, "own": own, "sends_form": sends_form}
+    files = list(_waiting_files(request)[: paging.PAGE])
+    context = {"refunds": rows, "bulks": files, "cases": cases, "own": own, "sends_form": sends_form}
     return render(request, "refunds/approvals.html", context, status=status)
 
 
@@ -682,6 +687,12 @@ def _cases(request: HttpRequest) -> QuerySet[Refund]:
         .select_related("payment__order", "requested_by")
         .order_by("requested_at", "id")
     )
+
+
+def _waiting_files(request: HttpRequest) -> QuerySet[Bulk]:
+    """一括返金 that this person could decide."""
+    waiting = Bulk.objects.filter(state=Bulk.State.AWAITING_APPROVAL).exclude(uploaded_by=person(request))
+    return waiting.select_related("uploaded_by").order_by("uploaded_at", "id")
 
 
 def _waiting(request: HttpRequest) -> QuerySet[Refund]:

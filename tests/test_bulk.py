@@ -539,6 +539,8 @@ def test_approver_decides_on_the_page_with_a_fresh_sign_in(
     kept = started(operator, line_for(payments[0]))
     page = f"/bulk/{kept.pk}/"
 
+    assert page in sign_in(approver).get("/approvals/").content.decode()
+    assert "1 件あります" in sign_in(approver).get("/").content.decode()
     stale = sign_in(approver).post(page, {"do": "approve"})
     assert "/oidc/step-up/" in stale["Location"]
     browser = fresh(approver)
