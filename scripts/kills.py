@@ -1,9 +1,10 @@
 """`make kills`: the product killed for minutes on end, then Smartpay and the ledger held against each other.
 
 On PostgreSQL and on SQLite: refunds asked for over HTTP while web and workers die of SIGKILL at named points and at
-none in particular, and Smartpay misbehaves; then a crowd on few payments; then, with the settings of production, ten
-deaths whose recovery is timed. KILLS_PG and KILLS_SQLITE say how many deaths (200 and 50). Ends with 1 where a refund
-was done twice, lost, booked wrongly or is stuck, or where recovery took longer than PROMISED.
+none in particular, and Smartpay misbehaves; then a crowd on few payments; then a file of KILLS_LINES lines (10,000);
+then, with the settings of production, ten deaths whose recovery is timed. KILLS_PG and KILLS_SQLITE say how many deaths
+(200 and 50). Ends with 1 where a refund was done twice, lost, booked wrongly or is stuck, or where recovery took longer
+than PROMISED.
 """
 
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from tests.kills.crowd import Crowd, crowd
 from tests.kills.databases import database
+from tests.kills.files import refund_by_file
 from tests.kills.lives import HEARD, PLANS, Lives, Reaper
 from tests.kills.world import Tally, World
 
@@ -50,6 +52,10 @@ def main() -> int:
         if kills:
             result = load(vendor)
             keep(f"{vendor} crowd", result.tally, result)
+    for vendor, kills in wanted.items():
+        if kills:
+            tally = files(vendor)
+            keep(f"{vendor} file", tally, dict(tally.states))
     tally = production()
     keep("postgresql production", tally, "")
     if tally.slowest_recovery > PROMISED:
@@ -91,6 +97,19 @@ def load(vendor: str) -> Crowd:
         if result.errors:
             result.tally.add("wrong", f"{result.errors} answers of 500 and above")
         return result
+
+
+def files(vendor: str) -> Tally:
+    """A file of 10,000 lines; twenty deaths at moments that nobody chose, one request in twenty meets a fault."""
+    print(f"{vendor}: a file …", flush=True)
+    with (
+        opened(vendor) as place,
+        database(vendor, place.path) as server,
+        World(place.path, server) as world,
+    ):
+        return refund_by_file(
+            world, lines=int(os.environ.get("KILLS_LINES", "10000")), kills=20, patience=3600
+        )
 
 
 def production() -> Tally:

@@ -17,6 +17,7 @@ from django.db import connection
 from scripts import postgres
 from tests.kills.crowd import crowd
 from tests.kills.databases import PostgreSQL, database
+from tests.kills.files import refund_by_file
 from tests.kills.lives import HEARD, PLANS, Lives, Reaper
 from tests.kills.people import Person
 from tests.kills.world import World
@@ -188,6 +189,14 @@ def test_crowd_on_few_payments(world: World) -> None:
 
     print(result)
     assert (result.tally.faults, result.errors) == ([], 0)
+
+
+def test_file_of_refunds_is_made_line_by_line_whatever_dies(world: World) -> None:
+    tally = refund_by_file(world, lines=120, kills=6, patience=120)
+
+    print(tally)
+    assert tally.faults == []
+    assert tally.refunds == 120
 
 
 def test_restored_database_sends_nothing_until_everything_was_read(world: World) -> None:

@@ -78,6 +78,27 @@ class Person:
                     return answer
             time.sleep(0.2)
 
+    def look(self, address: str) -> str:
+        """The page, as soon as the site is up."""
+        while (page := self._get(address)).status_code >= 500:
+            time.sleep(0.2)
+        page.encoding = "utf-8"
+        return page.text
+
+    def upload(self, address: str, data: bytes) -> str:
+        """Upload a file; the page that it leads to."""
+        fields = {"csrfmiddlewaretoken": hidden(self.look(address))["csrfmiddlewaretoken"]}
+        answer = self._http.post(
+            address, fields, files={"file": ("refunds.csv", data)}, timeout=60, allow_redirects=False
+        )
+        return self.url + answer.headers["Location"]
+
+    def act(self, page: str, fields: dict[str, str]) -> None:
+        """Press a button of the page's form."""
+        token = {"csrfmiddlewaretoken": hidden(self.look(page))["csrfmiddlewaretoken"]}
+        answer = self._http.post(page, token | fields, timeout=60, allow_redirects=False)
+        assert answer.status_code in (302, 303), answer.status_code
+
     def _get(self, address: str) -> requests.Response:
         ends = time.monotonic() + PATIENCE
         while True:
