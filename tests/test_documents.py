@@ -100,3 +100,15 @@ def test_every_requirement_of_asvs_is_there_once_with_how_it_is_met() -> None:
 )  # fmt: skip
 def test_what_is_not_there_is_noticed(text: str, absent: list[str]) -> None:
     assert missing(text) == absent
+
+
+def test_every_alarm_is_explained_to_who_is_woken_by_it() -> None:
+    raised = set()
+    for source in [*ROOT.glob("refunds/**/*.py"), *ROOT.glob("dashboard/**/*.py")]:
+        text = source.read_text()
+        raised |= set(re.findall(r"""\balarm\(\s*"([a-z_.]+)\"""", text))
+        raised |= set(re.findall(r"""log\.\w+\(\s*"([a-z_.]+)",[^()]*alarm=True""", text))
+    explained = set(re.findall(r"`([a-z_]+\.[a-z_]+)`", (ROOT / "docs" / "operations.md").read_text()))
+
+    assert len(raised) > 20
+    assert raised <= explained
