@@ -51,6 +51,8 @@ LIMITED = {
     "refunds:order_search": SEARCHES,
     "refunds:order_list": LISTS,
     "refunds:refund_list": LISTS,
+    "refunds:order_export": LISTS,
+    "refunds:refund_export": LISTS,
     "refunds:order": ORDERS,
     "admin:refunds_order_changelist": LISTS,
     "admin:refunds_search_changelist": LISTS,

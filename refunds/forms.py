@@ -6,6 +6,7 @@ from datetime import date, datetime, time, timedelta
 from typing import Any
 
 from django import forms
+from django.db.models import QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -295,3 +296,21 @@ class RefundFilterForm(PeriodForm):
     )
     min_amount = YenField(label=_("金額(下限)"), required=False, error_messages=FILTERED_AMOUNT)
     max_amount = YenField(label=_("金額(上限)"), required=False, error_messages=FILTERED_AMOUNT)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        people = User.objects.filter(groups__name__in=["operator", "approver"]).distinct().order_by("name")
+        self.fields["person"].queryset = people  # type: ignore[attr-defined]
+
+    def refunds(self) -> QuerySet[Refund]:
+        """Those that the filters leave; what can't be read is taken as not given."""
+        self.is_valid()
+        data = self.cleaned_data
+        wanted = {
+            "state": data.get("state"),
+            "requested_by": data.get("person"),
+            "requested_at__gte": self.since(),
+            "amount__gte": data.get("min_amount"),
+            "amount__lte": data.get("max_amount"),
+        }
+        return Refund.objects.filter(**{name: value for name, value in wanted.items() if value})

@@ -831,6 +831,8 @@ class AuditEntry(models.Model):
         PAGE_REFUSED = "page.refused", _("権限のない操作")
         ADMIN_LISTED = "admin.listed", _("管理画面の一覧の閲覧")
         ADMIN_VIEWED = "admin.viewed", _("管理画面の記録の閲覧")
+        ORDERS_EXPORTED = "orders.exported", _("注文の書き出し")
+        REFUNDS_EXPORTED = "refunds.exported", _("返金の書き出し")
         BULK_UPLOADED = "bulk.uploaded", _("一括返金の取り込み")
         BULK_VIEWED = "bulk.viewed", _("一括返金の閲覧")
         BULK_STARTED = "bulk.started", _("一括返金の開始")

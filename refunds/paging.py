@@ -2,14 +2,16 @@
 
 import uuid
 from datetime import datetime
-from typing import Any
 
 from django.db.models import Model, Q, QuerySet
+from django.http import QueryDict
 
 PAGE = 50
 
 
-def newest_first[Row: Model](rows: QuerySet[Row], moment: str, cursor: str) -> tuple[list[Row], str, str]:
+def newest_first[Row: Model](
+    rows: QuerySet[Row], moment: str, cursor: str, size: int = PAGE
+) -> tuple[list[Row], str, str]:
     """One page of rows by this column and their UUID, and the cursors of its neighbours ("" at an end).
 
     A cursor that can't be read is the first page.
@@ -26,8 +28,8 @@ def newest_first[Row: Model](rows: QuerySet[Row], moment: str, cursor: str) -> t
     elif way == "newer":
         rows = rows.filter(Q((f"{moment}__gt", at)) | Q((moment, at), id__gt=key))
     order = (moment, "id") if way == "newer" else (f"-{moment}", "-id")
-    found = list(rows.order_by(*order)[: PAGE + 1])
-    more, found = len(found) > PAGE, found[:PAGE]
+    found = list(rows.order_by(*order)[: size + 1])
+    more, found = len(found) > size, found[:size]
     if way == "newer":
         found.reverse()
     if not found:
@@ -38,10 +40,14 @@ def newest_first[Row: Model](rows: QuerySet[Row], moment: str, cursor: str) -> t
     return found, f"newer~{first}" if has_newer else "", f"older~{last}" if has_older else ""
 
 
-def url(query: Any, cursor: str) -> str:
-    """This page's address at another place of the list; "" without one. `query`: request.GET."""
-    if not cursor:
-        return ""
+def url(query: QueryDict, cursor: str) -> str:
+    """This page's address at another place of the list; "" without one."""
+    return f"?{filters(query, page=cursor)}" if cursor else ""
+
+
+def filters(query: QueryDict, **other: str) -> str:
+    """What the list is narrowed by, as it stands in an address."""
     query = query.copy()
-    query["page"] = cursor
-    return f"?{query.urlencode()}"
+    query.pop("page", None)
+    query.update(other)
+    return query.urlencode()

@@ -2,9 +2,25 @@
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
+from django.http import StreamingHttpResponse
+from django.utils import timezone
+
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # what Excel may take for the beginning of a formula
+
+
+def download(name: str, heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> StreamingHttpResponse:
+    """The table as a file, sent as it is made."""
+    response = StreamingHttpResponse(lines(heading, rows), content_type="text/csv; charset=utf-8")
+    response["Content-Disposition"] = f'attachment; filename="{name}"'
+    return response
+
+
+def moment(at: datetime | None) -> str:
+    """As Excel reads it, in Japan's time."""
+    return timezone.localtime(at).strftime("%Y/%m/%d %H:%M:%S") if at else ""
 
 
 def lines(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:

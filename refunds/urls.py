@@ -2,16 +2,18 @@
 
 from django.urls import path
 
-from refunds import views, views_bulk, webhooks
+from refunds import views, views_bulk, views_export, webhooks
 
 app_name = "refunds"
 urlpatterns = [
     path("", views.start, name="start"),
     path("orders/", views.order_list, name="order_list"),
     path("orders/search/", views.order_search, name="order_search"),
+    path("orders/export/", views_export.order_export, name="order_export"),
     path("orders/<str:order_id>/", views.order_detail, name="order"),
     path("orders/<str:order_id>/refund/", views.refund_form, name="refund_form"),
     path("refunds/", views.refund_list, name="refund_list"),
+    path("refunds/export/", views_export.refund_export, name="refund_export"),
     path("refunds/<uuid:refund_id>/", views.refund_detail, name="refund"),
     path("refunds/<uuid:refund_id>/withdraw/", views.refund_withdraw, name="refund_withdraw"),
     path("refunds/<uuid:refund_id>/decide/", views.refund_decide, name="refund_decide"),

@@ -97,7 +97,7 @@ def order_list(request: HttpRequest) -> HttpResponse:
     """Orders, newest first, or what a search found. What was typed is never in the address."""
     if request.GET.get("q"):
         return _searched(request, request.GET["q"])
-    typed = _own_search(request, request.GET.get("search", ""))
+    typed = own_search(request, request.GET.get("search", ""))
     form = OrderFilterForm(request.GET)
     filters = form.filters()
     cursor = request.GET.get("page", "")
@@ -121,6 +121,7 @@ def order_list(request: HttpRequest) -> HttpResponse:
         "search": typed,
         "typed": _parked(request).get("q", ""),
         "filters": form,
+        "export_url": f"{reverse('refunds:order_export')}?{paging.filters(request.GET)}",
         "newer_url": paging.url(request.GET, result.newer),
         "older_url": paging.url(request.GET, result.older),
         "hidden_by_filters": result.hidden_by_filters,
@@ -150,7 +151,7 @@ def _searched(request: HttpRequest, typed: str) -> HttpResponse:
     return redirect(f"{reverse('refunds:order_list')}?{urlencode({'search': kept.pk})}")
 
 
-def _own_search(request: HttpRequest, search_id: str) -> Search | None:
+def own_search(request: HttpRequest, search_id: str) -> Search | None:
     """The search of this id, for its person and for auditors; to everybody else it does not exist."""
     if not search_id:
         return None
@@ -964,24 +965,13 @@ def refund_withdraw(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
 def refund_list(request: HttpRequest) -> HttpResponse:
     """The ledger, newest first: by state, person, period and amount."""
     form = RefundFilterForm(request.GET)
-    people = User.objects.filter(groups__name__in=["operator", "approver"]).distinct().order_by("name")
-    form.fields["person"].queryset = people  # type: ignore[attr-defined]
-    refunds = Refund.objects.select_related("payment__order", "requested_by")
-    form.is_valid()
-    data = form.cleaned_data
-    wanted = {
-        "state": data.get("state"),
-        "requested_by": data.get("person"),
-        "requested_at__gte": form.since(),
-        "amount__gte": data.get("min_amount"),
-        "amount__lte": data.get("max_amount"),
-    }
-    refunds = refunds.filter(**{name: value for name, value in wanted.items() if value})
+    refunds = form.refunds().select_related("payment__order", "requested_by")
     rows, newer, older = paging.newest_first(refunds, "requested_at", request.GET.get("page", ""))
     audit.record(request.user, "refunds.listed", None, shown=[str(refund.pk) for refund in rows])
     context = {
         "refunds": rows,
         "filters": form,
+        "export_url": f"{reverse('refunds:refund_export')}?{paging.filters(request.GET)}",
         "newer_url": paging.url(request.GET, newer),
         "older_url": paging.url(request.GET, older),
     }

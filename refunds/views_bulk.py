@@ -6,10 +6,9 @@ from typing import Any
 
 from django.contrib import messages
 from django.contrib.auth.decorators import permission_required
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
-from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
@@ -79,7 +78,7 @@ def bulk_template(request: HttpRequest) -> HttpResponseBase:
         ["order_…", "", "1000", _("欠品のため"), str(Refund.Reason.REQUESTED_BY_CUSTOMER.label)],
         ["", "EC-1001", _("残額"), "", ""],
     ]
-    return _as_csv("bulk-refund-template.csv", spreadsheet.lines(bulk_file.TEMPLATE, examples))
+    return spreadsheet.download("bulk-refund-template.csv", bulk_file.TEMPLATE, examples)
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -240,7 +239,7 @@ def bulk_result(request: HttpRequest, bulk_id: uuid.UUID) -> HttpResponseBase:
         _("行"), _("注文ID"), _("ショップ注文番号"), _("返金額"), _("説明"), _("状態"), _("金額"), _("内容"),
         _("受付番号"), _("Smartpay 返金ID"), _("申請日時"), _("確定日時"),
     ]  # fmt: skip
-    return _as_csv(f"bulk-{kept.pk}.csv", spreadsheet.lines(heading, _result(kept)))
+    return spreadsheet.download(f"bulk-{kept.pk}.csv", heading, _result(kept))
 
 
 def _result(kept: Bulk) -> Iterator[list[Any]]:
@@ -261,20 +260,10 @@ def _result(kept: Bulk) -> Iterator[list[Any]]:
                 (refund.error_message if refund else "") or line.get_problem_display(),
                 refund.pk if refund else "",
                 refund.smartpay_id if refund else "",
-                _moment(refund.requested_at) if refund else "",
-                _moment(refund.settled_at) if refund else "",
+                spreadsheet.moment(refund.requested_at) if refund else "",
+                spreadsheet.moment(refund.settled_at) if refund else "",
             ]
         last = lines[-1].number
-
-
-def _moment(at: Any) -> str:
-    return timezone.localtime(at).strftime("%Y/%m/%d %H:%M:%S") if at else ""
-
-
-def _as_csv(name: str, lines: Iterator[str]) -> HttpResponseBase:
-    response = StreamingHttpResponse(lines, content_type="text/csv; charset=utf-8")
-    response["Content-Disposition"] = f'attachment; filename="{name}"'
-    return response
 
 
 def _see_other(kept: Bulk) -> HttpResponse:

@@ -66,6 +66,8 @@ address                                     method  anonymous  no role  viewer  
 /orders/search/                             GET     sign-in    302      302     302       302       302
 /orders/search/                             POST    sign-in    403      302     302       302       302
 /orders/search/                             other   sign-in    405      405     405       405       405
+/orders/export/                             GET     sign-in    403      200     200       200       200
+/orders/export/                             other   sign-in    405      405     405       405       405
 /orders/<order_id>/                         GET     sign-in    403      200     200       200       200
 /orders/<order_id>/                         other   sign-in    405      405     405       405       405
 /orders/<order_id>/refund/                  GET     sign-in    403      403     200       200       403
@@ -73,6 +75,8 @@ address                                     method  anonymous  no role  viewer  
 /orders/<order_id>/refund/                  other   sign-in    405      405     405       405       405
 /refunds/                                   GET     sign-in    403      200     200       200       200
 /refunds/                                   other   sign-in    405      405     405       405       405
+/refunds/export/                            GET     sign-in    403      200     200       200       200
+/refunds/export/                            other   sign-in    405      405     405       405       405
 /refunds/<refund_id>/                       GET     sign-in    403      200     200       200       200
 /refunds/<refund_id>/                       other   sign-in    405      405     405       405       405
 /bulk/                                      GET     sign-in    403      200     200       200       200

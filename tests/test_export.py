@@ -1,0 +1,103 @@
+"""Orders and refunds as files for Excel: what was filtered, all of it, with nothing that a spreadsheet would calculate."""
+
+import csv
+import io
+from typing import Any
+
+import pytest
+
+from dashboard.models import User
+from refunds import views_export
+from refunds.models import AuditEntry, Payment, Refund, Search
+from tests.conftest import make_order, make_user, sign_in
+from tests.sandbox import Sandbox
+from tests.test_services import mirrored, refund
+
+
+def rows_of(person: User, address: str) -> list[dict[str, str]]:
+    answer = sign_in(person).get(address)
+    assert answer.status_code == 200, answer.status_code
+    assert answer["Content-Type"] == "text/csv; charset=utf-8"
+    assert "attachment" in answer["Content-Disposition"]
+    data = b"".join(answer.streaming_content)  # type: ignore[attr-defined]
+    assert data.startswith(b"\xef\xbb\xbf")
+    return list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
+
+
+@pytest.fixture
+def payment(db: None, sandbox: Sandbox) -> Payment:
+    return mirrored(sandbox, "refundable", min_amount=2000)
+
+
+def test_all_pages_of_the_orders_are_in_the_file(
+    viewer: User, monkeypatch: pytest.MonkeyPatch, django_assert_max_num_queries: Any
+) -> None:
+    monkeypatch.setattr(views_export, "CHUNK", 3)
+    made = [make_order(1000 + number, age=100 - number) for number in range(8)]
+
+    with django_assert_max_num_queries(30):
+        rows = rows_of(viewer, "/orders/export/")
+
+    assert [row["注文ID"] for row in rows] == [order.order_id for order in reversed(made)]
+    assert (rows[0]["お客様名"], rows[0]["金額"], rows[0]["状態"]) == ("田中 太郎", "1007", "支払い済み")
+
+
+def test_file_holds_what_was_filtered_and_searched(viewer: User) -> None:
+    make_order(1000, name="佐藤 花子")
+    wanted = make_order(2000, name="田中 太郎")
+    make_order(3000, name="田中 次郎", status="canceled")
+    kept = Search.objects.create(person=viewer, text="田中", created_at=wanted.created_at)
+
+    found = rows_of(viewer, f"/orders/export/?search={kept.pk}&status=succeeded&page=older~9~9")
+
+    assert [row["注文ID"] for row in found] == [wanted.order_id]
+    assert sign_in(make_user("viewer")).get(f"/orders/export/?search={kept.pk}").status_code == 404
+
+
+def test_refunds_are_in_the_file_with_who_asked(payment: Payment, operator: User, viewer: User) -> None:
+    made = [refund(payment, operator, amount, similar_reason="別の商品") for amount in (100, 200)]
+
+    rows = rows_of(viewer, "/refunds/export/")
+    assert [row["返金額"] for row in rows] == ["200", "100"]
+    assert (rows[0]["受付番号"], rows[0]["状態"], rows[0]["申請者"]) == (
+        str(made[1].pk),
+        "返金済み",
+        "返金 花子",
+    )
+    assert rows[0]["Smartpay 返金ID"] == made[1].smartpay_id
+    assert [row["返金額"] for row in rows_of(viewer, "/refunds/export/?min_amount=150")] == ["200"]
+    assert rows_of(viewer, "/refunds/export/?state=review") == []
+
+
+def test_many_refunds_are_read_in_few_queries(
+    payment: Payment,
+    operator: User,
+    viewer: User,
+    monkeypatch: pytest.MonkeyPatch,
+    django_assert_max_num_queries: Any,
+) -> None:
+    monkeypatch.setattr(views_export, "CHUNK", 4)
+    for _number in range(9):
+        refund(payment, operator, 1, similar_reason="x")
+
+    with django_assert_max_num_queries(30):
+        assert len(rows_of(viewer, "/refunds/export/")) == 9
+    assert Refund.objects.count() == 9
+
+
+def test_file_that_was_taken_along_is_on_the_trail_and_what_was_typed_is_not(viewer: User) -> None:
+    make_order(1000)
+    rows_of(
+        viewer, "/orders/export/?status=succeeded&name=%E7%94%B0%E4%B8%AD&refund_status=tanaka@example.jp"
+    )
+
+    entry = AuditEntry.objects.get(action="orders.exported")
+    assert entry.data == {"filters": {"status": "succeeded"}}
+
+
+def test_nothing_in_the_file_is_a_formula(viewer: User) -> None:
+    make_order(1000, name="=cmd|' /C calc'!A0 太郎", email="@x.jp")
+
+    [row] = rows_of(viewer, "/orders/export/")
+
+    assert (row["お客様名"][:2], row["メールアドレス"]) == ("'=", "'@x.jp")
