@@ -5,12 +5,14 @@ of the file's contents and the line's number; from there on it is a refund like 
 be run by several workers at once, and be given the same file again: a line that has its row gets no second one.
 """
 
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+import structlog
 from django import forms
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
@@ -24,8 +26,10 @@ from refunds.folding import fold
 from refunds.forms import DESCRIPTION_LENGTH, PlainText, YenField
 from refunds.models import Bulk, BulkLine, Order, Refund
 
+log = structlog.get_logger(__name__)
+
 NAMESPACE = uuid.UUID("5d3c4c1e-0f6f-4c53-9a53-0d9a1b7c6e2f")  # of the refunds' ids; never changes
-CHUNK = 100  # lines checked in one transaction
+CHUNK, CHUNKS = 100, 5  # lines checked in one transaction, and how many of these in one turn
 AHEAD = 20  # refunds of a file that wait to be sent: so many go on after a pause
 LEASE = timedelta(seconds=60)  # a worker that is silent for so long has died
 ALL_THAT_IS_LEFT = {"残額", "残額すべて", "全額", "rest"}
@@ -43,6 +47,7 @@ PROBLEMS: dict[type[services.RefundError], BulkLine.Problem] = {
 
 HAS_ROW = Exists(Refund.objects.filter(pk=OuterRef("request_id")))
 IS_BLOCKED = Exists(Refund.objects.filter(payment=OuterRef("payment"), state__in=Refund.BLOCKING))
+WHAT_IS_CHECKED = ["payment", "amount", "reason", "refundable", "is_similar", "state", "problem"]
 DECISION = ("decided_by", "decided_at", "decision_note")
 
 
@@ -79,11 +84,11 @@ def upload(file_name: str, data: bytes, *, by: User) -> tuple[Bulk, bool]:
                     BulkLine(
                         bulk=bulk,
                         number=line.number,
-                        order_text=line.order[:255],
-                        reference_text=line.reference[:255],
-                        amount_text=line.amount[:40],
+                        order_text=line.order,
+                        reference_text=line.reference,
+                        amount_text=line.amount,
                         description=line.description,
-                        reason_text=line.reason[:40],
+                        reason_text=line.reason,
                         request_id=uuid.uuid5(NAMESPACE, f"{digest}:{line.number}"),
                     )
                     for line in written
@@ -92,9 +97,10 @@ def upload(file_name: str, data: bytes, *, by: User) -> tuple[Bulk, bool]:
             )
             audit.record(by, "bulk.uploaded", bulk, lines=len(written), digest=digest)
     except IntegrityError:
-        known = Bulk.objects.exclude(state=Bulk.State.CANCELLED).filter(digest=digest).first()
+        known = Bulk.objects.exclude(state__in=Bulk.GIVEN_UP).filter(digest=digest).first()
         if known is None:
             raise
+        audit.record(by, "bulk.uploaded", known, refused=True, why="same contents")
         return known, False
     return bulk, True
 
@@ -151,7 +157,7 @@ def decide(bulk_id: uuid.UUID, *, by: User, approved: bool, note: str = "") -> B
         if approved:
             bulk.state = Bulk.State.RUNNING
         else:
-            _stop(bulk)
+            _stop(bulk, Bulk.State.REJECTED)
         bulk.save(update_fields=["state", "ended_at", *DECISION])
         audit.record(by, "bulk.approved" if approved else "bulk.rejected", bulk, total=bulk.total)
     return bulk
@@ -160,7 +166,7 @@ def decide(bulk_id: uuid.UUID, *, by: User, approved: bool, note: str = "") -> B
 def pause(bulk_id: uuid.UUID, *, by: User, paused: bool) -> Bulk:
     """Hold the lines that are no rows of the ledger yet, or go on with them: who uploaded them, or an approver.
 
-    Raises: PermissionDenied, BulkError.
+    What somebody else has paused, only an approver resumes. Raises: PermissionDenied, BulkError.
     """
     before, after = Bulk.State.RUNNING, Bulk.State.PAUSED
     if not paused:
@@ -171,28 +177,29 @@ def pause(bulk_id: uuid.UUID, *, by: User, paused: bool) -> Bulk:
         _may(by, roles.REQUEST_REFUND)
         if bulk.state != before:
             raise BulkError(_("この一括返金の状態が変わりました。いまの状態を確かめてください。"))
-        bulk.state = after
-        bulk.save(update_fields=["state"])
+        if not paused and bulk.paused_by_id != by.pk and not by.has_perm(roles.APPROVE_REFUND):
+            raise BulkError(_("ほかの人が一時停止したため、再開できるのは承認者だけです。"))
+        bulk.state, bulk.paused_by = after, by if paused else None
+        bulk.save(update_fields=["state", "paused_by"])
         audit.record(by, "bulk.paused" if paused else "bulk.resumed", bulk)
     return bulk
 
 
 def cancel(bulk_id: uuid.UUID, *, by: User) -> Bulk:
-    """Give up what is not sent: lines without a row get none, rows that were never sent are withdrawn.
+    """Give up what is not sent: who uploaded it, or an approver. Lines without a row get none.
 
-    Raises: PermissionDenied for another's file, BulkError.
+    Rows that were never sent are withdrawn, here or when their turn comes: see sending.py.
+    Raises: PermissionDenied, BulkError.
     """
     with _locked(bulk_id) as bulk:
         if bulk.uploaded_by_id != by.pk:
-            raise PermissionDenied
+            _may(by, roles.APPROVE_REFUND)
         if bulk.state not in Bulk.OPEN:
             raise BulkError(_("この一括返金はすでに終わっています。"))
-        _stop(bulk)
+        _stop(bulk, Bulk.State.CANCELLED)
         bulk.save(update_fields=["state", "ended_at"])
         audit.record(by, "bulk.cancelled", bulk)
-    for refund in _rows(bulk).filter(
-        state__in=[Refund.State.QUEUED, Refund.State.AWAITING_APPROVAL], first_sent_at=None
-    ):
+    for refund in _rows(bulk).filter(state=Refund.State.QUEUED, first_sent_at=None, requested_by=by):
         try:
             services.withdraw(refund.pk, by=by)
         except services.NotWaiting:
@@ -200,13 +207,25 @@ def cancel(bulk_id: uuid.UUID, *, by: User) -> Bulk:
     return bulk
 
 
-def _stop(bulk: Bulk) -> None:
+def _stop(bulk: Bulk, state: Bulk.State) -> None:
     """No line gets a row from here on: the database refuses one whose file is not running."""
-    bulk.state, bulk.ended_at = Bulk.State.CANCELLED, clock.now()
+    bulk.state, bulk.ended_at = state, clock.now()
     waiting = bulk.lines.filter(state__in=[Line.UNCHECKED, Line.READY, Line.SIMILAR])
     # Who asked for the line's refund may have died before saying so here.
     waiting.filter(HAS_ROW, state=Line.READY).update(state=Line.ASKED)
     waiting.update(state=Line.LEFT_OUT, problem=Problem.STOPPED)
+
+
+def _expire() -> None:
+    """Give up what nobody has started or decided for REFUND_REQUEST_DAYS, as a single request expires."""
+    waits = (Bulk.State.CHECKED, Bulk.State.AWAITING_APPROVAL)
+    before = clock.now() - timedelta(days=settings.REFUND_REQUEST_DAYS)
+    for bulk_id in Bulk.objects.filter(state__in=waits, uploaded_at__lt=before).values_list("pk", flat=True):
+        with _locked(bulk_id) as bulk:
+            if bulk.state in waits:
+                _stop(bulk, Bulk.State.CANCELLED)
+                bulk.save(update_fields=["state", "ended_at"])
+                audit.record(None, "bulk.cancelled", bulk, why="expired")
 
 
 def _may(person: User, permission: str) -> None:
@@ -254,17 +273,23 @@ def with_rows(lines: Sequence[BulkLine]) -> list[tuple[BulkLine, Refund | None]]
 
 def work(*, stop: Callable[[], bool] = lambda: False) -> None:
     """One round: check what was uploaded, ask for what was started. Any number of workers may do it at once."""
+    _expire()
     me = str(uuid.uuid4())
-    for bulk in Bulk.objects.filter(state__in=[Bulk.State.CHECKING, Bulk.State.RUNNING]).order_by(
-        "uploaded_at"
-    ):
+    at_work = Bulk.objects.filter(state__in=[Bulk.State.CHECKING, Bulk.State.RUNNING])
+    for bulk in at_work.order_by("uploaded_at"):
         if stop() or not _lease(bulk, me):
             continue
-        if bulk.state == Bulk.State.CHECKING:
-            _check(bulk, me, stop)
-        else:
-            _ask(bulk)
-        Bulk.objects.filter(pk=bulk.pk, lease_owner=me).update(lease_owner="", lease_until=None)
+        try:
+            if bulk.state == Bulk.State.CHECKING:
+                _check(bulk, stop)
+            else:
+                _ask(bulk)
+        except Exception:
+            if Bulk.objects.filter(pk=bulk.pk, state=bulk.state).exists():
+                # A defect, or the database gone. The other files shall not wait for it.
+                log.exception("bulk.turn_failed", alarm=True, bulk=str(bulk.pk))
+        finally:
+            Bulk.objects.filter(pk=bulk.pk, lease_owner=me).update(lease_owner="", lease_until=None)
 
 
 def _lease(bulk: Bulk, me: str) -> bool:
@@ -275,17 +300,17 @@ def _lease(bulk: Bulk, me: str) -> bool:
     return bool(mine.update(lease_owner=me, lease_until=now + LEASE))
 
 
-def _check(bulk: Bulk, me: str, stop: Callable[[], bool]) -> None:
-    """Look up the lines, in their order, a chunk at a time."""
-    while not stop() and _lease(bulk, me):
+def _check(bulk: Bulk, stop: Callable[[], bool]) -> None:
+    """Look up lines, in their order, a chunk at a time; some chunks only, so that no other file waits for long."""
+    for _chunk in range(CHUNKS):
         lines = list(bulk.lines.filter(state=Line.UNCHECKED).order_by("number")[:CHUNK])
         if not lines:
             Bulk.objects.filter(pk=bulk.pk, state=Bulk.State.CHECKING).update(state=Bulk.State.CHECKED)
             return
+        if stop():
+            return
         _Check(bulk, lines).run()
-        BulkLine.objects.bulk_update(
-            lines, ["payment", "amount", "reason", "refundable", "state", "problem"], batch_size=CHUNK
-        )
+        BulkLine.objects.bulk_update(lines, WHAT_IS_CHECKED, batch_size=CHUNK)
 
 
 class _Check:
@@ -302,16 +327,21 @@ class _Check:
         self._by_reference: dict[str, dict[str, Order]] = {}
         for order in orders:
             self._by_reference.setdefault(order.reference_folded, {})[order.order_id] = order
-        before = bulk.lines.filter(
-            state__in=[Line.READY, Line.SIMILAR],
-            payment__order__in={order.pk for order in orders},
-        )
-        # What the lines so far take from each payment, and which orders they are of.
+        before = bulk.lines.filter(state__in=[Line.READY, Line.SIMILAR]).order_by()
+        of_orders = before.filter(payment__order__in={order.pk for order in orders})
+        # What the lines so far take from each payment, which orders they are of, and which customer gets how much.
         self._taken: dict[str, int] = {
-            row["payment"]: row["sum"]
-            for row in before.order_by().values("payment").annotate(sum=Sum("amount"))
+            row["payment"]: row["sum"] for row in of_orders.values("payment").annotate(sum=Sum("amount"))
         }
-        self._orders = {int(key) for key in before.values_list("payment__order", flat=True)}
+        self._orders = {int(key) for key in of_orders.values_list("payment__order", flat=True)}
+        people = Q(payment__order__email_folded__in={order.email_folded for order in orders} - {""}) | Q(
+            payment__order__name_folded__in={order.name_folded for order in orders} - {""}
+        )
+        self._given = {
+            (_customer(line.payment.order), line.amount)
+            for line in before.filter(people).select_related("payment__order")
+            if line.payment
+        }
 
     def run(self) -> None:
         for line in self._lines:
@@ -330,6 +360,8 @@ class _Check:
             return Problem.NOT_PAID
         if len(open_ones) > 1:
             return Problem.PAYMENTS
+        if any(payment.currency != "JPY" for payment in payments):
+            return Problem.CURRENCY
         if not open_ones:
             return Problem.NOTHING_LEFT
         payment = open_ones[0]
@@ -351,7 +383,12 @@ class _Check:
         return Problem.TOO_HIGH if amount > left else None
 
     def _order(self, line: BulkLine) -> Order | BulkLine.Problem:
-        by_reference = self._by_reference.get(fold(line.reference_text), {}) if line.reference_text else {}
+        # Found as a search finds it, and then taken to the letter: a shop's numbers may differ in a dot.
+        by_reference = {
+            order_id: order
+            for order_id, order in self._by_reference.get(fold(line.reference_text), {}).items()
+            if line.reference_text and _plain(order.reference) == _plain(line.reference_text)
+        }
         if line.order_text:
             order = self._by_id.get(line.order_text)
             if order is None:
@@ -373,13 +410,26 @@ class _Check:
             return PROBLEMS[type(error)]
         except PermissionDenied:
             return Problem.NOT_ENTITLED
-        if Refund.objects.filter(pk=line.request_id).exists():
-            return Problem.USED
-        similar = preview.similar or line.payment.order_id in self._orders
-        line.state = Line.SIMILAR if similar else Line.READY
+        if known := Refund.objects.filter(pk=line.request_id).first():
+            return Problem.WITHDRAWN if known.state == Refund.State.CANCELLED else Problem.USED
+        given = (_customer(preview.payment.order), line.amount)
+        line.is_similar = (
+            bool(preview.similar) or line.payment.order_id in self._orders or given in self._given
+        )
+        line.state = Line.SIMILAR if line.is_similar else Line.READY
+        if given[0]:
+            self._given.add(given)
         self._taken[line.payment.pk] = self._taken.get(line.payment.pk, 0) + line.amount
         self._orders.add(line.payment.order_id)
         return None
+
+
+def _customer(order: Order) -> str:
+    return order.email_folded or order.name_folded
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).strip()
 
 
 def _amount(text: str) -> int | None:
@@ -417,18 +467,26 @@ def _ask(bulk: Bulk) -> None:
         if not _rows(bulk).filter(state__in=[Refund.State.QUEUED, *Refund.IN_FLIGHT]).exists():
             _finish(bulk)
         return
-    waiting = _rows(bulk).filter(state__in=[Refund.State.QUEUED, Refund.State.SENDING]).count()
+    # Those behind a refund that is not settled wait for that one, and shall hold up no other payment's.
+    queued = _rows(bulk).filter(state__in=[Refund.State.QUEUED, Refund.State.SENDING])
+    waiting = queued.exclude(IS_BLOCKED).count()
     for line in ready.exclude(IS_BLOCKED).order_by("number")[: max(0, AHEAD - waiting)]:
         try:
             _ask_for(bulk, line)
-            became, problem = Line.ASKED, ""
         except services.RefundUnsettled:
             return  # since a moment ago: the payment's lines wait, and keep their order
         except services.RefundError as error:
-            became, problem = Line.REFUSED, str(PROBLEMS[type(error)])
+            _refuse(bulk, line, PROBLEMS[type(error)])
         except PermissionDenied:
-            became, problem = Line.REFUSED, Problem.NOT_ENTITLED
-        BulkLine.objects.filter(pk=line.pk, state=Line.READY).update(state=became, problem=problem)
+            _refuse(bulk, line, Problem.NOT_ENTITLED)
+        else:
+            BulkLine.objects.filter(pk=line.pk, state=Line.READY).update(state=Line.ASKED)
+
+
+def _refuse(bulk: Bulk, line: BulkLine, problem: BulkLine.Problem) -> None:
+    refused = BulkLine.objects.filter(pk=line.pk, state=Line.READY)
+    if refused.update(state=Line.REFUSED, problem=problem):
+        audit.record(None, "refund.requested", bulk, refused=True, line=line.number, why=str(problem))
 
 
 def _ask_for(bulk: Bulk, line: BulkLine) -> None:
@@ -439,7 +497,7 @@ def _ask_for(bulk: Bulk, line: BulkLine) -> None:
         _request(line),
         refundable=line.refundable or 0,
         by=bulk.uploaded_by,
-        similar_reason=bulk.similar_reason,
+        similar_reason=bulk.similar_reason if line.is_similar else "",
         approval=approval,
     )
 

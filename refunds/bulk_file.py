@@ -7,13 +7,19 @@ import csv
 import hashlib
 import io
 import json
+import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 
 from django.utils.translation import gettext as _
 
 MOST_LINES = 10_000
 MOST_BYTES = 5 * 1024 * 1024
+# Characters. Looked at before anything is done with a cell: to normalise a long one takes its square in time.
+LONGEST = {"order": 255, "reference": 255, "amount": 40, "description": 400, "reason": 40}
+LONGEST_HEADING = 100
+THOUSANDS = re.compile(r"[¥\\]?\d{1,3},\d{3}円?")
 ENCODINGS = ("utf-8-sig", "cp932")  # cp932: what Excel on a Japanese Windows calls CSV
 
 HEADINGS = {
@@ -52,21 +58,40 @@ def read(data: bytes) -> list[Written]:
     first_line = text.partition("\n")[0]
     separator = "\t" if "\t" in first_line and "," not in first_line else ","
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+        written = _lines(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
     except csv.Error as error:
         raise BadFile(_('CSV ファイルとして読み取れません。引用符(")の数を確かめてください。')) from error
-    if not rows:
-        raise BadFile(_("ファイルが空です。"))
-    places = _places(rows[0])
-    written = []
-    for number, row in enumerate(rows[1:], start=2):
-        cells = {name: row[place].strip() if place < len(row) else "" for name, place in places.items()}
-        if any(cells.values()):
-            written.append(Written(number, **(dict.fromkeys(HEADINGS, "") | cells)))
     if not written:
         raise BadFile(_("返金する行がありません。2行目から1行に1件ずつ入力してください。"))
-    if len(written) > MOST_LINES:
-        raise BadFile(_("行が多すぎます(10,000行まで)。分けて取り込んでください。"))
+    return written
+
+
+def _lines(rows: Iterator[list[str]]) -> list[Written]:
+    heading = next(rows, None)
+    if not heading:
+        raise BadFile(_("ファイルが空です。"))
+    places = _places(heading)
+    written: list[Written] = []
+    for number, row in enumerate(rows, start=2):
+        cells = {name: row[place].strip() if place < len(row) else "" for name, place in places.items()}
+        beside = row[places["amount"] + 1 :][:1]
+        # An amount of 1,000 without quotes around it would be 1 yen, and 000 of what follows.
+        if any(cell.strip() for cell in row[len(heading) :]) or THOUSANDS.fullmatch(
+            ",".join([cells["amount"], *beside])
+        ):
+            raise BadFile(
+                _("%(number)s 行目の列がずれているようです。「1,000」は 1000 と書いてください。")
+                % {"number": number}
+            )
+        if too_long := next((name for name, cell in cells.items() if len(cell) > LONGEST[name]), None):
+            raise BadFile(
+                _("%(number)s 行目の「%(column)s」が長すぎます。")
+                % {"number": number, "column": heading[places[too_long]].strip()}
+            )
+        if any(cells.values()):
+            written.append(Written(number, **(dict.fromkeys(HEADINGS, "") | cells)))
+        if len(written) > MOST_LINES or number > 2 * MOST_LINES:
+            raise BadFile(_("行が多すぎます(10,000行まで)。分けて取り込んでください。"))
     return written
 
 
@@ -89,6 +114,8 @@ def _places(heading: list[str]) -> dict[str, int]:
     ours = {word: name for name, words in HEADINGS.items() for word in words}
     found: dict[str, int] = {}
     for place, cell in enumerate(heading):
+        if len(cell) > LONGEST_HEADING:
+            raise BadFile(_("1行目の列の名前が長すぎます。"))
         name = ours.get(unicodedata.normalize("NFKC", cell).strip().casefold())
         if name in found:
             raise BadFile(_("1行目に同じ列が二つあります: %(column)s") % {"column": cell})

@@ -62,13 +62,14 @@ RIGHTS = {
             "decided_by_id",
             "decided_at",
             "decision_note",
+            "paused_by_id",
             "ended_at",
             "lease_until",
             "lease_owner",
         ),
     ),
     "refunds_bulkline": Rights(
-        add=True, change=("payment_id", "amount", "reason", "refundable", "state", "problem")
+        add=True, change=("payment_id", "amount", "reason", "refundable", "is_similar", "state", "problem")
     ),
     # The trail: an entry is sealed, and nothing else ever happens to it.
     "refunds_auditentry": Rights(add=True, change=("seal", "previous_seal")),

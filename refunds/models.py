@@ -538,8 +538,8 @@ class ReviewDecision(models.Model):
 class Bulk(models.Model):
     """一括返金: a file of refunds, read line by line. Each line becomes a row of the ledger of its own, or none.
 
-    The same contents are one Bulk, unless it was cancelled; and each line's refund has an id made of the contents and
-    the line's number, so that no line is ever refunded twice, whoever uploads the file how often.
+    The same contents are one Bulk, unless it was cancelled or rejected; and each line's refund has an id made of the
+    contents and the line's number, so that no line is ever refunded twice, whoever uploads the file how often.
     """
 
     class State(models.TextChoices):
@@ -549,8 +549,10 @@ class Bulk(models.Model):
         RUNNING = "running", _("実行中")  # workers ask for one refund after the other
         PAUSED = "paused", _("一時停止中")
         DONE = "done", _("完了")  # every line's refund is settled, a case for people, or told why it is none
+        REJECTED = "rejected", _("却下")
         CANCELLED = "cancelled", _("中止")
 
+    GIVEN_UP = (State.REJECTED, State.CANCELLED)
     OPEN = (State.CHECKING, State.CHECKED, State.AWAITING_APPROVAL, State.RUNNING, State.PAUSED)
 
     id = models.UUIDField(_("受付番号"), primary_key=True, default=uuid.uuid4, editable=False)
@@ -577,6 +579,14 @@ class Bulk(models.Model):
     )
     decided_at = models.DateTimeField(_("承認日時"), null=True, blank=True)
     decision_note = models.TextField(_("承認メモ"), blank=True, default="")
+    paused_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="+",
+        verbose_name=_("一時停止した人"),
+    )
     ended_at = models.DateTimeField(_("終了日時"), null=True, blank=True)
     # Which worker is at it, and until when nobody else is.
     lease_until = models.DateTimeField(null=True, blank=True)
@@ -588,7 +598,9 @@ class Bulk(models.Model):
         ordering = ("-uploaded_at", "-id")
         constraints = (
             models.UniqueConstraint(
-                fields=["digest"], condition=~Q(state="cancelled"), name="bulk_one_per_contents"
+                fields=["digest"],
+                condition=~Q(state__in=["rejected", "cancelled"]),
+                name="bulk_one_per_contents",
             ),
             models.CheckConstraint(
                 condition=Q(decided_by__isnull=True) | ~Q(decided_by=F("uploaded_by")), name="bulk_four_eyes"
@@ -597,7 +609,9 @@ class Bulk(models.Model):
         indexes = (
             models.Index(fields=["uploaded_at", "id"], name="bulk_newest"),
             models.Index(
-                fields=["uploaded_at"], name="bulk_at_work", condition=Q(state__in=["checking", "running"])
+                fields=["uploaded_at"],
+                name="bulk_open",
+                condition=Q(state__in=["checking", "checked", "awaiting_approval", "running", "paused"]),
             ),
         )
 
@@ -632,6 +646,11 @@ class BulkLine(models.Model):
         DAILY_LIMIT = "daily_limit", _("一日の返金の上限を超えます。")
         UNSETTLED = "unsettled", _("結果が確定していない返金があります。")
         USED = "used", _("この行の返金は、同じ内容のファイルですでに受け付けられています。")
+        WITHDRAWN = (
+            "withdrawn",
+            _("この行の返金は、前に取り込んだときに取り下げられました。注文の画面から返金してください。"),
+        )
+        CURRENCY = "currency", _("円以外の注文です。注文の画面から返金してください。")
         MOVED = "moved", _("確認したあとに返金可能額が変わりました。")
         SIMILAR = "similar", _("確認したあとに似た返金が行われました。")
         NO_REASON = "no_reason", _("似た返金があり、返金する理由が入力されませんでした。")
@@ -659,6 +678,8 @@ class BulkLine(models.Model):
     # What was left when it was checked, the lines before it taken off.
     refundable = models.PositiveBigIntegerField(null=True, blank=True)
     state = models.CharField(_("状態"), max_length=12, choices=State, default=State.UNCHECKED)
+    # Refunded only with the file's reason, which is about such lines alone.
+    is_similar = models.BooleanField(_("似た返金"), default=False)
     problem = models.CharField(_("内容"), max_length=16, choices=Problem, blank=True, default="")
 
     class Meta:

@@ -12,6 +12,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
+from dashboard import limits
 from dashboard.sso import fresh_sign_in_required
 from refunds import audit, bulk, bulk_file, paging, roles, services, spreadsheet
 from refunds.bulk import Share
@@ -36,6 +37,8 @@ def bulk_list(request: HttpRequest) -> HttpResponseBase:
 
 @permission_required(roles.REQUEST_REFUND, raise_exception=True)
 def _upload(request: HttpRequest) -> HttpResponse:
+    if wait := limits.taken(request, limits.REFUND_FORMS):
+        return limits.too_many(request, wait)
     form = BulkUploadForm(request.POST, request.FILES)
     if not form.is_valid():
         return _draw_list(request, form, status=422)
@@ -43,6 +46,7 @@ def _upload(request: HttpRequest) -> HttpResponse:
     try:
         kept, is_new = bulk.upload(file.name, file.read(), by=person(request))
     except bulk_file.BadFile as error:
+        audit.record(request.user, "bulk.uploaded", None, refused=True, why="unreadable")
         form.add_error("file", str(error))
         return _draw_list(request, form, status=422)
     if not is_new:
@@ -96,6 +100,7 @@ def bulk_detail(request: HttpRequest, bulk_id: uuid.UUID) -> HttpResponseBase:
     try:
         return act(request, kept)
     except bulk.BulkError as error:
+        audit.record(request.user, "bulk.viewed", kept, refused=True, tried=request.POST["do"])
         messages.warning(request, str(error))
         return _see_other(kept)
 
@@ -189,6 +194,7 @@ def _draw(
         "problems": tally.get(BulkLine.State.PROBLEM, Share()),
         "checked": kept.lines_count - tally.get(BulkLine.State.UNCHECKED, Share()).lines,
         "settled": _sum([share for name, share in tally.items() if name in SETTLED]),
+        "refunded": tally.get(Refund.State.SUCCEEDED, Share()),
         "to_refund": _sum([share for name, share in tally.items() if name not in NOT_REFUNDED]),
         "needs_approval": services.needs_approval(ready.total),
         "start_label": _("%(count)s 件、%(amount)s を返金する")
@@ -201,7 +207,7 @@ def _draw(
         "can_pause": kept.state in PAUSABLE
         and request.user.has_perm(roles.REQUEST_REFUND)
         and (mine or request.user.has_perm(roles.APPROVE_REFUND)),
-        "can_cancel": mine and kept.state in Bulk.OPEN,
+        "can_cancel": (mine or request.user.has_perm(roles.APPROVE_REFUND)) and kept.state in Bulk.OPEN,
     }
     return render(request, "refunds/bulk_detail.html", context, status=status)
 

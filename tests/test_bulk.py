@@ -2,21 +2,23 @@
 
 import csv
 import io
+import threading
 import uuid
 from typing import Any
 
 import pytest
 from django.core.exceptions import PermissionDenied
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import connection
 from django.test import Client
 
 from dashboard.models import User
-from refunds import bulk, bulk_file, services
+from refunds import audit, bulk, bulk_file, services
 from refunds.models import AuditEntry, Bulk, BulkLine, Payment, Refund
 from tests.conftest import Clock, make_order, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_approvals import fresh
-from tests.test_services import at_smartpay, mirrored, refund, unknown, work
+from tests.test_services import ask, at_smartpay, mirrored, refund, unknown, work
 
 HEAD = "注文ID,ショップ注文番号,返金額,説明,理由"
 Line, Problem = BulkLine.State, BulkLine.Problem
@@ -121,6 +123,15 @@ def test_columns_that_are_not_ours_are_left_alone() -> None:
         (file_of("a,,1\x00,,"), "CSV"),
         (b"x" * (5 * 1024 * 1024 + 1), "大きすぎます"),
         (file_of(*["a,,1,,"] * 10_001), "10,000行まで"),
+        (HEAD.encode() + b"\n" * 30_000, "10,000行まで"),
+        (b"x,1\n1,000,00", "列の名前"),
+        (file_of("a,,1,000,説明,"), "3 行目|2 行目"),
+        ("注文ID,返金額\na,100\nb,1,000".encode(), "3 行目の列がずれている"),
+        ("注文ID,返金額,説明\na,1,500".encode(), "2 行目の列がずれている"),
+        ("注文ID,返金額,説明\na,¥1,500".encode(), "2 行目の列がずれている"),
+        (file_of("a,," + "0" * 37 + "1000,,"), "返金額」が長すぎます"),
+        (file_of("a,,1," + "あ\u3099" * 201 + ","), "説明」が長すぎます"),
+        (("x" * 101 + ",返金額,注文ID\n,1,a").encode(), "列の名前が長すぎます"),
     ],
 )
 def test_file_that_can_not_be_read_says_why(data: bytes, words: str) -> None:
@@ -135,7 +146,7 @@ def test_line_names_its_order_by_id_or_reference_and_its_amount_in_any_way_peopl
     payments: list[Payment], operator: User
 ) -> None:
     first, second, third, _ = payments
-    second.order.reference = second.order.reference_folded = "ec-77"
+    second.order.reference, second.order.reference_folded = "EC-77", "ec-77"
     second.order.save()
 
     kept = checked(
@@ -282,7 +293,7 @@ def test_file_that_was_cancelled_half_way_and_uploaded_again_refunds_no_line_twi
     again = checked(operator, *lines)
 
     assert again.pk != kept.pk
-    assert problems(again) == [Problem.USED, Problem.USED, ""]
+    assert problems(again) == [Problem.USED, Problem.WITHDRAWN, ""]
     until_done(bulk.start(again.pk, by=operator), at)
     assert executed(sandbox, payments) == [100, 100]
 
@@ -399,6 +410,136 @@ def test_similar_lines_are_left_out_without_a_reason_and_refunded_with_one(
     assert Refund.objects.get(amount=7).similar_reason == "別の商品"
 
 
+def test_reason_is_about_the_similar_lines_alone(
+    payments: list[Payment], operator: User, approver: User, at: Clock
+) -> None:
+    refund(payments[0], approver, 100)
+    theirs, other = (
+        make_order(9000, name="鈴木 一", email="suzuki@example.jp").payments.get() for _ in range(2)
+    )
+    kept = started(operator, line_for(payments[0], 5), line_for(theirs, 6), similar_reason="別の商品")
+    services.request_refund(ask(other, 6), refundable=9000, by=approver)
+
+    bulk.work()
+
+    assert (states(kept), problems(kept)) == ([Line.ASKED, Line.REFUSED], ["", Problem.SIMILAR])
+    assert Refund.objects.get(amount=5).similar_reason == "別の商品"
+    refused = AuditEntry.objects.get(action="refund.requested", outcome="refused", object_id=str(kept.pk))
+    assert (refused.data["line"], refused.data["why"]) == (3, "similar")
+
+
+def test_equal_amounts_for_one_customer_in_a_file_are_similar(db: None, operator: User) -> None:
+    first, second, third = (make_order(3000).payments.get() for _ in range(3))
+
+    kept = checked(operator, line_for(first, 500), line_for(second, 500), line_for(third, 400))
+
+    assert states(kept) == [Line.READY, Line.SIMILAR, Line.READY]
+
+
+def test_reference_is_taken_to_the_letter(db: None, operator: User) -> None:
+    order = make_order(3000)
+    order.reference, order.reference_folded = "shop_2", "shop_2"
+    order.save(update_fields=["reference", "reference_folded"])
+
+    kept = checked(operator, ",ｓｈｏｐ_2,1,,", ",SHOP_2,2,,", ",sho・p_2,3,,")
+
+    assert problems(kept) == ["", Problem.ORDER, Problem.ORDER]
+
+
+def test_pause_between_two_lines_is_no_fault_and_resuming_goes_on_at_once(
+    payments: list[Payment], operator: User, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    kept = checked(operator, *(line_for(payment) for payment in payments))
+    other = started(make_user("operator"), line_for(payments[0], 7))
+    bulk.start(kept.pk, by=operator)
+    ask_for, asked = bulk._ask_for, []
+
+    def paused(file: Bulk, line: BulkLine) -> None:
+        ask_for(file, line)
+        asked.append(line)
+        if len(asked) == 1:
+            bulk.pause(kept.pk, by=operator, paused=True)
+
+    monkeypatch.setattr(bulk, "_ask_for", paused)
+    bulk.work()
+    assert states(kept) == [Line.ASKED, *[Line.READY] * 3]
+    assert states(other) != [Line.READY]  # it did not wait for that
+    assert "bulk.turn_failed" not in caplog.text
+
+    bulk.pause(kept.pk, by=operator, paused=False)
+    bulk.work()
+    assert states(kept) == [Line.ASKED] * 4
+
+
+def test_defect_in_one_file_holds_up_no_other(
+    payments: list[Payment], operator: User, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    first, second = (checked(operator, line_for(payment)) for payment in payments[:2])
+    for kept in (first, second):
+        bulk.start(kept.pk, by=operator)
+    ask_for = bulk._ask_for
+
+    def breaks(file: Bulk, line: BulkLine) -> None:
+        if file.pk == first.pk:
+            raise ZeroDivisionError
+        ask_for(file, line)
+
+    monkeypatch.setattr(bulk, "_ask_for", breaks)
+    bulk.work()
+
+    assert (states(first), states(second)) == ([Line.READY], [Line.ASKED])
+    assert "bulk.turn_failed" in caplog.text
+
+
+def test_row_whose_file_was_cancelled_by_somebody_who_died_half_way_is_never_sent(
+    payments: list[Payment], operator: User, approver: User, sandbox: Sandbox, at: Clock
+) -> None:
+    kept = started(operator, line_for(payments[0]))
+    bulk.work()
+    bulk.cancel(kept.pk, by=approver)
+    assert Refund.objects.get().state == Refund.State.QUEUED
+
+    at.advance(seconds=10)
+    work()
+
+    made = Refund.objects.get()
+    assert (made.state, made.cancelled_because) == (Refund.State.CANCELLED, Refund.Cancelled.WITHDRAWN)
+    assert executed(sandbox, payments) == []
+
+
+@pytest.mark.postgresql  # SQLite has one writer at a time
+@pytest.mark.django_db(transaction=True)
+def test_line_and_who_cancels_its_file_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = make_user("operator")
+    payment = make_order(5000).payments.get()
+    kept = started(operator, line_for(payment, 500))
+    inserted, go_on = threading.Event(), threading.Event()
+    record = audit.record
+
+    def slowly(actor: Any, action: str, *about: Any, **data: Any) -> AuditEntry:
+        entry = record(actor, action, *about, **data)
+        if action == "refund.requested":
+            inserted.set()
+            assert go_on.wait(20)
+        return entry
+
+    monkeypatch.setattr(audit, "record", slowly)
+
+    def worker() -> None:
+        bulk.work()
+        connection.close()
+
+    asking = threading.Thread(target=worker)
+    asking.start()
+    assert inserted.wait(20)
+    threading.Timer(0.5, go_on.set).start()
+    bulk.cancel(kept.pk, by=operator)  # waits for the line that is being written
+    asking.join(20)
+
+    assert states(kept) == [Line.ASKED]
+    assert [row.state for row in Refund.objects.all()] == [Refund.State.CANCELLED]
+
+
 # --- Who may, and how much ----------------------------------------------------------------------------------
 
 
@@ -434,7 +575,7 @@ def test_nobody_approves_their_own_file_and_a_rejection_wants_a_reason(
     bulk.decide(kept.pk, by=make_user("approver"), approved=False, note="金額が違います")
 
     kept.refresh_from_db()
-    assert (kept.state, states(kept)) == (Bulk.State.CANCELLED, [Line.LEFT_OUT])
+    assert (kept.state, states(kept)) == (Bulk.State.REJECTED, [Line.LEFT_OUT])
 
 
 def test_day_of_a_person_has_a_limit_for_files_too(
@@ -451,15 +592,34 @@ def test_day_of_a_person_has_a_limit_for_files_too(
 def test_strangers_neither_start_nor_cancel(payments: list[Payment], operator: User, approver: User) -> None:
     kept = checked(operator, line_for(payments[0]))
 
-    for act in (bulk.start, bulk.cancel):
+    for act, stranger in ((bulk.start, approver), (bulk.cancel, make_user("operator"))):
         with pytest.raises(PermissionDenied):
-            act(kept.pk, by=approver)
+            act(kept.pk, by=stranger)
     with pytest.raises(PermissionDenied):
         bulk.upload("x.csv", file_of(line_for(payments[1])), by=make_user("viewer"))
     bulk.start(kept.pk, by=operator)
     with pytest.raises(PermissionDenied):
         bulk.pause(kept.pk, by=make_user("operator"), paused=True)
     bulk.pause(kept.pk, by=approver, paused=True)
+    with pytest.raises(bulk.BulkError, match="承認者だけ"):
+        bulk.pause(kept.pk, by=operator, paused=False)
+    bulk.pause(kept.pk, by=make_user("approver"), paused=False)
+    assert bulk.cancel(kept.pk, by=approver).state == Bulk.State.CANCELLED
+
+
+def test_file_that_nobody_starts_or_decides_expires(
+    payments: list[Payment], operator: User, settings: Any, at: Clock
+) -> None:
+    settings.REFUND_APPROVAL_ABOVE = 150
+    kept = [checked(operator, line_for(payments[0])), started(operator, line_for(payments[1], 200))]
+    at.advance(days=6)
+    bulk.work()
+    assert Bulk.objects.filter(state__in=Bulk.OPEN).count() == 2
+    at.advance(days=2)
+    bulk.work()
+
+    assert set(Bulk.objects.values_list("state", flat=True)) == {Bulk.State.CANCELLED}
+    assert [states(each) for each in kept] == [[Line.LEFT_OUT], [Line.LEFT_OUT]]
 
 
 def test_file_is_started_once_and_not_after_its_end(

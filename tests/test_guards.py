@@ -148,7 +148,7 @@ def test_every_guard_is_in_the_database_and_awake(db: None) -> None:
         expected += [f"{table}_never_emptied" for table in guards.KEPT]
 
     assert triggers() == sorted(set(expected))
-    assert len(expected) == (56 if connection.vendor == "postgresql" else 49)
+    assert len(expected) == (60 if connection.vendor == "postgresql" else 53)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -459,15 +459,13 @@ def test_nobody_decides_on_their_own_refund(payment: Payment, operator: User, ap
 def file_of(payment: Payment, by: User, **other: Any) -> BulkLine:
     """The one line of a checked file."""
     bulk = Bulk.objects.create(
-        file_name="x.csv",
-        digest=uuid.uuid4().hex,
-        state="checked",
-        lines_count=1,
-        uploaded_by=by,
-        uploaded_at=NOW,
+        file_name="x.csv", digest=uuid.uuid4().hex, lines_count=1, uploaded_by=by, uploaded_at=NOW
     )
-    facts = {"number": 2, "request_id": uuid.uuid4(), "payment": payment, "amount": 1000, "refundable": 5000}
-    return BulkLine.objects.create(bulk=bulk, **({"state": "ready"} | facts | other))
+    line = BulkLine.objects.create(bulk=bulk, number=2, request_id=uuid.uuid4())
+    update(line, **({"payment": payment, "amount": 1000, "refundable": 5000, "state": "ready"} | other))
+    update(bulk, state="checked")
+    line.refresh_from_db()
+    return line
 
 
 def run(line: BulkLine, **other: Any) -> None:
@@ -538,7 +536,7 @@ def test_file_is_decided_by_another_person(payment: Payment, operator: User) -> 
 
 
 def test_file_that_ended_never_runs_again(payment: Payment, operator: User) -> None:
-    for ended in ("done", "cancelled"):
+    for ended in ("done", "cancelled"):  # a rejected one never ran
         line = file_of(payment, operator)
         run(line)
         update(line.bulk, state=ended)
@@ -570,7 +568,32 @@ def test_line_says_once_what_became_of_it(payment: Payment, operator: User) -> N
     with refused("a line never changes"):
         update(line, state="ready")
     with refused("bulkline_knows_its_refund"):
-        update(file_of(payment, operator, state="unchecked", amount=None), state="ready")
+        file_of(payment, operator, amount=None)
+
+
+def test_line_comes_with_its_file_and_is_judged_while_that_is_checked(
+    payment: Payment, operator: User
+) -> None:
+    line = file_of(payment, operator)
+
+    with refused("a line comes with its file"):
+        BulkLine.objects.create(bulk=line.bulk, number=3, request_id=uuid.uuid4())
+    with refused("a line is judged while its file is checked"):
+        update(line, state="similar")
+    with refused("a file begins unchecked"):
+        Bulk.objects.create(
+            file_name="x", digest="x", lines_count=1, uploaded_by=operator, uploaded_at=NOW, state="running"
+        )
+
+
+def test_file_that_waits_is_decided_by_somebody(payment: Payment, operator: User, approver: User) -> None:
+    bulk = file_of(payment, operator).bulk
+    update(bulk, state="awaiting_approval", total=1000, started_at=NOW)
+
+    for state in ("running", "rejected"):
+        with refused("somebody decides about a file"):
+            update(bulk, state=state)
+    update(bulk, state="running", decided_by=approver, decided_at=NOW)
 
 
 def test_files_and_lines_are_never_deleted(payment: Payment, operator: User) -> None:

@@ -45,6 +45,7 @@ BULK_TRANSITIONS = (
     "checked>awaiting_approval",
     "checked>running",
     "awaiting_approval>running",
+    "awaiting_approval>rejected",
     "running>paused",
     "paused>running",
     "running>done",
@@ -74,6 +75,9 @@ SAY = (
     f"AND {{so}} AND NOT EXISTS (SELECT 1 FROM {DECISION} AS later WHERE later.refund_id = NEW.id "
     "AND later.round = NEW.reviews AND later.person_id = word.person_id AND later.id > word.id))"
 )
+
+CHECKING = f"EXISTS (SELECT 1 FROM {BULK} WHERE id = NEW.bulk_id AND state = 'checking')"
+OF_A_FILE = f"EXISTS (SELECT 1 FROM {LINE} WHERE request_id = NEW.id) AND "
 
 # (table, event, condition that is refused, words)
 GUARDS = (
@@ -113,7 +117,7 @@ GUARDS = (
     (
         REFUND,
         "INSERT",
-        f"EXISTS (SELECT 1 FROM {LINE} WHERE request_id = NEW.id) AND NOT EXISTS (SELECT 1 FROM {LINE} AS line "
+        f"{OF_A_FILE}NOT EXISTS (SELECT 1 FROM {LINE} AS line "
         f"JOIN {BULK} AS bulk ON bulk.id = line.bulk_id WHERE line.request_id = NEW.id AND bulk.state = 'running' "
         "AND bulk.uploaded_by_id = NEW.requested_by_id)",
         "a line is refunded while its file is running",
@@ -251,9 +255,21 @@ GUARDS = (
     # Files of refunds: what was looked at, and decided, is what happens.
     (
         BULK,
+        "INSERT",
+        "NEW.state <> 'checking' OR NEW.decided_by_id IS NOT NULL OR NEW.total IS NOT NULL",
+        "a file begins unchecked and undecided",
+    ),
+    (
+        BULK,
+        "UPDATE",
+        "OLD.state = 'awaiting_approval' AND NEW.state IN ('running', 'rejected') AND NEW.decided_by_id IS NULL",
+        "somebody decides about a file",
+    ),
+    (
+        BULK,
         "UPDATE",
         changed("id", "digest", "lines_count", "uploaded_by_id", "uploaded_at")
-        + " OR (OLD.state IN ('awaiting_approval', 'running', 'paused', 'done') AND ("
+        + " OR (OLD.state NOT IN ('checking', 'checked') AND ("
         + changed("total", "similar_reason", "started_at")
         + ")) OR (OLD.decided_by_id IS NOT NULL AND ("
         + changed("decided_by_id", "decided_at", "decision_note")
@@ -271,10 +287,25 @@ GUARDS = (
     (BULK, "DELETE", "TRUE", "files of refunds are never deleted"),
     (
         LINE,
+        "INSERT",
+        f"NEW.state <> 'unchecked' OR NOT {CHECKING} "
+        # In two: each is the end of an index, however many lines there are already.
+        f"OR EXISTS (SELECT 1 FROM {LINE} WHERE bulk_id = NEW.bulk_id AND state < 'unchecked') "
+        f"OR EXISTS (SELECT 1 FROM {LINE} WHERE bulk_id = NEW.bulk_id AND state > 'unchecked')",
+        "a line comes with its file",
+    ),
+    (
+        LINE,
+        "UPDATE",
+        f"OLD.state <> NEW.state AND NEW.state IN ('similar', 'problem') AND NOT {CHECKING}",
+        "a line is judged while its file is checked",
+    ),
+    (
+        LINE,
         "UPDATE",
         changed("id", "bulk_id", "number", "request_id")
         + " OR (OLD.state NOT IN ('unchecked', 'problem') AND ("
-        + changed("payment_id", "amount", "refundable", "description", "reason")
+        + changed("payment_id", "amount", "refundable", "description", "reason", "is_similar")
         + ")) OR (OLD.state <> NEW.state AND OLD.state NOT IN ('unchecked', 'ready', 'similar'))",
         "a line never changes",
     ),
@@ -366,12 +397,14 @@ def install_postgresql(schema: str) -> Iterable[str]:
     look_in = f"SET search_path = {schema}, pg_temp"  # See Note [What a function of the database finds].
     over = "NEW.last_sent_at >= NEW.first_sent_at + interval '5 hours'"
     for name, (table, event, condition, words) in zip(names(GUARDS, "guard"), GUARDS, strict=True):
-        # Two requests for the last yen of a payment meet at this lock, also where the application took none.
-        lock = (
-            f"PERFORM 1 FROM {PAYMENT} WHERE id = NEW.payment_id FOR UPDATE;"
-            if condition.endswith(LEFT)
-            else ""
-        )
+        lock = ""
+        if condition.endswith(LEFT):
+            # Two requests for the last yen of a payment meet at this lock, also where the application took none.
+            lock = f"PERFORM 1 FROM {PAYMENT} WHERE id = NEW.payment_id FOR UPDATE;"
+        elif condition.startswith(OF_A_FILE):
+            # And here a line meets who stops its file: one of them sees what the other did.
+            lines = f"SELECT bulk_id FROM {LINE} WHERE request_id = NEW.id"
+            lock = f"PERFORM 1 FROM {BULK} WHERE id IN ({lines}) FOR SHARE;"
         row = "OLD" if event == "DELETE" else "NEW"
         yield (
             f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql {look_in} AS $$ BEGIN {lock} "

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from refunds import audit, clock, mirror, roles, smartpay
-from refunds.models import Attempt, Evidence, Refund
+from refunds.models import Attempt, Bulk, Evidence, Refund
 from refunds.services import control
 from refunds.services.settling import book_evidence, look_for
 from refunds.services.states import (
@@ -161,9 +161,17 @@ def _still_wanted(refund: Refund) -> bool:
     elif payment.is_overdrawn() or payment.external > refund.external_before:
         cancel(refund, Refund.Cancelled.BALANCE, by=None)
         alarm("refund.no_longer_fits", refund)
+    elif _file_was_given_up(refund):
+        cancel(refund, Refund.Cancelled.WITHDRAWN, by=None)
     elif not _entitled(refund):
         cancel(refund, Refund.Cancelled.ENTITLEMENT, by=None)
     return refund.state == State.QUEUED
+
+
+def _file_was_given_up(refund: Refund) -> bool:
+    """Whether it is a line of a file that was cancelled since; who cancelled it may have died half-way."""
+    files = Bulk.objects.filter(lines__request_id=refund.pk)
+    return files.exists() and not files.exclude(state__in=Bulk.GIVEN_UP).exists()
 
 
 def _entitled(refund: Refund) -> bool:
