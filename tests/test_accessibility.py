@@ -1,0 +1,160 @@
+"""axe-core finds nothing on any screen, in light and dark, on a desk and on a telephone (WCAG 2.2, A and AA)."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser
+
+from tests.npm import installed
+from tests.site import Site
+from tests.test_journeys import DESKTOP, PHONE, Person, chrome, site
+
+__all__ = ["chrome", "site"]  # fixtures
+pytestmark = pytest.mark.browser
+
+HERE = Path(__file__).resolve().parent / "accessibility"
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+OURS = {"runOnly": [*WCAG, "best-practice"], "resultTypes": ["violations"]}
+DJANGOS = {"runOnly": WCAG, "resultTypes": ["violations"]}  # its admin has a search box without a visible label
+RUN = """async (rules) => (await axe.run(document, rules)).violations.map(
+    (each) => `${each.id}: ${each.help}\\n` + each.nodes.map((node) => `    ${node.html}`).join("\\n"))"""
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    return (installed(HERE) / "axe-core" / "axe.min.js").read_text()
+
+
+@pytest.fixture(scope="module")
+def operator(chrome: Browser, site: Site) -> Iterator[Person]:
+    person = Person(chrome, site, "operator")
+    yield person
+    person.context.close()
+
+
+def order(site: Site, skip: int = 40) -> dict[str, Any]:
+    found: dict[str, Any] = site.sandbox.find_all("refundable", limit=60, min_amount=3000)[skip]
+    return found
+
+
+def form(person: Person) -> None:
+    person.open_refund_form(order(person.site)["order"])
+
+
+def bad_form(person: Person) -> None:
+    form(person)
+    person.fill_in("多すぎ", "あ" * 90)
+
+
+def confirmation(person: Person) -> None:
+    form(person)
+    person.fill_in("100", "サイズ交換のため")
+
+
+def refund(person: Person) -> None:
+    confirmation(person)
+    person.page.get_by_role("button", name="¥100 を返金する").click()
+    person.page.wait_for_url("**/refunds/*/")
+
+
+def similar(person: Person) -> None:
+    person.open_refund_form(order(person.site)["order"])
+    person.fill_in("200")
+
+
+def unknown(person: Person) -> None:
+    person.open_refund_form(order(person.site, 41)["order"])
+    person.site.sandbox.fault("reset", executed=False)
+    person.fill_in("300")
+    person.page.get_by_role("button", name="¥300 を返金する").click()
+    person.page.wait_for_url("**/refunds/*/")
+
+
+def bulk(person: Person) -> None:
+    person.page.goto("/bulk/")
+    lines = f"注文ID,返金額\n{order(person.site, 42)['order']},50\norder_test_none,1\n"
+    person.page.get_by_label("CSV ファイル").set_input_files(
+        {"name": "返金.csv", "mimeType": "text/csv", "buffer": lines.encode()}
+    )
+    person.page.get_by_role("button", name="取り込んで確認する").click()
+    person.page.get_by_role("button", name="返金する").last.wait_for()
+
+
+def at(address: str) -> Callable[[Person], Any]:
+    return lambda person: person.page.goto(address)
+
+
+SCREENS: dict[str, Callable[[Person], Any]] = {
+    "start": at("/"),
+    "orders": at("/orders/"),
+    "found": lambda person: person.search("田中"),
+    "nothing found": lambda person: person.search("存在しない名前"),
+    "order": lambda person: person.page.goto(f"/orders/{order(person.site)['order']}/"),
+    "no such order": at("/orders/order_test_none/"),
+    "form": form,
+    "bad form": bad_form,
+    "confirmation": confirmation,
+    "refund": refund,
+    "similar": similar,
+    "unknown": unknown,
+    "refunds": at("/refunds/"),
+    "no refunds": at("/refunds/?state=review"),
+    "files": at("/bulk/"),
+    "file": bulk,
+    "not allowed": at("/approvals/"),
+    "not there": at("/nowhere/"),
+}
+
+
+@pytest.mark.parametrize("name", SCREENS)
+def test_nothing_keeps_anybody_out_of_a_screen(operator: Person, axe: str, name: str) -> None:
+    page = operator.page
+    SCREENS[name](operator)
+
+    found = {}
+    for scheme in ("light", "dark"):
+        for size in (DESKTOP, PHONE):
+            # Without motion: half-way between two colours there is no contrast.
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+            page.set_viewport_size(size)  # type: ignore[arg-type]
+            page.evaluate(axe)
+            found[scheme, size["width"]] = page.evaluate(RUN, OURS)
+    page.set_viewport_size(DESKTOP)  # type: ignore[arg-type]
+
+    assert {where: said for where, said in found.items() if said} == {}
+
+
+@pytest.mark.parametrize("role", ["approver", "auditor"])
+def test_nothing_keeps_the_others_out(chrome: Browser, site: Site, axe: str, role: str) -> None:
+    person = Person(chrome, site, role)
+    addresses = {
+        "approver": ["/", "/approvals/"],
+        "auditor": [
+            "/admin/",
+            "/admin/refunds/auditentry/",
+            "/admin/refunds/refund/",
+            "/admin/refunds/order/",
+        ],
+    }[role]
+    found = {}
+    for address in addresses:
+        person.page.goto(address)
+        person.page.evaluate(axe)
+        found[address] = person.page.evaluate(RUN, DJANGOS if role == "auditor" else OURS)
+    person.context.close()
+
+    assert {address: said for address, said in found.items() if said} == {}
+
+
+def test_nothing_keeps_anybody_out_of_the_sign_in(chrome: Browser, site: Site, axe: str) -> None:
+    page = chrome.new_context(base_url=site.url, locale="ja-JP").new_page()
+    found = {}
+    for address in ("/sign-in/", "/signed-out/", "/sign-in/?next=/orders/"):
+        page.goto(address)
+        page.evaluate(axe)
+        found[address] = page.evaluate(RUN, OURS)
+    page.context.close()
+
+    assert {address: said for address, said in found.items() if said} == {}
