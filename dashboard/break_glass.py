@@ -22,8 +22,9 @@ from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.views.decorators.http import require_http_methods
 
+from dashboard import limits
 from dashboard.models import BreakGlass, SessionIndex, User
-from dashboard.sso import end_sessions
+from dashboard.sso import take_roles
 from refunds import audit
 from refunds.roles import STAFF_ROLES
 
@@ -61,10 +62,13 @@ def issue(*, name: str, role: str, minutes: int, **told: Any) -> str:
 
 
 def end_all(**told: Any) -> int:
-    """Put an end to every code and session by break-glass, at once; return how many were still good."""
+    """Put an end to every code, session and role by break-glass, at once; return how many codes were still good.
+
+    What such a person asked for and is not sent yet is not sent any more.
+    """
     with transaction.atomic():
         ended = _good().update(expires_at=timezone.now())
-        end_sessions(SessionIndex.objects.filter(user__issuer=ISSUER))
+        take_roles(User.objects.filter(issuer=ISSUER))
         audit.record(None, "break_glass.ended", None, ended=ended, **told)
     log.warning("break_glass.ended", alarm=True, ended=ended)
     return ended
@@ -83,10 +87,14 @@ def enter(request: HttpRequest) -> HttpResponse:
         raise Http404
     wrong = request.method == "POST"
     if wrong:
+        # By itself, or whoever uses up the sign-ins of an address would close this way in as well.
+        if wait := limits.taken(request, limits.CODES):
+            return limits.too_many(request, wait)
         code = _hash(request.POST.get("code", "").strip())
         if _good().filter(code=code, used_at=None).update(used_at=timezone.now()):  # of two at once, one
             _begin(request, BreakGlass.objects.select_related("user").get(code=code))
             return redirect("/")
+        audit.record(None, "person.signed_in", None, refused=True, reason="break_glass_code")
         log.warning("break_glass.refused", alarm=True)
     return render(request, "site/break_glass.html", {"wrong": wrong}, status=403 if wrong else 200)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.apps import AppConfig
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
 from dashboard.oidc_provider import issuer_fault
 from refunds.roles import ROLES
@@ -42,4 +42,18 @@ def secret(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[Check
 def debug(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     if settings.HTTPS and settings.DEBUG:
         return [Error("DEBUG shows settings and data to whoever meets a fault.", id="dashboard.E004")]
+    return []
+
+
+@register(Tags.security, deploy=True)
+def proxies(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """HTTPS is ended by a proxy: the address that calls is the proxy's, unless the proxy is believed."""
+    if settings.HTTPS and not settings.TRUSTED_PROXIES:
+        return [
+            Warning(
+                "TRUSTED_PROXIES is empty: the trail has the proxy's address, and all people together have the "
+                "sign-ins of one.",
+                id="dashboard.W001",
+            )
+        ]
     return []

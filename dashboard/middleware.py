@@ -123,14 +123,15 @@ class SessionPolicy:
     ) -> HttpResponseBase | None:
         if not getattr(view, "login_required", True) or not request.user.is_authenticated:
             return None
-        # A script asks, not a person. That is no sign of life, or a page that renews itself would keep a forgotten
-        # screen signed in; and a script cannot be taken to the provider, so that its page has to be loaded anew.
+        # A script asks, not a person. It cannot be taken to the provider, so that its page has to be loaded anew.
         by_script = request.headers.get("Sec-Fetch-Dest") == "empty"
+        # No sign of life, or a page that renews itself would keep a forgotten screen signed in.
+        by_itself = by_script or "renew" in request.GET
         session, now = request.session, time.time()
         over = self.over(request, now)
+        if not (over or by_itself) and now - session["seen_at"] > min(30, settings.SSO_IDLE_SECONDS / 10):
+            session["seen_at"] = now
         if not over and now < session.get("oidc_id_token_expiration", 0):
-            if now - session["seen_at"] > min(30, settings.SSO_IDLE_SECONDS / 10) and not by_script:
-                session["seen_at"] = now
             if request.method == "GET" and not by_script:
                 sso.take_parked(request)
             return None

@@ -19,6 +19,8 @@ from django.utils.translation import gettext_lazy as _
 
 TIMEOUT = (3.05, 5)  # seconds to connect, and between two bytes
 DISCOVERY_SECONDS = 3600
+KEYS_SECONDS = 300  # how long a key that the provider takes back may still be believed
+KEYS_AGAIN_SECONDS = 60  # between two looks for a key that is not among those known
 LEEWAY = 30  # seconds by which two clocks may differ
 # Asymmetric only: whoever can check an HMAC can also forge one, and "none" is no signature.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
@@ -291,17 +293,27 @@ def check_token(token: object, *, required: list[str], typ: str = "") -> dict[st
 
 
 def _signing_key(header: dict[str, Any]) -> jwt.PyJWK:
-    """The one published key that the header points at. A key that the token itself brings is never seen."""
-    alg, kid = header["alg"], header.get("kid")
-    keys = ask("GET", provider().jwks_uri).get("keys")
-    fitting = [
-        key
-        for key in (keys if isinstance(keys, list) else [])
-        if isinstance(key, dict)
-        and key.get("use", "sig") == "sig"
-        and key.get("alg", alg) == alg
-        and kid in (None, key.get("kid"))
-    ]
+    """The one published key that the header points at. A key that the token itself brings is never seen.
+
+    Anybody can send a token that points at a key of nobody, so that the provider is asked for it once a minute only.
+    """
+    uri = provider().jwks_uri
+    known = cache.get(f"oidc-keys:{uri}")
+    fitting = _fitting(known or [], header)
+    if known is None or (len(fitting) != 1 and cache.add(f"oidc-keys-again:{uri}", True, KEYS_AGAIN_SECONDS)):
+        keys = ask("GET", uri).get("keys")
+        known = [key for key in keys if isinstance(key, dict)] if isinstance(keys, list) else []
+        cache.set(f"oidc-keys:{uri}", known, KEYS_SECONDS)
+        fitting = _fitting(known, header)
     if len(fitting) != 1:
         raise Refused(UNPROVEN, "key_unknown")
-    return jwt.PyJWK(fitting[0], algorithm=alg)
+    return jwt.PyJWK(fitting[0], algorithm=header["alg"])
+
+
+def _fitting(keys: list[dict[str, Any]], header: dict[str, Any]) -> list[dict[str, Any]]:
+    alg, kid = header["alg"], header.get("kid")
+    return [
+        key
+        for key in keys
+        if key.get("use", "sig") == "sig" and key.get("alg", alg) == alg and kid in (None, key.get("kid"))
+    ]

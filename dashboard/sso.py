@@ -53,7 +53,8 @@ from mozilla_django_oidc.views import (
     get_next_url,
 )
 
-from dashboard.models import SeenLogoutToken, SessionIndex, User
+from dashboard import limits
+from dashboard.models import BreakGlass, SeenLogoutToken, SessionIndex, User
 from dashboard.oidc_provider import (
     CANCELLED,
     LEEWAY,
@@ -71,6 +72,7 @@ from dashboard.oidc_provider import (
     check_token,
     provider,
 )
+from refunds import audit
 from refunds.roles import STAFF_ROLES
 
 ID_TOKEN_CLAIMS = ["iss", "sub", "aud", "exp", "iat", "nonce"]
@@ -171,10 +173,18 @@ def sync_user(claims: dict[str, Any]) -> User:
     values = [values] if isinstance(values, str) else values if isinstance(values, list) else []
     roles = {role for value, role in settings.OIDC_ROLE_VALUES.items() if value and value in values}
     if not roles:
-        for user in User.objects.filter(issuer=issuer, subject=subject):
-            user.groups.clear()
-            User.objects.filter(pk=user.pk).update(is_staff=False, is_superuser=False)
-            end_sessions(SessionIndex.objects.filter(user=user))
+        people = User.objects.filter(issuer=issuer, subject=subject)
+        with transaction.atomic():
+            for user in people.filter(groups__isnull=False).distinct():
+                audit.record(
+                    None,
+                    "person.signed_in",
+                    user,
+                    refused=True,
+                    reason="no_role",
+                    roles_before=user.role_names,
+                )
+            take_roles(people)
         raise Refused(NO_ROLE, "no_role", username)
     with transaction.atomic():
         # The database lets one of two simultaneous first sign-ins create the person; the other finds it.
@@ -188,8 +198,18 @@ def sync_user(claims: dict[str, Any]) -> User:
         user.is_staff = bool(roles & STAFF_ROLES)
         user.is_superuser = False
         user.save(update_fields=["name", "email", "is_staff", "is_superuser"])
-        user.groups.set([Group.objects.get_or_create(name=role)[0] for role in sorted(roles)])
+        before = sorted(user.groups.values_list("name", flat=True))
+        if before != sorted(roles):
+            user.groups.set([Group.objects.get_or_create(name=role)[0] for role in sorted(roles)])
+            audit.record(user, "person.signed_in", user, roles_before=before)
     return user
+
+
+def take_roles(people: QuerySet[User]) -> None:
+    """Let these people do nothing any more, at once."""
+    User.groups.through.objects.filter(user__in=people).delete()
+    people.update(is_staff=False, is_superuser=False)
+    end_sessions(SessionIndex.objects.filter(user__in=people))
 
 
 def _text(value: object, length: int) -> str:
@@ -519,12 +539,14 @@ def backchannel_logout(request: HttpRequest) -> HttpResponse:
         if claims["iat"] < time.time() - LOGOUT_TOKENS_KEPT.total_seconds():
             raise Refused(UNPROVEN, "logout_token_age")
         jti = hashlib.sha256(claims["jti"].encode()).hexdigest()
-        if not SeenLogoutToken.objects.get_or_create(jti=jti)[1]:
-            raise Refused(UNPROVEN, "replayed")
+        rows = SessionIndex.objects.filter(user__issuer=claims["iss"])
+        # Together, or a crash between the two would have the repeat refused and nothing ended.
+        with transaction.atomic():
+            if not SeenLogoutToken.objects.get_or_create(jti=jti)[1]:
+                raise Refused(UNPROVEN, "replayed")
+            end_sessions(rows.filter(provider_session=sid) if sid else rows.filter(user__subject=subject))
     except Refused as refusal:
         return HttpResponse(status=503 if refusal.explanation is UNAVAILABLE else 400)
-    rows = SessionIndex.objects.filter(user__issuer=claims["iss"])
-    end_sessions(rows.filter(provider_session=sid) if sid else rows.filter(user__subject=subject))
     return HttpResponse()
 
 
@@ -543,8 +565,10 @@ def fresh_sign_in_required(view: View) -> View:
 
 
 def prune() -> None:
-    """Forget what is over: sessions, also of whoever only looked in, and logout tokens that would be refused again."""
+    """Forget what is over: sessions, also of whoever only looked in, logout tokens that would be refused again, and
+    the roles of whom break-glass let in."""
     now = timezone.now()
+    take_roles(User.objects.filter(pk__in=BreakGlass.objects.filter(expires_at__lte=now).values("user")))
     SessionStore.clear_expired()
     SessionIndex.objects.filter(
         created_at__lt=now - timedelta(seconds=settings.SSO_ABSOLUTE_SECONDS)
@@ -561,7 +585,30 @@ def step_up(request: HttpRequest) -> HttpResponseBase:
     return response
 
 
-authenticate = login_not_required(explained(Authenticate.as_view()))
-callback = login_not_required(explained(Callback.as_view()))
+@login_not_required
+@explained
+def authenticate(request: HttpRequest) -> HttpResponseBase:
+    """Begin a sign-in where somebody pressed our button; another site leads to the button, and counts for nothing."""
+    if request.headers.get("Sec-Fetch-Site", "none") not in {"same-origin", "none"}:
+        return redirect_to_login(get_next_url(request, "next") or settings.LOGIN_REDIRECT_URL)
+    if wait := limits.taken(request, limits.SIGN_INS):
+        return limits.too_many(request, wait)
+    response: HttpResponseBase = Authenticate.as_view()(request)
+    return response
+
+
+@login_not_required
+@explained
+def callback(request: HttpRequest) -> HttpResponseBase:
+    """What was begun here was counted then; what was not may be a picture on another site, a hundred times."""
+    if request.GET.get("state") not in request.session.get("oidc_states", {}):
+        if request.headers.get("Sec-Fetch-Mode", "navigate") != "navigate":
+            raise Refused(STALE, "state")
+        if wait := limits.taken(request, limits.CALLBACKS):
+            return limits.too_many(request, wait)
+    response: HttpResponseBase = Callback.as_view()(request)
+    return response
+
+
 recheck = explained(Recheck.as_view())
 logout = login_not_required(Logout.as_view())

@@ -1,12 +1,15 @@
-"""The pages around the app: signing in and out, health, and a form that came without its token."""
+"""The pages around the app: signing in and out, health, and forms that came without token or lost their session."""
 
+from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
+from django.contrib.sessions.exceptions import SessionInterrupted
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
 from django.shortcuts import redirect, render
 from django.template.loader import render_to_string
 from django.urls import reverse
+from django.utils import translation
 from django.utils.http import urlencode
 from mozilla_django_oidc.views import get_next_url
 
@@ -33,7 +36,16 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's draws the page with its reader, who is not known yet when it is the host's name that is wrong."""
+    if isinstance(exception, SessionInterrupted):
+        return session_interrupted(request)
     return HttpResponseBadRequest(render_to_string("400.html"))
+
+
+def session_interrupted(request: HttpRequest) -> HttpResponse:
+    """The session ended while its request was under way, which is noticed after the view: what was sent may be done."""
+    with translation.override(getattr(request, "LANGUAGE_CODE", settings.LANGUAGE_CODE)):
+        page = render_to_string("site/session_interrupted.html", {"posted": request.method == "POST"})
+    return HttpResponse(page, status=409)
 
 
 @login_not_required

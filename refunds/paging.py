@@ -1,7 +1,7 @@
 """Pages by keyset: a list that grows costs the same on its first page and on its last, and nothing counts it."""
 
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime
 
 from django.db.models import Model, Q, QuerySet
 from django.http import QueryDict
@@ -20,8 +20,8 @@ def newest_first[Row: Model](
     since, _sep, key = place.partition("~")
     at: datetime | None = None
     try:
-        at, key = datetime.fromisoformat(since), str(uuid.UUID(key))
-    except ValueError:
+        at, key = _moment(since), str(uuid.UUID(key))
+    except (ValueError, OverflowError):
         way = ""
     if way == "older":
         rows = rows.filter(Q((f"{moment}__lt", at)) | Q((moment, at), id__lt=key))
@@ -38,6 +38,13 @@ def newest_first[Row: Model](
     has_newer = more if way == "newer" else bool(way)
     has_older = True if way == "newer" else more
     return found, f"newer~{first}" if has_newer else "", f"older~{last}" if has_older else ""
+
+
+def _moment(text: str) -> datetime:
+    at = datetime.fromisoformat(text)
+    if at.tzinfo is None:
+        raise ValueError("Cursors of ours name their zone.")
+    return at.astimezone(UTC)  # here, where a year 0 can be caught, and not in the database's driver
 
 
 def url(query: QueryDict, cursor: str) -> str:

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import permission_required
 from django.core import signing
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, QueryDict
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
@@ -21,7 +21,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
-from dashboard import limits
+from dashboard import limits, opened
 from dashboard.models import User
 from dashboard.sso import fresh_sign_in_required, posted_from
 from refunds import audit, mirror, paging, roles, search, services, smartpay
@@ -79,6 +79,8 @@ def start(request: HttpRequest) -> HttpResponse:
         else 0
     )
     cases = len(_cases(request)[: paging.PAGE]) if may_decide else 0
+    if unsettled:
+        audit.record(request.user, "refunds.listed", None, shown=[str(refund.pk) for refund in unsettled])
     context = {
         "unsettled": unsettled,
         "waiting": waiting,
@@ -320,13 +322,17 @@ def _timeline(order: Order, payments: list[Payment]) -> list[dict[str, Any]]:
 
 
 def not_too_often(view: Callable[[HttpRequest, str], HttpResponseBase]) -> Callable[..., HttpResponseBase]:
-    """Answers too many posts in a short time with the page as it was typed."""
+    """Counts forms opened as orders, and posts by themselves; too many get the page as it was typed."""
 
     @wraps(view)
     def inner(request: HttpRequest, order_id: str) -> HttpResponseBase:
         unjudged = request.method != "POST" or "all" in request.POST or "back" in request.POST
-        wait = 0 if unjudged else limits.taken(request, limits.REFUND_FORMS)
-        return _as_typed(request, order_id, wait) if wait else view(request, order_id)
+        wait = limits.taken(request, limits.ORDERS if unjudged else limits.REFUND_FORMS)
+        if not wait:
+            return view(request, order_id)
+        # A customer's name is on it: past the limit it is drawn for whom it was drawn before.
+        seen = opened.goes_on(request)
+        return _as_typed(request, order_id, wait) if seen else limits.too_many(request, wait)
 
     return inner
 
@@ -449,6 +455,7 @@ def _typed_form(request: HttpRequest, payments: list[Payment]) -> RefundForm:
 
 
 def _draw_form(request: HttpRequest, order: Order, form: RefundForm, status: int = 200) -> HttpResponse:
+    viewed(request, "order.viewed", order)
     payment = form.chosen or (form.payments[0] if len(form.payments) == 1 else None)
     context = {
         "order": order,
@@ -470,6 +477,7 @@ def _confirmation(
 ) -> HttpResponse:
     """What would happen, drawn by the server, signed over every field, the person and the balance shown."""
     preview = services.preview_refund(asked, by=person(request))
+    viewed(request, "order.viewed", order)
     fields = _fields(asked)
     request.session["draft"] = {"order": order.order_id, "fields": fields}
     shown = money(asked.amount, preview.payment.currency)
@@ -592,10 +600,7 @@ def _not_now(error: smartpay.SmartpayError) -> str:
 @may_see
 def refund_detail(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
     """The one page of a refund. Reading it again never sends anything."""
-    refund = _refund(refund_id)
-    if "renew" not in request.GET:
-        audit.record(request.user, "refund.viewed", refund)
-    return _draw_refund(request, refund, DecisionForm(initial=_parked(request)))
+    return _draw_refund(request, _refund(refund_id), DecisionForm(initial=_parked(request)))
 
 
 def _refund_page(request: HttpRequest, refund_id: uuid.UUID) -> str:
@@ -610,6 +615,7 @@ def _refund(refund_id: uuid.UUID) -> Refund:
 def _draw_refund(
     request: HttpRequest, refund: Refund, decision: DecisionForm, status: int = 200
 ) -> HttpResponse:
+    viewed(request, "refund.viewed", refund)
     waiting = refund.state == Refund.State.AWAITING_APPROVAL
     mine = refund.requested_by_id == request.user.pk
     explanation, what_now = _meaning(refund)
@@ -741,9 +747,7 @@ def refund_review(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponseBas
     """要調査: what was asked for beside what Smartpay shows; two approvers decide, neither of them the requester."""
     if request.method == "POST":
         return _decide_case(request, refund_id)
-    refund = _refund(refund_id)
-    audit.record(request.user, "refund.viewed", refund)
-    return _draw_case(request, refund, form=ReviewForm(initial=_parked(request)))
+    return _draw_case(request, _refund(refund_id), form=ReviewForm(initial=_parked(request)))
 
 
 @permission_required(roles.APPROVE_REFUND, raise_exception=True)
@@ -786,6 +790,7 @@ def _draw_case(
 
     `problem`: why it could not be read a moment ago.
     """
+    viewed(request, "refund.viewed", refund)
     complete_at: datetime | None = None
     if refund.state == Refund.State.REVIEW and not problem:
         try:
@@ -985,6 +990,13 @@ def _parked(request: HttpRequest) -> dict[str, str]:
     """
     parked: QueryDict = getattr(request, "parked")  # noqa: B009  (SessionPolicy gives it to every request)
     return {name: str(value) for name, value in parked.items()}
+
+
+def viewed(request: HttpRequest, action: str, obj: Model) -> None:
+    """Record that somebody looks at this, unless their page only goes on: see dashboard/opened.py."""
+    if not opened.goes_on(request):
+        audit.record(request.user, action, obj)
+        opened.remember(request)
 
 
 def person(request: HttpRequest) -> User:

@@ -19,7 +19,7 @@ from refunds.bulk import Share
 from refunds.forms import BulkStartForm, BulkUploadForm, DecisionForm
 from refunds.models import Bulk, BulkLine, Refund
 from refunds.templatetags.money import money
-from refunds.views import may_see, person
+from refunds.views import may_see, person, viewed
 
 RENEW_SECONDS = {Bulk.State.CHECKING: 2, Bulk.State.RUNNING: 3, Bulk.State.PAUSED: 15}
 PAUSABLE = (Bulk.State.RUNNING, Bulk.State.PAUSED)
@@ -91,8 +91,6 @@ def bulk_detail(request: HttpRequest, bulk_id: uuid.UUID) -> HttpResponseBase:
     """A file: what would be refunded, what was, and what not, line by line."""
     kept = get_object_or_404(Bulk.objects.select_related("uploaded_by", "decided_by"), pk=bulk_id)
     if request.method != "POST":
-        if "renew" not in request.GET:
-            audit.record(request.user, "bulk.viewed", kept)
         return _draw(request, kept)
     act = ACTS.get(request.POST.get("do", ""))
     if act is None:
@@ -169,6 +167,7 @@ def _draw(
     decision_form: DecisionForm | None = None,
     status: int = 200,
 ) -> HttpResponse:
+    viewed(request, "bulk.viewed", kept)
     tally = bulk.tally(kept)
     wanted = request.GET.get("state", "")
     lines = kept.lines.select_related("payment__order").order_by("number")

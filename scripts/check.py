@@ -20,6 +20,7 @@ PRODUCTION = {
     "DEBUG": "False",
     "HTTPS": "True",
     "ALLOWED_HOSTS": "refunds.example.jp",
+    "TRUSTED_PROXIES": "10.0.0.5",
     "DATABASE_URL": "sqlite:///:memory:",
     "SMARTPAY_API_URL": "https://api.smartpay.co/v1",
     "SMARTPAY_SECRET_KEY": "sk_test_checks",

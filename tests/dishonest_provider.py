@@ -191,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         fields = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
         if server.lie == "token endpoint hangs":
-            time.sleep(0.6)
+            time.sleep(3)
         if server.lie == "token endpoint is down":
             return self.answer({"error": "server_error"}, 500)
         if server.lie == "token endpoint redirects":

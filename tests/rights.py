@@ -33,8 +33,9 @@ LEGEND = {
 # Its posts are not forms of ours: the sender proves itself by a signature instead of a token.
 WITHOUT_TOKEN = {"/webhooks/smartpay/", "/oidc/backchannel-logout/"}
 # Only within SSO_STEP_UP_SECONDS of the provider having asked for the person. The table is of people just asked for.
+OF_A_FILE = "/bulk/<bulk_id>/"  # the table's post approves; pausing and cancelling want no such sign-in
 FRESH = {
-    "/bulk/<bulk_id>/",
+    OF_A_FILE,
     "/refunds/<refund_id>/decide/",
     "/refunds/<refund_id>/review/",
     "/refunds/sends/",
@@ -220,8 +221,9 @@ waits for approval (at `review/`: is 要調査).
 `other` those without a line of their own; HEAD is as GET.
 
 A post without the form's token is 403, except at {without_token}, where a signature is asked for instead.
-A post to {fresh} also wants a sign-in that is younger than `SSO_STEP_UP_SECONDS`; so does the one to
-`/orders/<order_id>/refund/` that asks for more than `REFUND_APPROVAL_ABOVE`. `/break-glass/` is there while a code of
+A post to {fresh} also wants a sign-in that is younger than `SSO_STEP_UP_SECONDS`. So do
+two posts to `{of_a_file}`, the one that approves and the one that rejects, and whatever asks for more than `REFUND_APPROVAL_ABOVE`: a post to
+`/orders/<order_id>/refund/`, and the one that starts a file. Pausing, resuming and cancelling a file want none. `/break-glass/` is there while a code of
 `manage.py break_glass` waits.
 
 `<model>` is each of {models}.
@@ -242,7 +244,8 @@ def section() -> str:
         legend="\n".join(f"| {answer} | {meaning} |" for answer, meaning in LEGEND.items()),
         never=", ".join(NEVER),
         without_token=_named(WITHOUT_TOKEN),
-        fresh=_named(FRESH),
+        fresh=_named(FRESH - {OF_A_FILE}),
+        of_a_file=OF_A_FILE,
         models=_named(MODELS),
         heading=f"| {' | '.join(heads)} |",
         rule="|" + "---|" * len(heads),

@@ -117,7 +117,7 @@ def test_nothing_keeps_anybody_out_of_a_screen(operator: Person, axe: str, name:
     for scheme in ("light", "dark"):
         for size in (DESKTOP, PHONE):
             # Without motion: half-way between two colours there is no contrast.
-            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
             page.set_viewport_size(size)  # type: ignore[arg-type]
             page.evaluate(axe)
             found[scheme, size["width"]] = page.evaluate(RUN, OURS)

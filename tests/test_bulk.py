@@ -712,6 +712,15 @@ def test_approver_decides_on_the_page_with_a_fresh_sign_in(
     assert (kept.state, kept.decided_by) == (Bulk.State.RUNNING, approver)
 
 
+def test_look_at_a_file_is_recorded_and_its_renewals_are_not(payments: list[Payment], operator: User) -> None:
+    page = f"/bulk/{checked(operator, line_for(payments[0])).pk}/"
+    browser = sign_in(operator)
+    for address in (f"{page}?renew=1", f"{page}?renew=1", page):
+        browser.get(address)
+
+    assert AuditEntry.objects.filter(action="bulk.viewed").count() == 2  # by hand, then as a page
+
+
 def test_page_of_a_file_refuses_what_it_does_not_know(payments: list[Payment], operator: User) -> None:
     browser = sign_in(operator)
     kept = checked(operator, line_for(payments[0]))

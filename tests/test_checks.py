@@ -146,6 +146,16 @@ def test_production_is_never_debugged(settings: Any) -> None:
     assert [error.id for error in site_checks.debug(None)] == ["dashboard.E004"]
 
 
+@pytest.mark.parametrize(("proxies", "warned"), [([], ["dashboard.W001"]), (["10.0.0.5"], [])])
+def test_deployment_is_told_that_it_knows_no_proxy(
+    settings: Any, proxies: list[str], warned: list[str]
+) -> None:
+    settings.HTTPS, settings.TRUSTED_PROXIES = True, proxies
+    asked = django_checks.run_checks(include_deployment_checks=True)
+
+    assert [each.id for each in asked if str(each.id).startswith("dashboard.W")] == warned
+
+
 @pytest.mark.parametrize(
     ("unsafe", "fault"),
     [

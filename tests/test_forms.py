@@ -1,5 +1,6 @@
 """What people type: folded to what was meant, or turned away with a word on why. And how amounts are shown."""
 
+import time
 import unicodedata
 import uuid
 from collections.abc import Iterator
@@ -219,6 +220,20 @@ def test_text_that_is_too_long_is_refused_with_its_length(
         field.clean(typed)
 
     assert refusal.value.messages == [f"{limit} 文字以内で入力してください(現在 {length} 文字)。"]
+
+
+def test_text_far_too_long_is_refused_before_it_is_normalised() -> None:
+    """NFC sorts marks in a time that grows by their square: these take half a minute."""
+    began = time.process_time()
+
+    with pytest.raises(ValidationError, match="文字以内"):
+        A_LINE.clean("a" + "\u0301" * 60_000 + "\u0323" * 60_000)
+
+    assert time.process_time() - began < 1
+
+
+def test_text_of_just_the_length_may_be_typed_in_as_many_parts_as_there_are() -> None:
+    assert LINES.clean(unicodedata.normalize("NFD", "ᾂ") * 1000) == "ᾂ" * 1000
 
 
 def test_lines_count_as_they_are_kept_not_as_a_browser_sends_them() -> None:

@@ -15,10 +15,11 @@ from django.test.utils import CaptureQueriesContext
 from dashboard import limits
 from dashboard.models import Count, User
 from refunds.models import AuditEntry, Order, Refund, Search
-from tests.conftest import make_user, sign_in
+from tests.conftest import make_order, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_services import mirrored
-from tests.test_views import form_url, hidden, text, typed
+from tests.test_sso_break_glass import issue
+from tests.test_views import confirm, form_url, hidden, text, typed
 
 NOON = 1_772_000_000 // 3600 * 3600  # the first second of an hour, and so of a minute
 
@@ -204,6 +205,40 @@ def test_orders_have_their_limit(auditor: User, few: None, clock: Any, order: Or
     assert browser.get(f"/orders/{order.order_id}/").status_code == 429
 
 
+def test_refunds_count_as_orders_and_pages_that_renew_themselves_do_not(
+    operator: User, paid: Order, settings: Any, clock: Any
+) -> None:
+    browser = sign_in(operator)
+    page = confirm(browser, paid)["Location"]
+    settings.ORDERS_PER_HOUR = 5  # one in a minute
+    stranger = sign_in(make_user("viewer"))
+
+    assert [
+        browser.get(page).status_code,
+        *(browser.get(f"{page}?renew=1").status_code for _ in range(9)),
+    ] == [200] * 10
+    assert browser.get(f"{page}review/").status_code == 429
+    assert [stranger.get(f"{page}?renew=1").status_code for _ in range(2)] == [200, 200]
+    assert stranger.get(page).status_code == 429
+
+
+def test_name_on_the_form_is_none_that_the_limit_gives_away(
+    operator: User, paid: Order, settings: Any, clock: Any
+) -> None:
+    browser, other = sign_in(operator), make_order(5000, name="秘密 花子")
+    settings.ORDERS_PER_HOUR = settings.REFUND_FORMS_PER_HOUR = 5
+
+    opened = [
+        browser.get(form_url(paid)),
+        browser.get(form_url(other)),
+        browser.post(form_url(other), {"all": "1"}),
+    ]
+    posted = [browser.post(form_url(paid), {}), browser.post(form_url(other), {})]
+
+    assert [answer.status_code for answer in (*opened, *posted)] == [200, 429, 429, 422, 429]
+    assert not any("秘密" in text(answer) for answer in (*opened, *posted))
+
+
 def test_every_address_with_a_limit_is_there() -> None:
     from django.urls import get_resolver
 
@@ -268,21 +303,50 @@ def test_button_pressed_again_leads_to_the_refund_that_was_made(
 @pytest.mark.django_db
 def test_sign_ins_of_an_address(few: None, clock: time_machine.Traveller) -> None:
     def tries(**where: str) -> int:
-        return int(Client(**where).get("/oidc/callback/?state=x&code=y").status_code)  # type: ignore[arg-type]
+        return int(Client(**where).get("/oidc/authenticate/").status_code)  # type: ignore[arg-type]
 
-    assert [tries(REMOTE_ADDR="192.0.2.7"), tries(REMOTE_ADDR="192.0.2.7")] == [400, 429]
-    assert tries(REMOTE_ADDR="192.0.2.8") == 400
-    assert [tries(REMOTE_ADDR=f"2001:db8::{n}") for n in (1, 2)] == [400, 429]  # one customer's network
-    assert tries(REMOTE_ADDR="2001:db8:0:1::1") == 400
-    assert tries(REMOTE_ADDR="") == 400  # a socket's file
+    # 503: there is no provider.
+    assert [tries(REMOTE_ADDR="192.0.2.7"), tries(REMOTE_ADDR="192.0.2.7")] == [503, 429]
+    assert tries(REMOTE_ADDR="192.0.2.8") == 503
+    assert [tries(REMOTE_ADDR=f"2001:db8::{n}") for n in (1, 2)] == [503, 429]  # one customer's network
+    assert tries(REMOTE_ADDR="2001:db8:0:1::1") == 503
+    assert tries(REMOTE_ADDR="") == 503  # a socket's file
     entry = AuditEntry.objects.filter(data__why="limit").earliest("id")
     assert (entry.actor, entry.action, entry.ip) == (None, "person.signed_in", "192.0.2.7")
 
     clock.move_to(NOON + 2 * 86400)
-    assert tries(REMOTE_ADDR="192.0.2.9") == 400
+    assert tries(REMOTE_ADDR="192.0.2.9") == 503
     assert set(Count.objects.values_list("key", flat=True)) == {
         "sign_ins:60:address:192.0.2.9", "sign_ins:3600:address:192.0.2.9",
     }  # fmt: skip
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("address", ["/oidc/authenticate/", "/oidc/callback/?state=x", "/break-glass/"])
+def test_no_other_site_uses_up_the_sign_ins_of_an_address(few: None, clock: Any, address: str) -> None:
+    issue()
+    image = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+    followed = image | {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+
+    answers = [Client().get(address, headers=headers) for headers in (image, image, followed, followed)]
+
+    assert {answer.status_code for answer in answers[:2]} <= {200, 302, 400}
+    assert (
+        Client().get("/oidc/authenticate/").status_code == 503
+    )  # there is no provider, which is not the limit's word
+    assert Client().post("/break-glass/", {"code": "wrong"}).status_code == 403
+
+
+@pytest.mark.django_db
+def test_codes_are_tried_a_few_times_only_and_each_is_on_the_trail(few: None, clock: Any) -> None:
+    code = issue()
+
+    tries = [Client().post("/break-glass/", {"code": each}).status_code for each in ("x", "y", code)]
+
+    assert tries == [403, 429, 429]
+    first, second = refused()
+    assert (first.action, first.data) == ("person.signed_in", {"reason": "break_glass_code"})
+    assert second.data["limit"] == "codes"
 
 
 @pytest.mark.django_db

@@ -25,13 +25,16 @@ from werkzeug.serving import make_server
 from dashboard import oidc_provider, sso, urls
 from dashboard.checks import issuer as check_issuer
 from dashboard.models import SeenLogoutToken, SessionIndex, User
+from refunds.models import AuditEntry
 from scripts import identity_provider
 from tests.dishonest_provider import (
     CLIENT_ID,
     CLIENT_SECRET,
+    FOREIGN_KEY,
     FORGED_ID_TOKENS,
     FORGED_LOGOUT_TOKENS,
     DishonestProvider,
+    jwk,
     signed,
 )
 
@@ -76,7 +79,7 @@ def idp(running: DishonestProvider, settings: Any) -> DishonestProvider:
 
 @pytest.fixture(autouse=True)
 def _nobody_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oidc_provider, "TIMEOUT", (1, 0.3))
+    monkeypatch.setattr(oidc_provider, "TIMEOUT", (2, 2))
 
 
 def trust(settings: Any, issuer: str, secret: str) -> None:
@@ -564,6 +567,7 @@ def test_using_the_site_keeps_the_session_alive_but_a_script_does_not(
     sign_in(client)
     set_clock(client, "seen_at", 600)
     client.get("/page/", headers={"Sec-Fetch-Dest": "empty"})
+    client.get("/page/?renew=1")  # without scripts a page renews itself by loading anew
     after_script = client.session["seen_at"]
     client.get("/page/", headers={"Sec-Fetch-Dest": "document"})
 
@@ -596,6 +600,44 @@ def test_the_recheck_is_silent_and_keeps_forms_in_other_tabs_working(
     assert (response["Location"], client.session.session_key) == ("/page/?q=1", key)
     assert User.objects.get().role_names == ["approver"]
     assert client.get("/page/?q=1").status_code == 200
+
+
+def test_asking_unseen_prolongs_nothing(idp: DishonestProvider, client: Client) -> None:
+    sign_in(client)
+    ages = []
+    for address in ("/page/?renew=1", "/page/"):
+        set_clock(client, "signed_in_at", 10_000)
+        set_clock(client, "seen_at", 600)
+        recheck_is_due(client)
+        assert back(client, to_provider(client, address))["Location"] == address
+        ages += [round(time.time() - client.session[clock], -1) for clock in ("signed_in_at", "seen_at")]
+
+    assert ages == [10_000, 600, 10_000, 0]  # opening a page is a sign of life, not a sign-in
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_no_other_site_signs_anybody_in_unseen(idp: DishonestProvider, client: Client, site: str) -> None:
+    led = client.get("/oidc/authenticate/?next=/page/", headers={"Sec-Fetch-Site": site})
+    pressed = client.get("/oidc/authenticate/?next=/page/", headers={"Sec-Fetch-Site": "same-origin"})
+
+    assert led["Location"] == "/sign-in/?next=/page/"
+    assert pressed["Location"].startswith(idp.issuer)
+
+
+def test_other_roles_than_before_are_on_the_trail(idp: DishonestProvider, client: Client) -> None:
+    for groups in (["viewer"], ["operator", "approver"], []):
+        idp.groups = groups
+        recheck_is_due(client)  # which signs nobody in who is
+        back(client, to_provider(client, "/oidc/authenticate/"))
+
+    person = User.objects.get()
+    entries = AuditEntry.objects.filter(action="person.signed_in", object_id=str(person.pk)).order_by("id")
+    assert [(entry.outcome, entry.roles, entry.data) for entry in entries] == [
+        ("done", "viewer", {"roles_before": []}),
+        ("done", "viewer", {}),
+        ("done", "approver,operator", {"roles_before": ["viewer"]}),
+        ("refused", "", {"reason": "no_role", "roles_before": ["approver", "operator"]}),
+    ]
 
 
 def test_two_tabs_come_back_to_their_own_pages(idp: DishonestProvider, client: Client) -> None:
@@ -932,6 +974,49 @@ def test_a_forged_logout_token_ends_nothing(idp: DishonestProvider, client: Clie
     response = client.post("/oidc/backchannel-logout/", {"logout_token": token} if token else {})
 
     assert response.status_code == 400
+    assert who(client) is not None
+
+
+def test_a_crash_while_sessions_end_lets_the_provider_ask_again(
+    idp: DishonestProvider, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign_in(client)
+    token = {"logout_token": signed(idp.logout_claims(), typ="logout+jwt")}
+    outside = Client(raise_request_exception=False)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(sso, "end_sessions", lambda rows: 1 / 0)
+        crashed = outside.post("/oidc/backchannel-logout/", token).status_code
+    again = outside.post("/oidc/backchannel-logout/", token).status_code
+
+    assert (crashed, again, who(client)) == (500, 200, None)
+
+
+def test_tokens_of_strangers_ask_the_provider_for_its_keys_once_a_minute(
+    idp: DishonestProvider, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def ask(method: str, url: str, **more: Any) -> dict[str, Any]:
+        asked.append(url)
+        return honest(method, url, **more)
+
+    honest = oidc_provider.ask
+    monkeypatch.setattr(oidc_provider, "ask", ask)
+    sign_in(client)
+    for kid in ("key-1", "key-7", "key-8", "key-9"):
+        forged = signed(idp.logout_claims(), key=FOREIGN_KEY, kid=kid, typ="logout+jwt")
+        client.post("/oidc/backchannel-logout/", {"logout_token": forged})
+
+    assert asked.count(f"{idp.issuer}/jwks") == 2  # of the sign-in, and for the first key that is nobody's
+    assert who(client) is not None
+
+
+def test_a_key_that_the_provider_has_changed_is_found_at_once(idp: DishonestProvider, client: Client) -> None:
+    cache.set(f"oidc-keys:{idp.issuer}/jwks", [jwk(FOREIGN_KEY, kid="key-0")])
+
+    sign_in(client)
+
     assert who(client) is not None
 
 

@@ -13,10 +13,13 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
+from dashboard import sso
 from dashboard.models import BreakGlass, SessionIndex, User
+from refunds import services, smartpay
 from refunds.models import AuditEntry, Payment, Refund
+from tests.conftest import Clock
 from tests.sandbox import Sandbox
-from tests.test_services import mirrored
+from tests.test_services import ask, mirrored
 from tests.test_sso_forms import confirm
 
 pytestmark = pytest.mark.django_db
@@ -120,6 +123,33 @@ def test_shell_ends_them_all_at_once(client: Client) -> None:
     assert not SessionIndex.objects.exists()
     ended = AuditEntry.objects.get(action="break_glass.ended")
     assert (ended.data["ended"], ended.data["reason"]) == (2, "復旧したため")
+
+
+def test_what_they_asked_for_is_not_sent_after_the_end(client: Client, sandbox: Sandbox, at: Clock) -> None:
+    payment: Payment = mirrored(sandbox, "refundable", min_amount=2000)
+    enter(client, issue())
+    person = User.objects.get()
+    made = services.request_refund(ask(payment), refundable=payment.refundable(), by=person)
+
+    call_command("break_glass", end=True, reason="復旧したため", stdout=StringIO())
+    at.advance(seconds=6)
+    services.settle_due(client=smartpay.client())
+
+    made.refresh_from_db()
+    assert (made.state, made.cancelled_because) == (Refund.State.CANCELLED, Refund.Cancelled.ENTITLEMENT)
+    assert not sandbox.requests("POST", "/v1/refunds")
+
+
+def test_roles_end_with_the_minutes(client: Client) -> None:
+    issue()
+    over = BreakGlass.objects.get()
+    BreakGlass.objects.update(expires_at=timezone.now())
+    issue("auditor")
+
+    sso.prune()
+
+    assert over.user.role_names == []
+    assert [person.role_names for person in User.objects.filter(is_staff=True)] == [["auditor"]]
 
 
 def test_it_is_on_the_trail_and_raises_an_alarm(client: Client, capsys: Any, caplog: Any) -> None:

@@ -12,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from dashboard.models import User
-from refunds import services, smartpay
+from refunds import audit, services, smartpay
 from refunds.models import AuditEntry, Order, Payment, Refund, Search
 from tests.conftest import make_order, make_user, sign_in
 from tests.sandbox import Sandbox
@@ -374,6 +374,113 @@ def test_unknown_outcome_is_told_and_the_page_renews_itself(
     blocked = browser.post(form_url(paid), typed(paid, amount="1"))
     assert blocked.status_code == 422
     assert "結果が確定していない返金があります" in text(blocked)
+
+
+# --- Looked at -----------------------------------------------------------------------------------------------
+
+
+def looks(action: str = "refund.viewed") -> int:
+    return AuditEntry.objects.filter(action=action, outcome="done").count()
+
+
+def test_page_that_renews_itself_is_one_look_and_no_address_hides_another(
+    browser: Client, paid: Order, viewer: User
+) -> None:
+    page = confirm(browser, paid)["Location"]
+    told = []
+    for someone, address in [
+        (browser, page), (browser, f"{page}?renew=1"), (browser, f"{page}?renew=1"), (browser, page),
+        (sign_in(viewer), f"{page}?renew=1"),
+    ]:  # fmt: skip
+        assert paid.order_id in text(someone.get(address))
+        told.append(looks())
+
+    assert told == [1, 1, 1, 2, 3]
+
+
+def test_form_shows_a_name_on_the_record_however_it_is_reached(browser: Client, paid: Order) -> None:
+    browser.post(form_url(paid), {"all": "1"})
+    browser.post(form_url(paid), typed(paid))
+    after_posts = looks("order.viewed")
+    browser.get(form_url(paid))
+
+    assert (after_posts, looks("order.viewed")) == (1, 2)  # what is drawn again was seen
+
+
+def test_own_refunds_on_the_start_page_are_on_the_record(
+    browser: Client, paid: Order, sandbox: Sandbox, quick: None
+) -> None:
+    browser.get("/")
+    sandbox.go_silent(executed=False)
+    made = confirm(browser, paid)["Location"].split("/")[-2]
+    browser.get("/")
+
+    assert AuditEntry.objects.get(action="refunds.listed").data == {"shown": [made]}
+
+
+def test_page_of_a_refund_that_was_judged_wrongly_is_a_look_too(paid: Order, approver: User) -> None:
+    """A decision that is refused draws the refund at an address of its own."""
+    made = confirm(sign_in(make_user("operator")), paid)["Location"]
+
+    page = fresh(approver).post(f"{made}decide/", {"reject": "1", "note": "\u202e"})
+
+    assert (page.status_code, looks()) == (422, 1)
+
+
+# --- A session that ends while its request is under way -----------------------------------------------------
+
+
+@pytest.mark.parametrize("language", ["ja", "en"])
+def test_who_was_signed_out_while_money_left_is_not_told_that_nothing_was_done(
+    browser: Client, paid: Order, monkeypatch: pytest.MonkeyPatch, language: str
+) -> None:
+    def refund_payment(*args: Any, **kwargs: Any) -> Refund:
+        made = services_refund_payment(*args, **kwargs)
+        browser.session.delete()  # another tab, or the provider, meanwhile
+        return made
+
+    services_refund_payment = services.refund_payment
+    monkeypatch.setattr(services, "refund_payment", refund_payment)
+    browser.cookies["django_language"] = language
+
+    told = confirm(browser, paid)
+
+    assert Refund.objects.get().state == State.SUCCEEDED
+    assert told.status_code == 409
+    assert "行われていません" not in text(told)
+    assert {"ja": "すでに処理されている場合があります", "en": "may have been carried out"}[language] in text(
+        told
+    )
+    assert 'href="/refunds/"' in text(told)
+
+
+def test_page_that_was_opened_meanwhile_only_asks_to_sign_in(
+    browser: Client, paid: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = confirm(browser, paid)["Location"]
+    monkeypatch.setattr(audit, "record", lambda *args, **kwargs: browser.session.delete())
+
+    told = browser.get(page)
+
+    assert (told.status_code, "もう一度サインインして" in text(told)) == (409, True)
+    assert "すでに処理されている" not in text(told)
+
+
+# --- Pages of lists -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "moment",
+    ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-01-01T00:00:00", "2026-01-01", "x"],
+)
+@pytest.mark.parametrize("way", ["older", "newer"])
+def test_cursor_of_no_moment_is_the_first_page(browser: Client, paid: Order, moment: str, way: str) -> None:
+    made = confirm(browser, paid)["Location"]
+
+    page = browser.get("/refunds/", {"page": f"{way}~{moment}~{uuid.uuid4()}"})
+
+    assert (page.status_code, made in text(page)) == (200, True)
 
 
 # --- Searching ----------------------------------------------------------------------------------------------
