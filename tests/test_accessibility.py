@@ -17,7 +17,10 @@ pytestmark = pytest.mark.browser
 HERE = Path(__file__).resolve().parent / "accessibility"
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 OURS = {"runOnly": [*WCAG, "best-practice"], "resultTypes": ["violations"]}
-DJANGOS = {"runOnly": WCAG, "resultTypes": ["violations"]}  # its admin has a search box without a visible label
+DJANGOS = {
+    "runOnly": WCAG,
+    "resultTypes": ["violations"],
+}  # its admin has a search box without a visible label
 RUN = """async (rules) => (await axe.run(document, rules)).violations.map(
     (each) => `${each.id}: ${each.help}\\n` + each.nodes.map((node) => `    ${node.html}`).join("\\n"))"""
 
