@@ -7,6 +7,9 @@ first that was found.
 
     python -m tests.simulation 1 300 --mutant NAME --until-noticed    finds the first such seed
 
+Chance takes another course through a life as soon as the product asks the database once more or less: where a test says
+that a rule is not missed any more, look for another seed first.
+
 Two kinds of rules have no mutant, since lives without them are as safe as far as the simulation can tell. They guard
 each other, or against a Smartpay that does not keep its promises: reading before a further sending, the lease, and
 the first turn's fence (the key makes the sendings one); the second of the two reads that prove absence (the first one
@@ -84,7 +87,7 @@ MUTANTS = {
         "nothing is sent later than five hours after the first sending",
         (states("SEND_WINDOW = timedelta(hours=5)", "SEND_WINDOW = timedelta(hours=24)"),),
         guards=("the send window is over",),
-        seed=10,
+        seed=13,
     ),
     "a key for each attempt": Mutant(
         "one refund has one key for ever",
@@ -109,7 +112,7 @@ MUTANTS = {
                 "(isinstance(answer, smartpay.Refused) or answer.http_status is None) and attempt.number == 1",
             ),
         ),
-        seed=3,
+        seed=5,
     ),
     "any 4xx is a no": Mutant(
         "only Smartpay's own refusals, in its own shape, say that nothing happened",
@@ -129,7 +132,7 @@ MUTANTS = {
                 "isinstance(answer, smartpay.Refused)",
             ),
         ),
-        seed=56,
+        seed=434,
     ),
     "absence at once": Mutant(
         "absence is proved only when no request can be under way any more",
@@ -153,12 +156,12 @@ MUTANTS = {
                 "        return _book_absence(refund_id, kind=Evidence.Kind.READ, complete_at=read_at, owner=owner)",
             ),
         ),
-        seed=61,
+        seed=182,
     ),
     "no list is an empty list": Mutant(
         "a payment that does not list its refunds says nothing of them",
         (Edit("refunds.mirror", "        return False, ()\n", "        return True, ()\n"),),
-        seed=16,
+        seed=203,
     ),
     "sent before it is written": Mutant(
         "the intent to send is committed before the first byte leaves",
@@ -213,7 +216,7 @@ MUTANTS = {
                 "        alike.values_list('pk', flat=True)\n    )",
             ),
         ),
-        seed=179,
+        seed=87,
     ),
     "nothing is reserved": Mutant(
         "what is asked for is reserved until its proof",
@@ -259,7 +262,7 @@ MUTANTS = {
             sending("    if others.exists():", "    if False:"),
         ),
         indexes=("refund_one_in_flight",),
-        seed=19,
+        seed=56,
     ),
     "a form makes many": Mutant(
         "a form that is sent twice is one refund",
@@ -276,7 +279,7 @@ MUTANTS = {
                 "        elif not failed:\n", "        elif not failed and refund.state == State.SENDING:\n"
             ),
         ),
-        seed=3,
+        seed=4,
     ),
     "a failed refund is one": Mutant(
         "a refund whose status is failed gave nothing back",
@@ -286,12 +289,12 @@ MUTANTS = {
                 '    seen = __import__("dataclasses").replace(seen, status="succeeded")\n',
             ),
         ),
-        seed=9,
+        seed=21,
     ),
     "people are asked too soon": Mutant(
         "only what can't be read for twelve hours is a case for people",
         (settling("UNREADABLE_AFTER = timedelta(hours=12)", "UNREADABLE_AFTER = timedelta(minutes=1)"),),
-        seed=40,
+        seed=117,
     ),
     "a late answer wins": Mutant(
         "an answer is booked only while the refund is still its attempt's",
