@@ -44,7 +44,7 @@ class Edit:
 class Mutant:
     rule: str  # as the code has it, and without which life is not safe
     edits: tuple[Edit, ...]
-    seed: int  # a life that notices
+    seed: int | None  # a life that notices; None: none is known of the engine as it is
     guards: tuple[str, ...] = ()  # words of the database's guards that defend the same
     indexes: tuple[str, ...] = ()
     checks: bool = True  # whether the database keeps its CHECK constraints
@@ -180,7 +180,7 @@ MUTANTS = {
     "sent after a sleep": Mutant(
         "a process that slept after its commit does not send any more",
         (sending("if clock.now() > too_late:", "if False:"),),
-        seed=2132,
+        seed=None,  # it takes a sleep of hours at one moment of a life: looked for anew after a change of the engine
     ),
     "sent while stopped": Mutant(
         "while sending is stopped, nothing is sent",
