@@ -32,6 +32,7 @@ NAMESPACE = uuid.UUID("5d3c4c1e-0f6f-4c53-9a53-0d9a1b7c6e2f")  # of the refunds'
 CHUNK, CHUNKS = 100, 5  # lines checked in one transaction, and how many of these in one turn
 AHEAD = 20  # refunds of a file that wait to be sent: so many go on after a pause
 LEASE = timedelta(seconds=60)  # a worker that is silent for so long has died
+DESCRIPTION = PlainText(limit=DESCRIPTION_LENGTH, required=False)
 ALL_THAT_IS_LEFT = {"残額", "残額すべて", "全額", "rest"}
 
 Line, Problem = BulkLine.State, BulkLine.Problem
@@ -284,8 +285,11 @@ def work(*, stop: Callable[[], bool] = lambda: False) -> None:
                 _check(bulk, stop)
             else:
                 _ask(bulk)
-        except Exception:
-            if Bulk.objects.filter(pk=bulk.pk, state=bulk.state).exists():
+        except Exception as error:
+            was_stopped = not Bulk.objects.filter(pk=bulk.pk, state=bulk.state).exists()
+            if not (
+                was_stopped and isinstance(error, IntegrityError)
+            ):  # a guard refuses lines of a stopped file
                 # A defect, or the database gone. The other files shall not wait for it.
                 log.exception("bulk.turn_failed", alarm=True, bulk=str(bulk.pk))
         finally:
@@ -441,7 +445,7 @@ def _amount(text: str) -> int | None:
 
 def _is_description(text: str) -> bool:
     try:
-        PlainText(limit=DESCRIPTION_LENGTH, required=False).clean(text)
+        DESCRIPTION.clean(text)
     except forms.ValidationError:
         return False
     return True
@@ -454,7 +458,7 @@ def _request(line: BulkLine) -> services.Request:
         payment_id=line.payment_id,
         amount=line.amount,
         reason=line.reason,
-        description=PlainText(limit=DESCRIPTION_LENGTH, required=False).clean(line.description),
+        description=DESCRIPTION.clean(line.description),
         memo="",
     )
 

@@ -74,11 +74,12 @@ def start(request: HttpRequest) -> HttpResponse:
     )
     may_decide = request.user.has_perm(roles.APPROVE_REFUND)
     waiting = (
-        len(_waiting(request)[: paging.PAGE]) + len(_waiting_files(request)[: paging.PAGE])
+        len(_waiting(request, Refund.State.AWAITING_APPROVAL)[: paging.PAGE])
+        + len(_waiting_files(request)[: paging.PAGE])
         if may_decide
         else 0
     )
-    cases = len(_cases(request)[: paging.PAGE]) if may_decide else 0
+    cases = len(_waiting(request, Refund.State.REVIEW)[: paging.PAGE]) if may_decide else 0
     if unsettled:
         audit.record(request.user, "refunds.listed", None, shown=[str(refund.pk) for refund in unsettled])
     context = {
@@ -382,9 +383,7 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponseBase:
     try:
         if made := services.find_request(asked, by=person(request)):
             return redirect("refunds:refund", made.pk)
-        services.read_payment(
-            asked.payment_id, client=smartpay.client().within(settings.SMARTPAY_VIEW_DEADLINE)
-        )
+        services.read_payment(asked.payment_id, client=_quick_client())
         if "confirm" not in request.POST:
             return _confirmation(request, order, asked, similar_form=SimilarForm(initial=parked))
         confirmed = (
@@ -518,7 +517,7 @@ def _confirmed(request: HttpRequest, order: Order, asked: services.Request) -> H
     reason = similar_form.cleaned_data["similar_reason"] if similar_form.is_valid() else ""
     refund = services.refund_payment(asked, refundable=signed, by=person(request), similar_reason=reason)
     request.session.pop("draft", None)
-    return _see_other("refunds:refund", refund.pk)
+    return see_other("refunds:refund", refund.pk)
 
 
 def _fields(asked: services.Request) -> dict[str, str]:
@@ -676,8 +675,8 @@ def approvals(request: HttpRequest) -> HttpResponse:
 
 
 def _draw_approvals(request: HttpRequest, sends_form: SendsForm, status: int = 200) -> HttpResponse:
-    rows = list(_waiting(request)[: paging.PAGE])
-    cases = list(_cases(request)[: paging.PAGE])
+    rows = list(_waiting(request, Refund.State.AWAITING_APPROVAL)[: paging.PAGE])
+    cases = list(_waiting(request, Refund.State.REVIEW)[: paging.PAGE])
     audit.record(request.user, "refunds.listed", None, shown=[str(refund.pk) for refund in (*rows, *cases)])
     waiting = [Refund.State.AWAITING_APPROVAL, Refund.State.REVIEW]
     own = Refund.objects.filter(requested_by=person(request), state__in=waiting).exists()
@@ -686,26 +685,16 @@ def _draw_approvals(request: HttpRequest, sends_form: SendsForm, status: int = 2
     return render(request, "refunds/approvals.html", context, status=status)
 
 
-def _cases(request: HttpRequest) -> QuerySet[Refund]:
-    """要調査: the cases that this person could decide, the longest waiting first."""
-    return (
-        Refund.objects.filter(state=Refund.State.REVIEW)
-        .exclude(requested_by=person(request))
-        .select_related("payment__order", "requested_by")
-        .order_by("requested_at", "id")
-    )
-
-
 def _waiting_files(request: HttpRequest) -> QuerySet[Bulk]:
     """一括返金 that this person could decide."""
     waiting = Bulk.objects.filter(state=Bulk.State.AWAITING_APPROVAL).exclude(uploaded_by=person(request))
     return waiting.select_related("uploaded_by").order_by("uploaded_at", "id")
 
 
-def _waiting(request: HttpRequest) -> QuerySet[Refund]:
-    """What this person could decide."""
+def _waiting(request: HttpRequest, state: Refund.State) -> QuerySet[Refund]:
+    """Refunds of this state that this person could decide, the longest waiting first."""
     return (
-        Refund.objects.filter(state=Refund.State.AWAITING_APPROVAL)
+        Refund.objects.filter(state=state)
         .exclude(requested_by=person(request))
         .select_related("payment__order", "requested_by")
         .order_by("requested_at", "id")
@@ -763,7 +752,7 @@ def _decide_case(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
         )
     except services.NotWaiting as error:
         messages.warning(request, str(error))
-        return _see_other("refunds:refund", refund_id)
+        return see_other("refunds:refund", refund_id)
     except services.RefundError as error:
         form.add_error(error.field or "choice", str(error))
         return _draw_case(request, refund, form=form, status=422)
@@ -772,9 +761,9 @@ def _decide_case(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
         return _draw_case(request, refund, form=form, problem=error, status=503)
     if refund.state == Refund.State.REVIEW:
         messages.success(request, _("判定を記録しました。もう一人の承認者が同じ判定をすると確定します。"))
-        return _see_other("refunds:refund_review", refund_id)
+        return see_other("refunds:refund_review", refund_id)
     messages.success(request, _("二人の判定が一致し、確定しました。"))
-    return _see_other("refunds:refund", refund_id)
+    return see_other("refunds:refund", refund_id)
 
 
 def _draw_case(
@@ -869,7 +858,7 @@ def _quick_client() -> smartpay.Client:
     return smartpay.client().within(settings.SMARTPAY_VIEW_DEADLINE)
 
 
-def _see_other(view: str, *args: Any) -> HttpResponse:
+def see_other(view: str, *args: Any) -> HttpResponse:
     response = redirect(view, *args)
     response.status_code = 303
     return response
@@ -902,7 +891,7 @@ def sends(request: HttpRequest) -> HttpResponse:
                 if resume
                 else _("返金の送信を止めました。"),
             )
-            return _see_other("refunds:refund_review", case.pk) if case else _see_other("refunds:approvals")
+            return see_other("refunds:refund_review", case.pk) if case else see_other("refunds:approvals")
     if case:
         return _draw_case(request, _refund(case.pk), sends_form=form, status=422)
     return _draw_approvals(request, form, status=422)

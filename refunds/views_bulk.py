@@ -8,7 +8,7 @@ from django.contrib import messages
 from django.contrib.auth.decorators import permission_required
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import get_object_or_404, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
@@ -19,7 +19,7 @@ from refunds.bulk import Share
 from refunds.forms import BulkStartForm, BulkUploadForm, DecisionForm
 from refunds.models import Bulk, BulkLine, Refund
 from refunds.templatetags.money import money
-from refunds.views import may_see, person, viewed
+from refunds.views import may_see, person, see_other, viewed
 
 RENEW_SECONDS = {Bulk.State.CHECKING: 2, Bulk.State.RUNNING: 3, Bulk.State.PAUSED: 15}
 PAUSABLE = (Bulk.State.RUNNING, Bulk.State.PAUSED)
@@ -56,7 +56,7 @@ def _upload(request: HttpRequest) -> HttpResponse:
                 "同じ内容のファイルがすでに取り込まれています。二重に返金しないように、その一括返金を開きました。"
             ),
         )
-    return _see_other(kept)
+    return see_other("refunds:bulk", kept.pk)
 
 
 def _draw_list(request: HttpRequest, form: BulkUploadForm, status: int = 200) -> HttpResponse:
@@ -100,7 +100,7 @@ def bulk_detail(request: HttpRequest, bulk_id: uuid.UUID) -> HttpResponseBase:
     except bulk.BulkError as error:
         audit.record(request.user, "bulk.viewed", kept, refused=True, tried=request.POST["do"])
         messages.warning(request, str(error))
-        return _see_other(kept)
+        return see_other("refunds:bulk", kept.pk)
 
 
 def _start(request: HttpRequest, kept: Bulk) -> HttpResponseBase:
@@ -115,7 +115,7 @@ def _start(request: HttpRequest, kept: Bulk) -> HttpResponseBase:
 
 def _started(request: HttpRequest, kept: Bulk, form: BulkStartForm) -> HttpResponseBase:
     bulk.start(kept.pk, by=person(request), similar_reason=form.cleaned_data["similar_reason"])
-    return _see_other(kept)
+    return see_other("refunds:bulk", kept.pk)
 
 
 @fresh_sign_in_required
@@ -135,18 +135,18 @@ def _decide(request: HttpRequest, kept: Bulk) -> HttpResponseBase:
             raise
         form.add_error(error.field, str(error))
         return _draw(request, kept, decision_form=form, status=422)
-    return _see_other(kept)
+    return see_other("refunds:bulk", kept.pk)
 
 
 def _pause(request: HttpRequest, kept: Bulk) -> HttpResponseBase:
     bulk.pause(kept.pk, by=person(request), paused=request.POST["do"] == "pause")
-    return _see_other(kept)
+    return see_other("refunds:bulk", kept.pk)
 
 
 def _cancel(request: HttpRequest, kept: Bulk) -> HttpResponseBase:
     bulk.cancel(kept.pk, by=person(request))
     messages.success(request, _("中止しました。まだ送信していなかった返金は行われません。"))
-    return _see_other(kept)
+    return see_other("refunds:bulk", kept.pk)
 
 
 ACTS = {
@@ -269,9 +269,3 @@ def _result(kept: Bulk) -> Iterator[list[Any]]:
                 spreadsheet.moment(refund.settled_at) if refund else "",
             ]
         last = lines[-1].number
-
-
-def _see_other(kept: Bulk) -> HttpResponse:
-    response = redirect("refunds:bulk", kept.pk)
-    response.status_code = 303
-    return response

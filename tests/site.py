@@ -1,7 +1,6 @@
 """The whole product as `make run` has it: web, worker, sandbox and identity provider, each a process of its own."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from typing import Any, Self
 import requests
 
 from scripts.identity_provider import CLIENT_ID, CLIENT_SECRET
+from scripts.postgres import free_port
 from tests.sandbox import Sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +22,7 @@ class Site:
 
     def __init__(self, state: Path, **environment: str) -> None:
         self.sandbox = Sandbox(orders=300)
-        port, identity = _free_port(), _free_port()
+        port, identity = free_port(), free_port()
         self.url = f"http://127.0.0.1:{port}"
         issuer = f"http://127.0.0.1:{identity}"
         self.environment = {
@@ -74,18 +74,13 @@ class Site:
         return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=self.environment)
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def _wait_for(url: str) -> None:
     ends = time.monotonic() + PATIENCE
     while time.monotonic() < ends:
         try:
             if requests.get(url, timeout=5).status_code == 200:
                 return
-        except requests.ConnectionError:
-            pass  # not listening yet
+        except (requests.ConnectionError, requests.Timeout):
+            pass  # not listening yet, or still loading
         time.sleep(0.1)
     raise TimeoutError(url)

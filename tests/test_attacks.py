@@ -31,6 +31,7 @@ from psycopg import sql
 
 from refunds.models import Refund
 from scripts.check import PRODUCTION
+from scripts.postgres import free_port
 from tests import rights, test_journeys
 from tests import site as sites
 from tests.site import ROOT, Site
@@ -665,7 +666,7 @@ def test_other_kinds_of_content_are_no_form(world: World) -> None:
 
 def test_limit_is_one_for_all_processes(world: World) -> None:
     """Two web servers beside each other; a person asks them in turns."""
-    ports = [sites._free_port(), sites._free_port()]
+    ports = [free_port(), free_port()]
     environment = world.site.environment | {"SEARCHES_PER_HOUR": "30"}  # six a minute
     command = [sys.executable, "-m", "gunicorn", "dashboard.wsgi", "--no-control-socket", "--bind"]
     servers = [subprocess.Popen([*command, f"127.0.0.1:{port}"], cwd=ROOT, env=environment) for port in ports]

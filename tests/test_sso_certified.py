@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect
 
-from tests import site as sites
+from scripts.postgres import free_port
 from tests import test_journeys
 from tests.certified_provider import CLIENT_ID, CLIENT_SECRET, CertifiedProvider
 from tests.site import Site
@@ -29,7 +29,7 @@ PEOPLE: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, CertifiedProvider]]:
-    port = sites._free_port()
+    port = free_port()
     settings = {
         "OIDC_ISSUER": f"http://127.0.0.1:{port}",
         "OIDC_CLIENT_ID": CLIENT_ID,

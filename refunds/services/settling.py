@@ -10,7 +10,6 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from dashboard.models import User
 from refunds import audit, clock, mirror, smartpay
-from refunds.audit import storable
 from refunds.models import Control, Evidence, Payment, Refund, SmartpayRefund
 from refunds.services import control
 from refunds.services.states import (
@@ -71,7 +70,7 @@ def _recover(refund_id: uuid.UUID, seen: smartpay.Refund) -> None:
     person, _ = User.objects.get_or_create(
         username="recovered", defaults={"name": "データベースの復元", "is_active": False}
     )
-    reason, description = storable(seen.reason)[:32], storable(seen.description)
+    reason, description = audit.storable(seen.reason)[:32], audit.storable(seen.description)
     with transaction.atomic(durable=True):
         payment = Payment.objects.select_for_update(of=("self",)).select_related("order").get(pk=seen.payment)
         refund = Refund(
