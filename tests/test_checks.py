@@ -146,6 +146,7 @@ def test_production_is_never_debugged(settings: Any) -> None:
     assert [error.id for error in site_checks.debug(None)] == ["dashboard.E004"]
 
 
+@pytest.mark.django_db  # Django's own checks ask the database what it can do
 @pytest.mark.parametrize(("proxies", "warned"), [([], ["dashboard.W001"]), (["10.0.0.5"], [])])
 def test_deployment_is_told_that_it_knows_no_proxy(
     settings: Any, proxies: list[str], warned: list[str]
