@@ -48,8 +48,15 @@ def test_a_seed_is_the_same_life_each_time() -> None:
     assert alone[0]["digest"] == first[4]["digest"]
 
 
-@pytest.mark.parametrize("name", [name for name, mutant in MUTANTS.items() if mutant.seed])
+@pytest.mark.parametrize("name", MUTANTS)
 def test_life_without_a_rule_goes_wrong(name: str) -> None:
-    [life] = live(MUTANTS[name].seed or 0, 1, "--mutant", name)
+    [life] = live(MUTANTS[name].seed, 1, "--mutant", name)
 
     assert {kind for kind, _text in life["violations"]} & {"twice", "lost", "over", "stuck"}
+
+
+@pytest.mark.parametrize("name", [name for name, mutant in MUTANTS.items() if mutant.climate])
+def test_same_life_with_the_rule_goes_well(name: str) -> None:
+    [life] = live(MUTANTS[name].seed, 1, "--mutant", name, "--intact")
+
+    assert life["violations"] == []

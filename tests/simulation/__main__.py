@@ -1,6 +1,6 @@
 """Live some lives in this process, one line of JSON for each: what scripts/simulate.py and the tests read.
 
-python -m tests.simulation FROM SEEDS [STEP] [--journal] [--mutant NAME [--until-noticed]]
+python -m tests.simulation FROM SEEDS [STEP] [--journal] [--mutant NAME [--intact] [--until-noticed]]
 """
 
 import argparse
@@ -20,6 +20,9 @@ def main() -> int:
     parser.add_argument("seeds", type=int)
     parser.add_argument("step", type=int, nargs="?", default=1)
     parser.add_argument("--mutant", help="without one of the rules in mutants.py")
+    parser.add_argument(
+        "--intact", action="store_true", help="with the rule, in the climate of the mutant's lives"
+    )
     parser.add_argument("--until-noticed", action="store_true", help="end with the first violation")
     parser.add_argument("--journal", action="store_true", help="tell the whole life")
     chosen = parser.parse_args()
@@ -29,7 +32,7 @@ def main() -> int:
     from django.conf import settings
 
     settings.DATABASES["default"]["ENGINE"] = "tests.simulation.database"
-    mutant = mutants.install(chosen.mutant) if chosen.mutant else None
+    mutant = mutants.install(chosen.mutant, intact=chosen.intact) if chosen.mutant else None
     django.setup()
     from tests.simulation.life import Stage
 
