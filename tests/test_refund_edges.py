@@ -1606,6 +1606,21 @@ def alarms(caplog: Any, made: Refund) -> list[str]:
     return [text.split("'event': '")[1].split("'")[0] for text in about]
 
 
+def test_contradicting_answer_has_its_alarm_after_the_lease_as_well(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock, caplog: Any
+) -> None:
+    made = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
+    slow = sending.begin_attempt(made.pk, owner="")
+    assert slow is not None
+    at.advance(seconds=121)
+    services.settle_due(client=smartpay.client())
+
+    sending.book(slow, smartpay.Contradiction("Another amount.", http_status=200))
+
+    made.refresh_from_db()
+    assert (made.state, alarms(caplog, made)) == (State.SUCCEEDED, ["refund.contradicted"])
+
+
 def test_second_execution_has_its_alarm_whatever_became_of_the_first(
     payment: Payment, operator: User, sandbox: Sandbox, caplog: Any
 ) -> None:
