@@ -107,9 +107,8 @@ def files(vendor: str) -> Tally:
         database(vendor, place.path) as server,
         World(place.path, server) as world,
     ):
-        return refund_by_file(
-            world, lines=int(os.environ.get("KILLS_LINES", "10000")), kills=20, patience=3600
-        )
+        lines = int(os.environ.get("KILLS_LINES", "10000"))
+        return refund_by_file(world, lines=lines, kills=20, every=20, patience=3600)
 
 
 def production() -> Tally:

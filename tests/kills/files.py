@@ -27,9 +27,12 @@ class Told(NamedTuple):
     refund: str
 
 
-def refund_by_file(world: World, *, lines: int, kills: int, patience: float) -> Tally:
-    """Upload a file of so many lines, kill so many times, wait until it is done; tell what was not as it should be."""
-    orders = [world.payment() for _ in range(min(lines, 150))]
+def refund_by_file(world: World, *, lines: int, kills: int, every: float, patience: float) -> Tally:
+    """Upload a file of so many lines, kill so many times, wait until it is done; tell what was not as it should be.
+
+    `every`: seconds between two deaths.
+    """
+    orders = [world.payment() for _ in range(min(lines, 100))]
     taken = [each.__enter__() for each in orders]
     rng = random.Random(lines)
     wanted = [(taken[number % len(taken)], 1 + number % 3, f"{number:05d} 番") for number in range(lines)]
@@ -44,7 +47,7 @@ def refund_by_file(world: World, *, lines: int, kills: int, patience: float) -> 
     weather = threading.Thread(target=storm, args=(world, rng, ended))
     weather.start()
     try:
-        with Reaper(world, every=patience / 40):
+        with Reaper(world, every=every):
             world.until(lambda: world.killed_from_outside >= killed + kills, "killed", patience)
         world.until(lambda: is_done(world, page), "the file is done", patience)
     finally:
