@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 import structlog
 from django.contrib import admin
 from django.contrib.admin.options import IS_FACETS_VAR, IncorrectLookupParameters
+from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import (
     ALL_VAR,
     ERROR_FLAG,
@@ -181,7 +182,7 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
         """One row, to be read; that it was is recorded."""
-        obj = self.get_object(request, object_id)
+        obj = self.get_object(request, unquote(object_id))  # the admin's links write _ as _5F
         audit.record(request.user, "admin.viewed", obj, model=self.opts.model_name)
         return super().change_view(request, object_id, form_url, extra_context)
 

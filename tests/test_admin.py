@@ -6,12 +6,14 @@ from urllib.parse import quote
 
 import pytest
 from django.contrib import admin
+from django.contrib.admin.utils import quote as admin_quote
 from django.test import Client, override_settings
 from django.urls import reverse
+from django.utils import timezone
 
 from dashboard.models import User
 from refunds import services
-from refunds.models import AuditEntry, Refund, Search
+from refunds.models import AuditEntry, Order, Refund, Search
 from tests.conftest import make_order, sign_in
 
 
@@ -102,6 +104,24 @@ def test_reading_the_admin_is_recorded(browser: Client, auditor: User, refund: R
     assert listed.data["filters"] == {"state__exact": "succeeded", "q": kept.pk}
     assert "花子" not in listed.text
     assert (viewed.object_id, viewed.order_id) == (str(refund.pk), refund.payment.order.order_id)
+
+
+def test_row_opened_by_its_link_is_named_on_the_trail(
+    browser: Client, auditor: User, operator: User, refund: Refund
+) -> None:
+    kept = Search.objects.create(
+        pk="kept_-search_of_words_", person=operator, text="田中", created_at=timezone.now()
+    )
+    for row in (kept, refund.payment, refund.payment.order):
+        model = str(row._meta.model_name)
+        link = f"{url_of(model)}{admin_quote(row.pk)}/change/"
+        assert f'href="{link}"' in text(browser.get(url_of(model)))
+
+        assert browser.get(link).status_code == 200
+
+        viewed = AuditEntry.objects.filter(actor=auditor, action="admin.viewed").latest("id")
+        named = row.order_id if isinstance(row, Order) else row.pk
+        assert (viewed.object_type, viewed.object_id) == (model, named)
 
 
 @pytest.mark.parametrize(
