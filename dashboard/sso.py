@@ -470,13 +470,16 @@ class Callback(Strict, OIDCAuthenticationCallbackView):  # type: ignore[misc]
         request, claims = self.request, self.request.id_token
         before = request.session.session_key
         told = claims.get("auth_time")
-        auth_time = told if type(told) is int else 0
+        # Of a time to come (in milliseconds, say) each sign-in would be fresh for ever.
+        auth_time = told if type(told) is int and told <= time.time() + LEEWAY else 0
         if "fresh_since" in self.begun:
             if auth_time < self.begun["fresh_since"] - LEEWAY:
                 raise Refused(NOT_FRESH, "auth_time", self.user.username)
             request.session.cycle_key()  # who has proven more than before gets another key than before
         response: HttpResponseBase = super().login_success()
         request.session["auth_time"] = auth_time
+        if not request.session.session_key:
+            request.session.save()  # whoever takes over from another person begins without one
         old = timezone.now() - timedelta(seconds=settings.SSO_ABSOLUTE_SECONDS)
         SessionIndex.objects.filter(Q(session_key=before) | Q(created_at__lt=old)).delete()
         SessionIndex.objects.update_or_create(

@@ -808,7 +808,9 @@ def test_a_fresh_sign_in_is_asked_for_and_believed_by_its_auth_time(
     assert client.post("/page/fresh/", FIELDS).json()["posted"] == FIELDS
 
 
-@pytest.mark.parametrize("auth_time", [1_600_000_000, "now", None, True])
+@pytest.mark.parametrize(
+    "auth_time", [1_600_000_000, "now", None, True, pytest.param(4_102_444_800_000, id="milliseconds")]
+)
 def test_a_provider_that_did_not_ask_again_opens_nothing(
     idp: DishonestProvider, client: Client, auth_time: Any
 ) -> None:
@@ -956,6 +958,21 @@ def test_the_provider_ends_sessions(idp: DishonestProvider, client: Client, by: 
     assert [answer.status_code for answer in answers] == [200, 400]  # the second is a replay
     assert answers[0]["Cache-Control"] == "no-store"
     assert client.get("/page/")["Location"] == "/sign-in/?next=/page/"
+
+
+def test_the_provider_ends_the_session_of_who_took_over_from_another(
+    idp: DishonestProvider, client: Client
+) -> None:
+    sign_in(client)
+    idp.signed_in = {"sub": "u-2", "name": "別人"}
+    sign_in(client)
+    taken_over = who(client)
+
+    token = signed(idp.logout_claims(sub="u-2"), typ="logout+jwt")
+    told = client.post("/oidc/backchannel-logout/", {"logout_token": token})
+
+    assert taken_over == User.objects.get(subject="u-2")
+    assert (told.status_code, who(client)) == (200, None)
 
 
 def test_the_provider_ends_nobody_elses_session(idp: DishonestProvider, client: Client) -> None:
