@@ -7,6 +7,7 @@ anybody what they have not seen. That a page was seen is the session's to say, s
 from django.http import HttpRequest
 
 MOST_PAGES = 50  # the oldest makes room, and is then another look
+RENEWING = {"refunds:refund", "refunds:bulk"}  # pages that renew themselves
 
 
 def was_opened(request: HttpRequest) -> bool:
@@ -14,8 +15,16 @@ def was_opened(request: HttpRequest) -> bool:
 
 
 def goes_on(request: HttpRequest) -> bool:
-    """Whether this is no other look at what the page of this address has shown in this session."""
-    return (request.method == "POST" or "renew" in request.GET) and was_opened(request)
+    """Whether this is no other look at what the page of this address has shown in this session.
+
+    Whatever else stands in the address may ask for another part of it.
+    """
+    if request.method == "POST":
+        again = not request.GET
+    else:
+        page = request.resolver_match and request.resolver_match.view_name
+        again = page in RENEWING and list(request.GET) == ["renew"]
+    return again and was_opened(request)
 
 
 def remember(request: HttpRequest) -> None:

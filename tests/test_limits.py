@@ -14,6 +14,7 @@ from django.test.utils import CaptureQueriesContext
 
 from dashboard import limits
 from dashboard.models import Count, User
+from refunds import bulk
 from refunds.models import AuditEntry, Order, Refund, Search
 from tests.conftest import make_order, make_user, sign_in
 from tests.sandbox import Sandbox
@@ -220,6 +221,21 @@ def test_refunds_count_as_orders_and_pages_that_renew_themselves_do_not(
     assert browser.get(f"{page}review/").status_code == 429
     assert [stranger.get(f"{page}?renew=1").status_code for _ in range(2)] == [200, 200]
     assert stranger.get(page).status_code == 429
+
+
+def test_other_part_of_a_page_is_no_renewal_of_it(
+    operator: User, paid: Order, settings: Any, clock: time_machine.Traveller
+) -> None:
+    browser = sign_in(operator)
+    page = confirm(browser, paid)["Location"]
+    kept, _is_new = bulk.upload("refunds.csv", f"注文ID,返金額\n{paid.order_id},1\n".encode(), by=operator)
+    settings.ORDERS_PER_HOUR = 5  # one in a minute
+
+    for address, again in ((f"/bulk/{kept.pk}/", "after=0&renew=1"), (f"{page}review/", "renew=1")):
+        clock.shift(60)
+        assert browser.get(address).status_code == 200
+        assert browser.get(f"{address}?{again}").status_code == 429
+        assert browser.post(f"{address}?after=0", {"do": "explode"}).status_code == 429
 
 
 def test_name_on_the_form_is_none_that_the_limit_gives_away(
