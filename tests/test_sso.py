@@ -902,6 +902,22 @@ def test_signing_out_without_an_id_token_names_the_client(
     assert refusals == []
 
 
+def test_what_was_said_to_one_person_is_in_no_cookie_and_told_to_no_other(
+    idp: DishonestProvider, client: Client
+) -> None:
+    sign_in(client)
+    recheck_is_due(client)
+    client.post("/page/", FIELDS)
+    back(client, to_provider(client, "/page/"))
+    client.get("/page/")  # says so; a page that shows it has not been drawn yet
+
+    cookies = set(client.cookies)
+    client.post("/oidc/logout/")
+
+    assert cookies == {"session", "csrf"}
+    assert "入力した内容" not in client.get("/sign-in/").content.decode()
+
+
 def test_who_is_signed_out_there_already_is_not_sent_there(idp: DishonestProvider, client: Client) -> None:
     sign_in(client)
     idp.has_session = False
