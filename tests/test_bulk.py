@@ -18,7 +18,7 @@ from refunds.models import AuditEntry, Bulk, BulkLine, Payment, Refund
 from tests.conftest import Clock, make_order, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_approvals import fresh
-from tests.test_services import ask, at_smartpay, mirrored, refund, unknown, work
+from tests.test_services import ask, at_smartpay, mirrored, observe, refund, shown, unknown, work
 
 HEAD = "注文ID,ショップ注文番号,返金額,説明,理由"
 Line, Problem = BulkLine.State, BulkLine.Problem
@@ -505,6 +505,22 @@ def test_row_whose_file_was_cancelled_by_somebody_who_died_half_way_is_never_sen
     made = Refund.objects.get()
     assert (made.state, made.cancelled_because) == (Refund.State.CANCELLED, Refund.Cancelled.WITHDRAWN)
     assert executed(sandbox, payments) == []
+
+
+def test_line_that_the_ledger_lost_is_written_anew_though_its_file_does_not_run(
+    payments: list[Payment], operator: User, sandbox: Sandbox
+) -> None:
+    kept = checked(
+        operator, line_for(payments[0], 700)
+    )  # as a database is that was put back to before the start
+    lost = Refund(pk=kept.lines.get().request_id, payment=payments[0], amount=700)
+    observe(shown(lost, metadata={"refund_dashboard_id": str(lost.pk)}))
+    assert (Refund.objects.get().recovered, Refund.objects.get().state) == (True, Refund.State.SUCCEEDED)
+
+    bulk.start(kept.pk, by=operator)
+    bulk.work()
+
+    assert (states(kept), problems(kept)) == ([Line.REFUSED], [Problem.USED])
 
 
 @pytest.mark.postgresql  # SQLite has one writer at a time

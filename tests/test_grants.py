@@ -26,10 +26,9 @@ from refunds.models import (
     SmartpayRefund,
     WebhookEvent,
 )
-from tests.conftest import Clock, sign_in
+from tests.conftest import Clock, guards, sign_in
 from tests.sandbox import Sandbox
 from tests.test_approvals import fresh
-from tests.test_guards import guards
 from tests.test_services import at_smartpay, mirrored, refund, work
 
 State = Refund.State

@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -28,9 +27,7 @@ from refunds.models import (
     ReviewDecision,
     SmartpayRefund,
 )
-from tests.conftest import make_order, make_user
-
-guards = import_module("refunds.migrations.0002_guards")
+from tests.conftest import guards, install_guards, make_order, make_user, recovered_lines
 
 NOW = datetime(2026, 3, 9, 3, 0, 0, 250_000, tzinfo=UTC)
 HELD = {"awaiting_approval", "queued", "sending", "unknown", "review"}
@@ -154,12 +151,13 @@ def test_every_guard_is_in_the_database_and_awake(db: None) -> None:
 @pytest.mark.django_db(transaction=True)
 def test_migration_can_be_undone_and_done_again() -> None:
     with connection.schema_editor() as editor:
+        recovered_lines.remove(None, editor)
         guards.remove(None, editor)
     try:
         assert triggers() == []
     finally:
         with connection.schema_editor() as editor:
-            guards.install(None, editor)
+            install_guards(editor)
 
     test_every_guard_is_in_the_database_and_awake(None)
 
@@ -914,6 +912,13 @@ def test_refund_that_failed_or_differs_is_not_recovered(
 
     with refused("a recovered refund is one that Smartpay shows"):
         insert(payment, operator, **recovered(payment, operator))
+
+
+def test_line_of_a_file_is_recovered_whether_the_file_runs_or_not(payment: Payment, operator: User) -> None:
+    line = file_of(payment, operator)
+    seen(payment)
+
+    insert(payment, make_user("operator"), id=line.request_id, **recovered(payment, operator))
 
 
 def test_refund_of_another_payment_or_row_is_not_recovered(payment: Payment, operator: User) -> None:
