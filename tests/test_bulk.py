@@ -491,13 +491,16 @@ def test_defect_in_one_file_holds_up_no_other(
     assert "bulk.turn_failed" in caplog.text
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["cancelled", "and uploaded again"])
 def test_row_whose_file_was_cancelled_by_somebody_who_died_half_way_is_never_sent(
-    payments: list[Payment], operator: User, approver: User, sandbox: Sandbox, at: Clock
+    payments: list[Payment], operator: User, approver: User, sandbox: Sandbox, at: Clock, again: bool
 ) -> None:
     kept = started(operator, line_for(payments[0]))
     bulk.work()
     bulk.cancel(kept.pk, by=approver)
     assert Refund.objects.get().state == Refund.State.QUEUED
+    if again:
+        checked(operator, line_for(payments[0]))
 
     at.advance(seconds=10)
     work()

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from refunds import audit, clock, mirror, roles, smartpay
-from refunds.models import Attempt, Bulk, Evidence, Refund
+from refunds.models import Attempt, Bulk, BulkLine, Evidence, Refund
 from refunds.services import control
 from refunds.services.settling import book_evidence, look_for
 from refunds.services.states import (
@@ -169,9 +169,12 @@ def _still_wanted(refund: Refund) -> bool:
 
 
 def _file_was_given_up(refund: Refund) -> bool:
-    """Whether it is a line of a file that was cancelled since; who cancelled it may have died half-way."""
-    files = Bulk.objects.filter(lines__request_id=refund.pk)
-    return files.exists() and not files.exclude(state__in=Bulk.GIVEN_UP).exists()
+    """Whether the file whose line it is was cancelled since; who cancelled it may have died half-way.
+
+    The same contents may have been uploaded again: that file's line is another, and has not asked for this refund.
+    """
+    asked = BulkLine.objects.filter(request_id=refund.pk, state=BulkLine.State.ASKED)
+    return asked.filter(bulk__state__in=Bulk.GIVEN_UP).exists()
 
 
 def _entitled(refund: Refund) -> bool:
