@@ -19,7 +19,7 @@ MOST_BYTES = 5 * 1024 * 1024
 # Characters. Looked at before anything is done with a cell: to normalise a long one takes its square in time.
 LONGEST = {"order": 255, "reference": 255, "amount": 40, "description": 400, "reason": 40}
 LONGEST_HEADING = 100
-THOUSANDS = re.compile(r"[¥\\]?\d{1,3},\d{3}円?")
+BEFORE_COMMA, AFTER_COMMA = re.compile(r"\W*\d{1,3}"), re.compile(r"\d{3}(\.\d+)?\s?円?\W*")
 ENCODINGS = ("utf-8-sig", "cp932")  # cp932: what Excel on a Japanese Windows calls CSV
 
 HEADINGS = {
@@ -74,11 +74,10 @@ def _lines(rows: Iterator[list[str]]) -> list[Written]:
     written: list[Written] = []
     for number, row in enumerate(rows, start=2):
         cells = {name: row[place].strip() if place < len(row) else "" for name, place in places.items()}
-        beside = row[places["amount"] + 1 :][:1]
+        beside = "".join(row[places["amount"] + 1 :][:1]).strip()
         # An amount of 1,000 without quotes around it would be 1 yen, and 000 of what follows.
-        if any(cell.strip() for cell in row[len(heading) :]) or THOUSANDS.fullmatch(
-            ",".join([cells["amount"], *beside])
-        ):
+        is_cut = BEFORE_COMMA.fullmatch(cells["amount"]) and AFTER_COMMA.fullmatch(beside)
+        if is_cut or any(cell.strip() for cell in row[len(heading) :]):
             raise BadFile(
                 _("%(number)s 行目の列がずれているようです。「1,000」は 1000 と書いてください。")
                 % {"number": number}

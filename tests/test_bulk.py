@@ -129,6 +129,10 @@ def test_columns_that_are_not_ours_are_left_alone() -> None:
         ("注文ID,返金額\na,100\nb,1,000".encode(), "3 行目の列がずれている"),
         ("注文ID,返金額,説明\na,1,500".encode(), "2 行目の列がずれている"),
         ("注文ID,返金額,説明\na,¥1,500".encode(), "2 行目の列がずれている"),
+        ("注文ID,返金額,説明\na,￥1,500".encode(), "2 行目の列がずれている"),
+        ("注文ID,返金額,説明\na,¥ 1, 500 円".encode(), "2 行目の列がずれている"),
+        ("注文ID,返金額,説明\na,¥1,500-".encode(), "2 行目の列がずれている"),
+        ("注文ID,返金額,説明\na,1,500.00".encode(), "2 行目の列がずれている"),
         (file_of("a,," + "0" * 37 + "1000,,"), "返金額」が長すぎます"),
         (file_of("a,,1," + "あ\u3099" * 201 + ","), "説明」が長すぎます"),
         (("x" * 101 + ",返金額,注文ID\n,1,a").encode(), "列の名前が長すぎます"),
@@ -137,6 +141,13 @@ def test_columns_that_are_not_ours_are_left_alone() -> None:
 def test_file_that_can_not_be_read_says_why(data: bytes, words: str) -> None:
     with pytest.raises(bulk_file.BadFile, match=words):
         bulk_file.read(data)
+
+
+@pytest.mark.parametrize("row", ['a,"1,500"', 'a,"1,500",100', "a,1500,100"])
+def test_amount_that_is_whole_is_taken_whatever_is_beside_it(row: str) -> None:
+    [line] = bulk_file.read(f"注文ID,返金額,説明\n{row}".encode())
+
+    assert line.amount.replace(",", "") == "1500"
 
 
 # --- What a line means --------------------------------------------------------------------------------------
