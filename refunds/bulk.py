@@ -286,12 +286,11 @@ def work(*, stop: Callable[[], bool] = lambda: False) -> None:
             else:
                 _ask(bulk)
         except Exception as error:
-            was_stopped = not Bulk.objects.filter(pk=bulk.pk, state=bulk.state).exists()
-            if not (
-                was_stopped and isinstance(error, IntegrityError)
-            ):  # a guard refuses lines of a stopped file
-                # A defect, or the database gone. The other files shall not wait for it.
-                log.exception("bulk.turn_failed", alarm=True, bulk=str(bulk.pk))
+            has_moved = not Bulk.objects.filter(pk=bulk.pk, state=bulk.state).exists()
+            if isinstance(error, IntegrityError) and has_moved:
+                continue  # a guard refused a line of a file that was stopped meanwhile
+            # A defect, or the database gone. The other files shall not wait for it.
+            log.exception("bulk.turn_failed", alarm=True, bulk=str(bulk.pk))
         finally:
             Bulk.objects.filter(pk=bulk.pk, lease_owner=me).update(lease_owner="", lease_until=None)
 
