@@ -414,7 +414,9 @@ class _Check:
         except PermissionDenied:
             return Problem.NOT_ENTITLED
         if known := Refund.objects.filter(pk=line.request_id).first():
-            return Problem.WITHDRAWN if known.state == Refund.State.CANCELLED else Problem.USED
+            # One that was never sent is of a file that was cancelled: it is withdrawn when its turn comes.
+            is_made = known.state in (Refund.State.SUCCEEDED, *Refund.OPEN)
+            return Problem.USED if is_made else Problem.NOT_MADE
         given = (_customer(preview.payment.order), line.amount)
         line.is_similar = (
             bool(preview.similar) or line.payment.order_id in self._orders or given in self._given

@@ -646,9 +646,9 @@ class BulkLine(models.Model):
         DAILY_LIMIT = "daily_limit", _("一日の返金の上限を超えます。")
         UNSETTLED = "unsettled", _("結果が確定していない返金があります。")
         USED = "used", _("この行の返金は、同じ内容のファイルですでに受け付けられています。")
-        WITHDRAWN = (
-            "withdrawn",
-            _("この行の返金は、前に取り込んだときに取り下げられました。注文の画面から返金してください。"),
+        NOT_MADE = (
+            "not_made",
+            _("この行の返金は、前に取り込んだときに行われませんでした。注文の画面から返金してください。"),
         )
         CURRENCY = "currency", _("円以外の注文です。注文の画面から返金してください。")
         MOVED = "moved", _("確認したあとに返金可能額が変わりました。")

@@ -304,9 +304,24 @@ def test_file_that_was_cancelled_half_way_and_uploaded_again_refunds_no_line_twi
     again = checked(operator, *lines)
 
     assert again.pk != kept.pk
-    assert problems(again) == [Problem.USED, Problem.WITHDRAWN, ""]
+    assert problems(again) == [Problem.USED, Problem.NOT_MADE, ""]
     until_done(bulk.start(again.pk, by=operator), at)
     assert executed(sandbox, payments) == [100, 100]
+
+
+def test_line_whose_refund_failed_is_not_called_accepted_when_its_file_comes_again(
+    payments: list[Payment], operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    lines = [line_for(payment) for payment in payments[:2]]
+    kept = started(operator, *lines)
+    bulk.work()
+    sandbox.fault("status_failed")
+    at.advance(seconds=10)
+    work()
+    bulk.cancel(kept.pk, by=operator)
+    assert set(Refund.objects.values_list("state", flat=True)) == {"rejected", "succeeded"}
+
+    assert sorted(problems(checked(operator, *lines))) == [Problem.NOT_MADE, Problem.USED]
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
@@ -511,7 +526,7 @@ def test_row_whose_file_was_cancelled_by_somebody_who_died_half_way_is_never_sen
     bulk.cancel(kept.pk, by=approver)
     assert Refund.objects.get().state == Refund.State.QUEUED
     if again:
-        checked(operator, line_for(payments[0]))
+        assert problems(checked(operator, line_for(payments[0]))) == [Problem.NOT_MADE]
 
     at.advance(seconds=10)
     work()
