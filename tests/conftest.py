@@ -18,16 +18,9 @@ from refunds.models import Order, Payment
 from tests.sandbox import Sandbox
 
 guards = import_module("refunds.migrations.0002_guards")
-recovered_lines = import_module("refunds.migrations.0003_recovered_lines")
 numbers = itertools.count(1)
 
 NAMES = {"viewer": "閲覧 太郎", "operator": "返金 花子", "approver": "承認 一郎", "auditor": "監査 桜"}
-
-
-def install_guards(editor: Any) -> None:
-    """As the migrations leave them, after guards.remove()."""
-    guards.install(None, editor)
-    recovered_lines.install(None, editor)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,7 +33,7 @@ def _flush_lifts_the_guards(django_db_setup: None, django_db_blocker: Any) -> It
             guards.remove(None, editor)
         flush(statements)
         with connection.schema_editor() as editor:
-            install_guards(editor)
+            guards.install(None, editor)
 
     connection.ops.execute_sql_flush = without_guards  # type: ignore[assignment,method-assign]
     yield

@@ -27,7 +27,7 @@ from refunds.models import (
     ReviewDecision,
     SmartpayRefund,
 )
-from tests.conftest import guards, install_guards, make_order, make_user, recovered_lines
+from tests.conftest import guards, make_order, make_user
 
 NOW = datetime(2026, 3, 9, 3, 0, 0, 250_000, tzinfo=UTC)
 HELD = {"awaiting_approval", "queued", "sending", "unknown", "review"}
@@ -103,6 +103,8 @@ def move(refund: Refund, state: str, **other: Any) -> None:
         "review": {"reviews": now.reviews + 1},
         "queued": {"decided_by": make_user("approver"), "decided_at": NOW},
         "succeeded": {"smartpay_id": now.smartpay_id or f"refund_test_{refund.pk.hex}"},
+        "rejected": {"smartpay_id": now.smartpay_id or f"refund_test_{refund.pk.hex}"},
+        "not_executed": {"absent_since": NOW},
         "cancelled": {"cancelled_because": "withdrawn"},
     }
     if (now.state, state) == ("review", "not_executed"):
@@ -145,19 +147,18 @@ def test_every_guard_is_in_the_database_and_awake(db: None) -> None:
         expected += [f"{table}_never_emptied" for table in guards.KEPT]
 
     assert triggers() == sorted(set(expected))
-    assert len(expected) == (60 if connection.vendor == "postgresql" else 53)
+    assert len(expected) == (62 if connection.vendor == "postgresql" else 55)
 
 
 @pytest.mark.django_db(transaction=True)
 def test_migration_can_be_undone_and_done_again() -> None:
     with connection.schema_editor() as editor:
-        recovered_lines.remove(None, editor)
         guards.remove(None, editor)
     try:
         assert triggers() == []
     finally:
         with connection.schema_editor() as editor:
-            install_guards(editor)
+            guards.install(None, editor)
 
     test_every_guard_is_in_the_database_and_awake(None)
 
@@ -838,6 +839,30 @@ def test_id_is_replaced_in_no_other_change_of_state(payment: Payment, operator: 
     for state in ("succeeded", "rejected"):
         with refused("smartpay_id is written once"):
             update(refund, state=state, smartpay_id="refund_test_second")
+
+
+def test_refund_is_rejected_by_its_first_attempt_or_as_failed(payment: Payment, operator: User) -> None:
+    words = "Smartpay refuses the first attempt, or shows the refund as failed"
+    refund = at("unknown", payment, operator)
+    with refused(words):
+        update(refund, state="rejected")
+    attempt = Attempt.objects.create(refund=refund, number=1, started_at=NOW)
+    with refused(words):
+        update(refund, state="rejected")
+    update(attempt, outcome="REFUSED", finished_at=NOW)
+    with refused(words):
+        move(refund, "sending")
+        update(refund, state="rejected")
+
+    update(refund, state="rejected")
+
+
+def test_refund_that_was_not_missed_is_not_called_absent(payment: Payment, operator: User) -> None:
+    refund = at("unknown", payment, operator)
+    with refused("absence is seen before it is proved"):
+        update(refund, state="not_executed")
+
+    update(refund, state="not_executed", absent_since=NOW)
 
 
 def test_rounds_of_review_only_go_up_and_every_case_is_a_further_one(case: Refund) -> None:

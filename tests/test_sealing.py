@@ -24,7 +24,7 @@ from dashboard.models import User
 from refunds import audit, sealing, spreadsheet
 from refunds.management.commands import run_worker
 from refunds.models import AuditEntry, Order
-from tests.conftest import Clock, guards, install_guards, make_user, sign_in
+from tests.conftest import Clock, guards, make_user, sign_in
 
 VERIFY = "/admin/refunds/auditentry/verify/"
 EXPORTS = ["/admin/refunds/auditentry/export.csv", "/admin/refunds/auditentry/export.jsonl"]
@@ -66,7 +66,7 @@ def guards_lifted() -> Iterator[None]:
         Editor().execute("SET CONSTRAINTS ALL IMMEDIATE", None)
     guards.remove(None, Editor())
     yield
-    install_guards(Editor())
+    guards.install(None, Editor())
 
 
 def tamper(statement: str, *values: Any) -> None:

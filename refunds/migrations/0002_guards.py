@@ -117,7 +117,7 @@ GUARDS = (
     (
         REFUND,
         "INSERT",
-        f"{OF_A_FILE}NOT EXISTS (SELECT 1 FROM {LINE} AS line "
+        f"{OF_A_FILE}NOT NEW.recovered AND NOT EXISTS (SELECT 1 FROM {LINE} AS line "
         f"JOIN {BULK} AS bulk ON bulk.id = line.bulk_id WHERE line.request_id = NEW.id AND bulk.state = 'running' "
         "AND bulk.uploaded_by_id = NEW.requested_by_id)",
         "a line is refunded while its file is running",
@@ -192,6 +192,19 @@ GUARDS = (
         + ", ".join(f"'{transition}'" for transition in TRANSITIONS)
         + ")",
         "no such change of state",
+    ),
+    (
+        REFUND,
+        "UPDATE",
+        "OLD.state <> 'rejected' AND NEW.state = 'rejected' AND NEW.smartpay_id IS NULL AND (NEW.attempt_no <> 1 "
+        f"OR NOT EXISTS (SELECT 1 FROM {ATTEMPT} WHERE refund_id = NEW.id AND outcome = 'REFUSED'))",
+        "Smartpay refuses the first attempt, or shows the refund as failed",
+    ),
+    (
+        REFUND,
+        "UPDATE",
+        "OLD.state = 'unknown' AND NEW.state = 'not_executed' AND NEW.absent_since IS NULL",
+        "absence is seen before it is proved",
     ),
     (
         REFUND,

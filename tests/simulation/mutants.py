@@ -117,6 +117,7 @@ MUTANTS = {
                 "(isinstance(answer, smartpay.Refused) or answer.http_status is None) and attempt.number == 1",
             ),
         ),
+        guards=("Smartpay refuses the first attempt",),
         seed=5,
     ),
     "any 4xx is a no": Mutant(
@@ -137,6 +138,7 @@ MUTANTS = {
                 "isinstance(answer, smartpay.Refused)",
             ),
         ),
+        guards=("Smartpay refuses the first attempt",),
         seed=434,
     ),
     "absence at once": Mutant(
