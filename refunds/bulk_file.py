@@ -3,24 +3,23 @@
 What a line means is not decided here: see bulk.py.
 """
 
-import csv
 import hashlib
 import io
 import json
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 
 from django.utils.translation import gettext as _
 
+from refunds import csv_file
+from refunds.csv_file import BadFile
+
 MOST_LINES = 10_000
 MOST_BYTES = 5 * 1024 * 1024
 # Characters. Looked at before anything is done with a cell: to normalise a long one takes its square in time.
 LONGEST = {"order": 255, "reference": 255, "amount": 40, "description": 400, "reason": 40}
-LONGEST_HEADING = 100
 BEFORE_COMMA, AFTER_COMMA = re.compile(r"\W*\d{1,3}"), re.compile(r"\d{3}(\.\d+)?\s?円?\W*")
-ENCODINGS = ("utf-8-sig", "cp932")  # cp932: what Excel on a Japanese Windows calls CSV
 
 HEADINGS = {
     "order": ("注文id", "orderid", "order_id", "order id", "order"),
@@ -30,10 +29,6 @@ HEADINGS = {
     "reason": ("理由", "reason"),
 }
 TEMPLATE = ("注文ID", "ショップ注文番号", "返金額", "説明", "理由")
-
-
-class BadFile(Exception):
-    """Nothing of it was kept; str(error) tells the person why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +47,7 @@ def read(data: bytes) -> list[Written]:
     """The lines that say something, in order. Columns that are not ours are left alone. Raises BadFile."""
     if len(data) > MOST_BYTES:
         raise BadFile(_("ファイルが大きすぎます(5MBまで)。分けて取り込んでください。"))
-    text = _text(data)
-    if "\x00" in text:
-        raise BadFile(_("CSV ファイルとして読み取れません。Excel の場合は「CSV UTF-8」で保存してください。"))
-    first_line = text.partition("\n")[0]
-    separator = "\t" if "\t" in first_line and "," not in first_line else ","
-    try:
-        written = _lines(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
-    except csv.Error as error:
-        raise BadFile(_('CSV ファイルとして読み取れません。引用符(")の数を確かめてください。')) from error
+    written = _lines(csv_file.rows(io.BytesIO(data)))
     if not written:
         raise BadFile(_("返金する行がありません。2行目から1行に1件ずつ入力してください。"))
     return written
@@ -99,27 +86,9 @@ def digest(lines: list[Written]) -> str:
     return hashlib.sha256(json.dumps([astuple(line) for line in lines]).encode()).hexdigest()
 
 
-def _text(data: bytes) -> str:
-    for encoding in ENCODINGS:
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    raise BadFile(_("文字コードを読み取れません。UTF-8 か Shift_JIS で保存してください。"))
-
-
 def _places(heading: list[str]) -> dict[str, int]:
     """Which column is where."""
-    ours = {word: name for name, words in HEADINGS.items() for word in words}
-    found: dict[str, int] = {}
-    for place, cell in enumerate(heading):
-        if len(cell) > LONGEST_HEADING:
-            raise BadFile(_("1行目の列の名前が長すぎます。"))
-        name = ours.get(unicodedata.normalize("NFKC", cell).strip().casefold())
-        if name in found:
-            raise BadFile(_("1行目に同じ列が二つあります: %(column)s") % {"column": cell})
-        if name:
-            found[name] = place
+    found = csv_file.places(heading, HEADINGS)
     if "amount" not in found or not {"order", "reference"} & found.keys():
         raise BadFile(
             _("1行目に列の名前がありません。「注文ID」か「ショップ注文番号」と、「返金額」が必要です。")

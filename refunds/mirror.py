@@ -5,14 +5,19 @@ is not touched here; services.observe_refund() records a refund through this mod
 """
 
 import hashlib
+import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from functools import cache
 from itertools import pairwise
 from typing import Any, Protocol
 
+import structlog
 from django.db import models, transaction
 from django.db.models import Case, Exists, F, OuterRef, Q, Subquery, Sum, Value, When
 from django.db.models.functions import Coalesce
@@ -21,6 +26,8 @@ from refunds import clock, smartpay
 from refunds.audit import storable
 from refunds.folding import fold
 from refunds.models import KEY_BITS, Evidence, Order, Payment, Refund, SmartpayRefund, SyncCursor
+
+log = structlog.get_logger(__name__)
 
 SESSIONS, ORDERS, REFUNDS = "checkout-sessions", "orders", "refunds"  # SyncCursor.collection
 
@@ -87,8 +94,7 @@ def record_orders(
                 row,
                 _order_facts(row, order, session, read_at) | _customer_facts(row, order, session, read_at),
             )
-            for column, text in FOLDED.items():
-                batch.add(row, {column: fold(text(row))})
+            batch.add(row, _folded(row))
         changed = batch.write()
         keys |= {row.order_id: row.key for row in rows.values()}
         changed |= _write_payments(payments, locked, keys=keys, read_at=read_at)
@@ -164,6 +170,7 @@ def _order_facts(
         ],
         "created_at": order.created_at,
         "expires_at": order.expires_at,
+        "vanished_at": None,
     }
 
 
@@ -172,32 +179,119 @@ def _customer_facts(
 ) -> dict[str, Any]:
     """The customer's columns where this read has something better to say, else nothing."""
     customer = session.customer if session and session.customer else order.customer
-    if not customer or (row.customer_name and not (customer.family_name or customer.given_name)):
+    if not customer or (row.customer_source == Order.CustomerSource.SESSION and _is_older(row, read_at)):
         return {}
-    if row.customer_source == Order.CustomerSource.SESSION and _is_older(row, read_at):
-        return {}
+    if row.customer_name and not customer.is_named:
+        return {"email": row.email or customer.email}
+    return {"customer_source": Order.CustomerSource.SESSION, "email": customer.email} | _name_facts(customer)
+
+
+def _name_facts(customer: smartpay.Customer) -> dict[str, str]:
     return {
-        "customer_source": Order.CustomerSource.SESSION,
         "family_name": customer.family_name,
         "given_name": customer.given_name,
         "family_kana": customer.family_kana,
         "given_kana": customer.given_kana,
-        "email": customer.email,
     }
 
 
-FOLDED: dict[str, Callable[[Order], str]] = {
-    "family_folded": lambda row: row.family_name,
-    "given_folded": lambda row: row.given_name,
-    "name_folded": lambda row: f"{row.family_name} {row.given_name}",
-    "name_turned_folded": lambda row: f"{row.given_name} {row.family_name}",
-    "family_kana_folded": lambda row: row.family_kana,
-    "given_kana_folded": lambda row: row.given_kana,
-    "kana_folded": lambda row: f"{row.family_kana} {row.given_kana}",
-    "kana_turned_folded": lambda row: f"{row.given_kana} {row.family_kana}",
-    "email_folded": lambda row: row.email,
-    "reference_folded": lambda row: row.reference,
+FOLDED = {  # what is searched: the columns that it is made of, in their order
+    "family_folded": ("family_name",),
+    "given_folded": ("given_name",),
+    "name_folded": ("family_name", "given_name"),
+    "name_turned_folded": ("given_name", "family_name"),
+    "family_kana_folded": ("family_kana",),
+    "given_kana_folded": ("given_kana",),
+    "kana_folded": ("family_kana", "given_kana"),
+    "kana_turned_folded": ("given_kana", "family_kana"),
+    "email_folded": ("email",),
+    "reference_folded": ("reference",),
 }
+
+
+def _folded(row: Order) -> dict[str, str]:
+    """What is searched of the row, made anew even where nothing differs: the rules of folding may have changed."""
+    return {
+        column: fold(" ".join(getattr(row, name) for name in sources)) for column, sources in FOLDED.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A customer of the merchant's own records, by the order's id or, without one, by the merchant's reference."""
+
+    order_id: str
+    reference: str
+    customer: smartpay.Customer
+
+
+class Import(StrEnum):
+    """What became of a customer that was handed in."""
+
+    WRITTEN = "written"
+    SAME = "same"  # known already
+    KEPT = "kept"  # the checkout session knows better
+    UNKNOWN = "unknown"  # no such order here
+    AMBIGUOUS = "ambiguous"  # several paid orders carry the reference
+
+
+def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[Import]:
+    """Record customers of an import in one transaction of few statements; return what became of each.
+
+    A name from a checkout session is never replaced; a session that gave only a mail is, by a name, and its mail is
+    kept where the import has none. A reference is looked for as it is, then folded; the attempts that a shopper left
+    unpaid carry it too and are named alike.
+    """
+    with transaction.atomic():
+        ids = {one.order_id for one in named if one.order_id}
+        references = {fold(one.reference) for one in named if one.reference and not one.order_id}
+        rows = Order.objects.select_for_update().filter(
+            Q(order_id__in=ids) | Q(reference_folded__in=references - {""})
+        )
+        by_id: dict[str, Order] = {}
+        by_reference: dict[str, list[Order]] = {}
+        for row in rows.order_by("key"):
+            by_id[row.order_id] = row
+            by_reference.setdefault(row.reference_folded, []).append(row)
+        differing: dict[int, set[str]] = {}
+        fates = []
+        for one in named:
+            if one.order_id:
+                found = [by_id[one.order_id]] if one.order_id in by_id else []
+            else:
+                alike = by_reference.get(fold(one.reference), [])
+                found = [row for row in alike if row.reference == one.reference] or alike
+            if not found:
+                fates.append(Import.UNKNOWN)
+            elif sum(row.status not in Order.UNPAID for row in found) > 1:
+                fates.append(Import.AMBIGUOUS)
+            else:
+                fates.append(_best({_name(row, one.customer, differing) for row in found}))
+        if not dry_run:
+            changed = [row for row in by_id.values() if row.key in differing]
+            columns = set().union(*differing.values())
+            if changed:
+                Order.objects.bulk_update(changed, sorted(columns))
+    return fates
+
+
+def _best(fates: Collection[Import]) -> Import:
+    """Of the attempts under one reference: what says most of what was done."""
+    return next(fate for fate in (Import.WRITTEN, Import.SAME, Import.KEPT) if fate in fates)
+
+
+def _name(row: Order, customer: smartpay.Customer, differing: dict[int, set[str]]) -> Import:
+    """Put an import's customer on a row, where it may; note the columns that differ."""
+    if row.customer_source == Order.CustomerSource.SESSION and (row.customer_name or not customer.is_named):
+        return Import.KEPT
+    facts = {"customer_source": Order.CustomerSource.IMPORT, "email": customer.email or row.email}
+    if customer.is_named:
+        facts |= _name_facts(customer)
+    changed = _put(row, facts)
+    if not changed:
+        return Import.SAME
+    differing[row.key] = differing.get(row.key, set()) | changed | _put(row, _folded(row))
+    return Import.WRITTEN
 
 
 def first_key(moment: datetime) -> int:
@@ -314,6 +408,7 @@ def _refund_facts(refund: smartpay.Refund) -> dict[str, Any]:
         "reference": refund.reference,
         "metadata": refund.metadata,
         "created_at": refund.created_at,
+        "vanished_at": None,
     }
 
 
@@ -417,15 +512,28 @@ def _is_older(row: Order | Payment | SmartpayRefund, read_at: datetime) -> bool:
 def _put(row: models.Model, facts: Mapping[str, Any]) -> set[str]:
     """Set the facts on the row, cut to the columns' lengths; return the names of those that differed."""
     differing = set()
+    lengths = _lengths(type(row))
     for name, fact in facts.items():
-        field = row._meta.get_field(name)
+        known = getattr(row, name)
+        if known == fact and type(known) is type(fact):
+            continue
         value = storable(fact)
-        if isinstance(field, models.CharField):
-            value = value[: field.max_length]
-        if getattr(row, name) != value:
+        if name in lengths:
+            value = value[: lengths[name]]
+        if known != value:
             setattr(row, name, value)
             differing.add(name)
     return differing
+
+
+@cache
+def _lengths(model: type[models.Model]) -> dict[str, int]:
+    """How many characters each column of text holds, where there is a limit."""
+    return {
+        field.attname: field.max_length
+        for field in model._meta.concrete_fields
+        if isinstance(field, models.CharField) and field.max_length
+    }
 
 
 class _Batch[Row: (Order, Payment, SmartpayRefund)]:
@@ -467,6 +575,8 @@ class _Batch[Row: (Order, Payment, SmartpayRefund)]:
 
 PAUSES = (1, 2, 4, 8, 16)  # seconds between the tries of a page that fails
 LONGEST_PAUSE = 60  # seconds, however long Smartpay asks to wait
+NOT_LISTED_FOR = timedelta(hours=1)  # Smartpay's lists may lag behind
+MOST_MISSING = 1000  # rows; a list that lacks more says something about itself, and nothing about them
 RESTARTS = 3  # of a scan whose page token ran out
 UNDER_WAY = timedelta(minutes=2)  # a scan that read no page for so long was given up by its process
 
@@ -551,22 +661,25 @@ class _Scan:
             _begin(cursor)
         began, pages, seen, changed, restarts = time.monotonic(), 0, 0, 0, 0
         oldest: datetime | None = None
+        reading = self._read(cursor.page_token)
         while True:
-            read_at = clock.now()
             try:
-                page = _patiently(lambda: self._page(cursor.page_token))
+                read_at, page = reading.result()
             except smartpay.Refused as error:
                 if error.http_status != 400 or not cursor.page_token or restarts == RESTARTS:
                     raise
                 restarts += 1  # the page token ran out
                 oldest = None
                 _begin(cursor)
+                reading = self._read("")
                 continue
             if page.next_token and page.next_token == cursor.page_token:
                 raise smartpay.Unclear("The list repeats a page.")
             moments = self._moments(page)
             sweep = sweep and _comes_newest_first(moments, after=oldest)
             oldest = moments[-1] if moments else oldest
+            if page.next_token and not sweep:
+                reading = self._read(page.next_token)  # while this one is written
 
             ended = not page.next_token
             cursor.scan_started_at = cursor.scan_started_at or read_at
@@ -575,7 +688,7 @@ class _Scan:
             cursor.last_read_at = read_at
             if ended:
                 cursor.last_started_at, cursor.last_finished_at = cursor.scan_started_at, clock.now()
-                cursor.scan_started_at = None
+                cursor.scan_started_at, cursor.last_seen = None, cursor.seen
             fresh = self._store(
                 page, read_at, cursor, ["last_read_at"] if sweep and not ended else WHERE_IT_STANDS
             )
@@ -583,11 +696,62 @@ class _Scan:
             pages, seen, changed = pages + 1, seen + len(page.items), changed + fresh
             if self.progress:
                 rate = seen / max(time.monotonic() - began, 0.001)
+                left = 0 if sweep else (cursor.last_seen or 0) - cursor.seen  # as many as the last time
                 self.progress(
                     f"{self.collection} pages={pages} seen={seen} changed={changed} rate={rate:.0f}/s"
+                    + (f" remaining={timedelta(seconds=round(left / rate))}" if left > 0 and rate else "")
                 )
+            if ended:
+                self._seek_missing(cursor.last_started_at or read_at)
             if ended or (sweep and not fresh):
                 return
+            if sweep:
+                reading = self._read(page.next_token)
+
+    def _read(self, token: str) -> Future[tuple[datetime, smartpay.Page[Any]]]:
+        """Begin to read a page, in a thread that a process need not wait for at its end."""
+        future: Future[tuple[datetime, smartpay.Page[Any]]] = Future()
+
+        def run() -> None:
+            read_at = clock.now()
+            try:
+                future.set_result((read_at, _patiently(lambda: self._page(token))))
+            except BaseException as error:  # noqa: BLE001  (raised where the page is waited for)
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="mirror-read", daemon=True).start()
+        return future
+
+    def _seek_missing(self, began: datetime) -> None:
+        """Look for what the complete reading that began then did not show: read each; say what Smartpay denies."""
+        model = {ORDERS: Order, REFUNDS: SmartpayRefund}.get(self.collection)
+        if model is None:
+            return
+        unseen = model._default_manager.filter(read_at__lt=began - NOT_LISTED_FOR, vanished_at=None)
+        column = "order_id" if model is Order else "pk"
+        ids = list(unseen.order_by().values_list(column, flat=True)[: MOST_MISSING + 1])
+        if len(ids) > MOST_MISSING:
+            log.error("mirror.list_incomplete", alarm=True, collection=self.collection, more_than=MOST_MISSING)
+            self._say(f"{self.collection} list lacks more than {MOST_MISSING} that are known here")
+            return
+        for missing in ids:
+            read_at = clock.now()
+            try:
+                for seen in _patiently(lambda missing=missing: self._read_missing(missing)):  # type: ignore[misc]
+                    self.observe(seen, read_at=read_at, kind=Evidence.Kind.READ)
+            except smartpay.NotFound:
+                unseen.filter(**{column: missing}).update(vanished_at=clock.now())
+                log.error("mirror.vanished", alarm=True, collection=self.collection, id=missing)
+                self._say(f"{self.collection} vanished {missing}")
+
+    def _read_missing(self, missing: str) -> tuple[smartpay.Refund, ...]:
+        if self.collection == ORDERS:
+            return refresh_order(missing, self.client)
+        return (self.client.get_refund(missing),)
+
+    def _say(self, line: str) -> None:
+        if self.progress:
+            self.progress(line)
 
     def _page(self, token: str) -> smartpay.Page[Any]:
         match self.collection:
@@ -612,7 +776,7 @@ class _Scan:
         if self.collection == REFUNDS:
             # The ledger has transactions of its own. Killed in between, the page is read again: nothing is lost.
             news = _news(page.items)
-            for refund in news:
+            for refund in _record_strangers(news, read_at=read_at):
                 self.observe(refund, read_at=read_at, kind=Evidence.Kind.LIST)
         with transaction.atomic():
             cursor.save(update_fields=columns)
@@ -629,6 +793,7 @@ class _Scan:
 
 
 WHERE_IT_STANDS = [
+    "last_seen",
     "page_token",
     "scan_started_at",
     "seen",
@@ -658,6 +823,42 @@ def _news(refunds: Iterable[smartpay.Refund]) -> list[smartpay.Refund]:
         for refund in by_id.values()
         if refund.id not in booked or _put(booked[refund.id], _refund_facts(refund))
     ]
+
+
+def _record_strangers(refunds: Sequence[smartpay.Refund], *, read_at: datetime) -> list[smartpay.Refund]:
+    """Record those of the refunds that the ledger has nothing to do with, and return the others.
+
+    Theirs are neither a claim on a row of the ledger nor a payment with a refund of ours that could no longer fit: what
+    is left for services.observe_refund() to do is to record them, and a page of them is recorded at once. Payments
+    are locked meanwhile, as they are by whoever asks for a refund.
+    """
+    with transaction.atomic():
+        payments = {refund.payment for refund in refunds}
+        if set(Payment.objects.filter(pk__in=payments).values_list("pk", flat=True)) != payments:
+            _lock_arrivals()
+        _lock_payments(payments)
+        busy = set(
+            Refund.objects.filter(payment__in=payments, state__in=Refund.RESERVING).values_list(
+                "payment_id", flat=True
+            )
+        )
+        claimed = set(
+            Refund.objects.filter(pk__in={claim for refund in refunds for claim in _claims(refund)}).values_list(
+                "pk", flat=True
+            )
+        ) 
+        ours = _ours(refunds)
+        others = [
+            refund
+            for refund in refunds
+            if refund.payment in busy
+            or refund.id in ours
+            or "refund_dashboard_id" in refund.metadata
+            or not claimed.isdisjoint(_claims(refund))
+        ]
+        left = {refund.id for refund in others}
+        record_refunds([refund for refund in refunds if refund.id not in left], read_at=read_at)
+    return others
 
 
 def is_news(refund: smartpay.Refund) -> bool:

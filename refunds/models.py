@@ -78,6 +78,8 @@ class Order(models.Model):
     expires_at = models.DateTimeField(null=True, blank=True)
     # When the read began that these values come from.
     read_at = models.DateTimeField(_("最終確認"))
+    # When Smartpay no longer listed it and said that there is no such order.
+    vanished_at = models.DateTimeField(_("Smartpay から消えた日時"), null=True, blank=True, editable=False)
 
     # The customer: from the checkout session, or from an import; an order of a token has none. smartpay-api.md 4.2.
     customer_source = models.CharField(
@@ -235,6 +237,8 @@ class SmartpayRefund(models.Model):
     metadata = models.JSONField(_("付随データ"), default=dict)
     created_at = models.DateTimeField(_("返金日時"))
     read_at = models.DateTimeField(_("最終確認"))
+    # When Smartpay no longer showed it. Its money counts as gone all the same.
+    vanished_at = models.DateTimeField(_("Smartpay から消えた日時"), null=True, blank=True, editable=False)
     # The ledger row that this is; empty: made outside this tool.
     ours = models.ForeignKey(
         "Refund",
@@ -763,6 +767,8 @@ class SyncCursor(models.Model):
     # Of the last scan that reached the end.
     last_started_at = models.DateTimeField(_("前回の読み取りの開始"), null=True, blank=True)
     last_finished_at = models.DateTimeField(_("前回の読み取りの終了"), null=True, blank=True)
+    # Objects read by it: about as many as the next one will read.
+    last_seen = models.PositiveBigIntegerField(_("前回読み取った件数"), null=True, blank=True)
     # Of the last page, or sweep, of any kind.
     last_read_at = models.DateTimeField(_("最後の読み取り"), null=True, blank=True)
 
@@ -864,6 +870,7 @@ class AuditEntry(models.Model):
         BULK_CANCELLED = "bulk.cancelled", _("一括返金の中止")
         BULK_DONE = "bulk.done", _("一括返金の完了")
         BULK_EXPORTED = "bulk.exported", _("一括返金の結果の書き出し")
+        CUSTOMERS_IMPORTED = "customers.imported", _("お客様情報の取り込み")
         AUDIT_VERIFIED = "audit.verified", _("監査記録の検証")
         AUDIT_EXPORTED = "audit.exported", _("監査記録の書き出し")
 

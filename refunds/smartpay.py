@@ -252,6 +252,10 @@ class Customer:
     def __bool__(self) -> bool:
         return bool(self.family_name or self.given_name or self.family_kana or self.given_kana or self.email)
 
+    @property
+    def is_named(self) -> bool:
+        return bool(self.family_name or self.given_name)
+
     def __repr__(self) -> str:
         return "Customer(…)"  # a person's data never reaches a log through a repr
 

@@ -1,0 +1,115 @@
+"""The merchant's own record of its customers: a CSV file -> names and mails on orders whose checkout told none."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import batched
+from typing import BinaryIO
+
+from django.db import transaction
+from django.utils.translation import gettext as _
+
+from refunds import audit, csv_file, mirror, smartpay
+from refunds.csv_file import BadFile
+
+LINES_AT_ONCE = 500  # a transaction
+LONGEST = 255  # characters of a cell
+
+HEADINGS = {
+    "order": ("注文id", "orderid", "order_id", "order id", "order"),
+    "reference": ("ショップ注文番号", "参照番号", "reference"),
+    "name": ("お客様名", "氏名", "お名前", "名前", "name"),
+    "family": ("姓", "お名前(姓)", "family_name", "last_name"),
+    "given": ("名", "お名前(名)", "given_name", "first_name"),
+    "kana": ("フリガナ", "ふりがな", "カナ", "お名前(フリガナ)", "kana"),
+    "family_kana": ("姓カナ", "姓(カナ)", "セイ", "お名前(フリガナ・姓)", "family_kana", "last_name_kana"),
+    "given_kana": ("名カナ", "名(カナ)", "メイ", "お名前(フリガナ・名)", "given_kana", "first_name_kana"),
+    "email": ("メールアドレス", "メール", "email", "e-mail", "mail"),
+}
+
+type Report = Callable[[int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the file. `number`: its place, the heading being 1; `problem`: why it names nobody, "" where it does."""
+
+    number: int
+    named: mirror.Named
+    problem: str = ""
+
+
+def read(file: BinaryIO) -> Iterator[Line]:
+    """The lines that say something, in order. Columns that are not ours are left alone. Raises BadFile."""
+    rows = csv_file.rows(file)
+    heading = next(rows, None)
+    if not heading:
+        raise BadFile(_("ファイルが空です。"))
+    places = csv_file.places(heading, HEADINGS)
+    if not {"order", "reference"} & places.keys() or not {"name", "family", "email"} & places.keys():
+        raise BadFile(
+            _("1行目に列の名前がありません。「注文ID」か「ショップ注文番号」と、「氏名」か「姓」か「メールアドレス」が必要です。")
+        )
+    for number, row in enumerate(rows, start=2):
+        cells = {
+            name: row[places[name]].strip() if name in places and places[name] < len(row) else ""
+            for name in HEADINGS
+        }
+        if any(cells.values()):
+            yield _line(number, cells)
+
+
+def _line(number: int, cells: dict[str, str]) -> Line:
+    family, given = (cells["family"], cells["given"]) if cells["family"] else _split(cells["name"])
+    family_kana, given_kana = (
+        (cells["family_kana"], cells["given_kana"]) if cells["family_kana"] else _split(cells["kana"])
+    )
+    customer = smartpay.Customer(family, given, family_kana, given_kana, cells["email"])
+    problem = ""
+    if any(len(cell) > LONGEST for cell in cells.values()):
+        problem = "too long"
+    elif not cells["order"] and not cells["reference"]:
+        problem = "no order"
+    elif not customer:
+        problem = "no customer"
+    return Line(number, mirror.Named(cells["order"], cells["reference"], customer), problem)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Family and given name, parted by the first blank of any width; a name in one piece is all family name."""
+    family, *given = name.split(maxsplit=1)[:2] or [""]
+    return family, " ".join(given)
+
+
+def import_file(file: BinaryIO, *, dry_run: bool, report: Report) -> Counter[str]:
+    """Name the customers of orders by a file; return how many lines met which fate, a mirror.Import or a problem.
+
+    Args:
+        report: is given the number and the fate of each line that named no order.
+
+    What was written before the process died stays, is on the trail, and the same file can be given again.
+    Raises: BadFile, before anything is written unless the file breaks off in the middle.
+    """
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    fates: Counter[str] = Counter()
+    for lines in batched(read(file), LINES_AT_ONCE):
+        good = [line for line in lines if not line.problem]
+        with transaction.atomic():
+            became = mirror.record_customers([line.named for line in good], dry_run=dry_run)
+            if not dry_run:
+                audit.record(
+                    None,
+                    "customers.imported",
+                    sha256=digest,
+                    first_line=lines[0].number,
+                    last_line=lines[-1].number,
+                    written=became.count(mirror.Import.WRITTEN),
+                )
+        told = {line.number: line.problem for line in lines if line.problem}
+        told |= {line.number: str(fate) for line, fate in zip(good, became, strict=True)}
+        fates.update(told.values())
+        for number, fate in sorted(told.items()):
+            if fate not in (mirror.Import.WRITTEN, mirror.Import.SAME, mirror.Import.KEPT):
+                report(number, fate)
+    return fates
