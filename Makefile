@@ -1,11 +1,12 @@
 # Every target sets up what it needs and is missing; see scripts/setup.
-.PHONY: help run test simulate kills check format translations screenshots mutants bench
+.PHONY: help run test simulate kills check format translations screenshots mutants bench kills-sync
 
 help:
 	@echo "make run           everything on http://127.0.0.1:8000 (PORT=9000 moves it); Ctrl-C ends it"
 	@echo "make test          all tests, on SQLite and PostgreSQL (ARGS=\"-k name\" for some of them)"
 	@echo "make simulate      lives of the refund engine in virtual time (SEEDS=300 FROM=1), on all cores"
 	@echo "make kills         the product killed 250 times, then held against Smartpay (KILLS_PG=200 KILLS_SQLITE=50)"
+	@echo "make kills-sync    a reading of Smartpay killed 20 times at random, then compared (SYNC_KILLS=20)"
 	@echo "make check         format, lint, types, migrations, deployment, templates, translations, lock"
 	@echo "make format        rewrite the sources as make check wants them"
 	@echo "make translations  bring locale/ up to date with the sources"
@@ -31,6 +32,12 @@ simulate:
 kills:
 	@scripts/setup postgresql
 	@exec .venv/bin/python -m scripts.kills
+
+SYNC_KILLS ?= 20
+
+kills-sync:
+	@scripts/setup
+	@SYNC_KILLS=$(SYNC_KILLS) exec .venv/bin/python -m pytest -q -n0 tests/test_sync.py -k whenever_its_process_was_killed
 
 check:
 	@scripts/setup gettext

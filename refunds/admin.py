@@ -399,6 +399,7 @@ class OrderAdmin(AuditorAdmin):
         "customer_source",
         "items",
         "read_at",
+        "vanished_at",
     )
     inlines = (PaymentInline,)
 

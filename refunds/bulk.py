@@ -66,7 +66,7 @@ class BulkError(Exception):
 def upload(file_name: str, data: bytes, *, by: User) -> tuple[Bulk, bool]:
     """Keep a file to be checked; return it, and whether it is new. The same contents are the same Bulk.
 
-    Raises: PermissionDenied, bulk_file.BadFile.
+    Raises: PermissionDenied, csv_file.BadFile.
     """
     _may(by, roles.REQUEST_REFUND)
     written = bulk_file.read(data)

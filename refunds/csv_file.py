@@ -1,4 +1,4 @@
-"""A CSV file as Excel and other programs write it: bytes -> rows of cells, or why it can't be read. In constant memory."""
+"""A CSV file as Excel and others write it: bytes -> rows of cells, or why it can't be read. In constant memory."""
 
 import codecs
 import csv
@@ -31,7 +31,8 @@ def rows(file: BinaryIO) -> Iterator[list[str]]:
     except csv.Error as error:
         raise BadFile(_('CSV ファイルとして読み取れません。引用符(")の数を確かめてください。')) from error
     finally:
-        text.detach()  # the file is the caller's to close
+        if not file.closed:
+            text.detach()  # the file is the caller's to close
 
 
 def places(heading: Sequence[str], headings: Mapping[str, Sequence[str]]) -> dict[str, int]:

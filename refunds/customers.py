@@ -33,7 +33,7 @@ type Report = Callable[[int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the file. `number`: its place, the heading being 1; `problem`: why it names nobody, "" where it does."""
+    """A line of the file. `number`: its place, the heading being 1; `problem`: why it names nobody, else ""."""
 
     number: int
     named: mirror.Named
@@ -49,7 +49,9 @@ def read(file: BinaryIO) -> Iterator[Line]:
     places = csv_file.places(heading, HEADINGS)
     if not {"order", "reference"} & places.keys() or not {"name", "family", "email"} & places.keys():
         raise BadFile(
-            _("1行目に列の名前がありません。「注文ID」か「ショップ注文番号」と、「氏名」か「姓」か「メールアドレス」が必要です。")
+            _(
+                "1行目に列の名前がありません。「注文ID」か「ショップ注文番号」と、「氏名」か「姓」か「メールアドレス」が必要です。"
+            )
         )
     for number, row in enumerate(rows, start=2):
         cells = {
@@ -91,7 +93,7 @@ def import_file(file: BinaryIO, *, dry_run: bool, report: Report) -> Counter[str
     What was written before the process died stays, is on the trail, and the same file can be given again.
     Raises: BadFile, before anything is written unless the file breaks off in the middle.
     """
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # every BinaryIO has readinto
     fates: Counter[str] = Counter()
     for lines in batched(read(file), LINES_AT_ONCE):
         good = [line for line in lines if not line.problem]

@@ -149,7 +149,8 @@ def _order_facts(
     row: Order, order: smartpay.Order, session: smartpay.CheckoutSession | None, read_at: datetime
 ) -> dict[str, Any]:
     if _is_older(row, read_at):
-        return {}
+        known = order.reference or (session.reference if session else "")
+        return {"reference": known} if known and not row.reference else {}
     return {
         "reference": order.reference or (session.reference if session else "") or row.reference,
         "amount": order.amount,
@@ -591,7 +592,7 @@ def _insert(model: type[models.Model], rows: Sequence[models.Model]) -> None:
 
 @cache
 def _insert_statement(model: type[models.Model]) -> str:
-    columns = [field.column for field in model._meta.concrete_fields if not field.generated]
+    columns = [str(field.column) for field in model._meta.concrete_fields if not field.generated]
     names = ", ".join(map(connection.ops.quote_name, columns))
     table = connection.ops.quote_name(model._meta.db_table)
     return f"INSERT INTO {table} ({names}) VALUES ({', '.join(['%s'] * len(columns))})"  # noqa: S608  (names of ours)
@@ -742,7 +743,7 @@ class _Scan:
             read_at = clock.now()
             try:
                 future.set_result((read_at, _patiently(lambda: self._page(token))))
-            except BaseException as error:  # noqa: BLE001  (raised where the page is waited for)
+            except BaseException as error:
                 future.set_exception(error)
 
         threading.Thread(target=run, name="mirror-read", daemon=True).start()
@@ -757,7 +758,9 @@ class _Scan:
         column = "order_id" if model is Order else "pk"
         ids = list(unseen.order_by().values_list(column, flat=True)[: MOST_MISSING + 1])
         if len(ids) > MOST_MISSING:
-            log.error("mirror.list_incomplete", alarm=True, collection=self.collection, more_than=MOST_MISSING)
+            log.error(
+                "mirror.list_incomplete", alarm=True, collection=self.collection, more_than=MOST_MISSING
+            )
             self._say(f"{self.collection} list lacks more than {MOST_MISSING} that are known here")
             return
         for missing in ids:
@@ -869,10 +872,10 @@ def _record_strangers(refunds: Sequence[smartpay.Refund], *, read_at: datetime) 
             )
         )
         claimed = set(
-            Refund.objects.filter(pk__in={claim for refund in refunds for claim in _claims(refund)}).values_list(
-                "pk", flat=True
-            )
-        ) 
+            Refund.objects.filter(
+                pk__in={claim for refund in refunds for claim in _claims(refund)}
+            ).values_list("pk", flat=True)
+        )
         ours = _ours(refunds)
         others = [
             refund

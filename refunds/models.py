@@ -56,7 +56,7 @@ class Order(models.Model):
     class CustomerSource(models.TextChoices):
         NONE = "", _("登録なし")
         SESSION = "session", _("決済時の入力")
-        IMPORT = "import", _("取り込み")
+        IMPORT = "import", _("店舗データの取り込み")
 
     # See Note [Keys in time order].
     key = models.BigIntegerField(primary_key=True, editable=False)

@@ -14,7 +14,7 @@ from django.views.decorators.http import require_http_methods, require_safe
 
 from dashboard import limits
 from dashboard.sso import fresh_sign_in_required
-from refunds import audit, bulk, bulk_file, paging, roles, services, spreadsheet
+from refunds import audit, bulk, bulk_file, csv_file, paging, roles, services, spreadsheet
 from refunds.bulk import Share
 from refunds.forms import BulkStartForm, BulkUploadForm, DecisionForm
 from refunds.models import Bulk, BulkLine, Refund
@@ -45,7 +45,7 @@ def _upload(request: HttpRequest) -> HttpResponse:
     file = form.cleaned_data["file"]
     try:
         kept, is_new = bulk.upload(file.name, file.read(), by=person(request))
-    except bulk_file.BadFile as error:
+    except csv_file.BadFile as error:
         audit.record(request.user, "bulk.uploaded", None, refused=True, why="unreadable")
         form.add_error("file", str(error))
         return _draw_list(request, form, status=422)

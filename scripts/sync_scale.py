@@ -7,6 +7,7 @@ full reading again, and how fast pages are written beside rows that are only ins
 
 import argparse
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ def main() -> None:
         os.environ.setdefault("DATABASE_URL", f"sqlite:///{Path(home) / 'scale.sqlite3'}")
         os.environ |= {
             "STATE_DIR": home,
+            "SECRET_KEY": os.environ.get("SECRET_KEY", secrets.token_hex(32)),
             "SMARTPAY_API_URL": sandbox.url,
             "SMARTPAY_SECRET_KEY": sandbox.secret_key,
             "DJANGO_SETTINGS_MODULE": "dashboard.settings",
@@ -66,14 +68,14 @@ def read_bare(sandbox: Sandbox) -> float:
 
 
 def synced(arguments: list[str]) -> tuple[float, int, list[int]]:
-    """Seconds, objects read, and the resident memory in MB as each list went on; the highest comes last."""
-    began, memory, seen = time.monotonic(), [], {}
+    """Seconds, objects read, and the resident memory in MB at each tenth of the pages; the highest comes last."""
+    began = time.monotonic()
+    seen: dict[str, int] = {}
     process = subprocess.Popen(
         [sys.executable, "manage.py", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
-    assert process.stdout is not None
     samples: list[tuple[int, int]] = []
-    for line in process.stdout:
+    for line in process.stdout or ():
         name, _pages, count = line.split()[:3]
         if count.startswith("seen="):
             seen[name] = int(count.removeprefix("seen="))
@@ -108,9 +110,9 @@ def write(sandbox: Sandbox, orders: int) -> None:
         for model in (SmartpayRefund, Payment, Order):
             model._default_manager.all()._raw_delete("default")
 
-    read = []
-    for page in pages(sandbox, "checkout-sessions"):
-        read.append([smartpay.CheckoutSession.parse(session) for session in page])
+    read: list[list[smartpay.CheckoutSession]] = []
+    for listed in pages(sandbox, "checkout-sessions"):
+        read.append([smartpay.CheckoutSession.parse(session) for session in listed])
         if len(read) * PAGE >= orders:
             break
     emptied()
@@ -128,7 +130,7 @@ def write(sandbox: Sandbox, orders: int) -> None:
     rows = {}
     with connection.cursor() as cursor:
         for model in (Order, Payment):
-            columns = [field.column for field in model._meta.concrete_fields if not field.generated]
+            columns = [str(field.column) for field in model._meta.concrete_fields if not field.generated]
             names = ", ".join(map(connection.ops.quote_name, columns))
             cursor.execute(f"SELECT {names} FROM {model._meta.db_table} ORDER BY 1")  # noqa: S608
             rows[model] = names, columns, cursor.fetchall()

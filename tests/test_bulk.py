@@ -13,7 +13,7 @@ from django.db import connection
 from django.test import Client
 
 from dashboard.models import User
-from refunds import audit, bulk, bulk_file, services
+from refunds import audit, bulk, bulk_file, csv_file, services
 from refunds.models import AuditEntry, Bulk, BulkLine, Payment, Refund
 from tests.conftest import Clock, make_order, make_user, sign_in
 from tests.sandbox import Sandbox
@@ -139,7 +139,7 @@ def test_columns_that_are_not_ours_are_left_alone() -> None:
     ],
 )
 def test_file_that_can_not_be_read_says_why(data: bytes, words: str) -> None:
-    with pytest.raises(bulk_file.BadFile, match=words):
+    with pytest.raises(csv_file.BadFile, match=words):
         bulk_file.read(data)
 
 

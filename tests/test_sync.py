@@ -1,9 +1,13 @@
 """A scan goes on where it was killed, is the same when it is repeated, and is patient with a Smartpay that is not."""
 
+import json
 import os
+import random
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
@@ -12,6 +16,7 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import models
+from hypothesis import HealthCheck, given, settings, strategies
 
 from dashboard.models import User
 from refunds import mirror, services, smartpay
@@ -95,7 +100,9 @@ class Killed(BaseException):
 
 
 # 15 pages of sessions, 15 of orders, 3 of refunds, each of which is written in two steps.
-@pytest.mark.parametrize(("page", "done"), [(1, 0), (15, 14), (16, 15), (30, 29), (31, 30), (32, 30), (33, 31)])
+@pytest.mark.parametrize(
+    ("page", "done"), [(1, 0), (15, 14), (16, 15), (30, 29), (31, 30), (32, 30), (33, 31)]
+)
 def test_a_scan_killed_at_a_page_goes_on_there_and_ends_alike(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, page: int, done: int
 ) -> None:
@@ -130,45 +137,96 @@ def test_a_scan_killed_at_a_page_goes_on_there_and_ends_alike(
     assert disturbed == picture()
 
 
+class Processes:
+    """Commands of manage.py, each in a process of its own, on databases in files."""
+
+    def __init__(self, home: Path, sandbox: Sandbox) -> None:
+        self.home, self.sandbox = home, sandbox
+        for database in ("killed", "whole"):
+            self.lines(database, "migrate", "--verbosity", "0")
+
+    def start(self, database: str, *command: str) -> subprocess.Popen[str]:
+        environment = os.environ | {
+            "DATABASE_URL": f"sqlite:///{self.home / database}",
+            "SMARTPAY_API_URL": self.sandbox.url,
+            "SMARTPAY_SECRET_KEY": self.sandbox.secret_key,
+            "PYTHONUNBUFFERED": "1",
+        }
+        return subprocess.Popen(
+            [sys.executable, "manage.py", *command],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def lines(self, database: str, *command: str) -> list[str]:
+        output, _none = self.start(database, *command).communicate(timeout=60)
+        return output.splitlines()
+
+    def kill(self, after: int, seconds: float, *command: str) -> None:
+        """SIGKILL to whoever mirrors, so many lines of progress and seconds after its start."""
+        with self.start("killed", "sync_orders", *command) as process:
+            assert process.stdout is not None
+            for _line in zip(range(after), process.stdout, strict=False):
+                pass
+            time.sleep(seconds)
+            process.kill()
+
+    def mirror(self, database: str) -> list[str]:
+        """All that it holds, but for when it was read."""
+        models = ("refunds.order", "refunds.payment", "refunds.smartpayrefund")
+        dump = self.lines(database, "dumpdata", *models, "--indent", "1")
+        return [line for line in dump if '"read_at"' not in line]
+
+
+@pytest.mark.sqlite  # processes of their own need a file of their own
 def test_a_process_killed_in_the_middle_goes_on_at_its_page(tmp_path: Path) -> None:
     with Sandbox(orders=300) as sandbox:
         sandbox.switch(max_results_limit=20)
+        processes = Processes(tmp_path, sandbox)
+        processes.kill(19, 0)  # 15 pages of sessions, 4 of orders
+        resumed = processes.lines("killed", "sync_orders")
+        whole = processes.lines("whole", "sync_orders")
+        assert pages(whole)["orders"] == 15
+        assert 0 < pages(resumed)["orders"] <= 11
+        assert processes.mirror("killed") == processes.mirror("whole")
+        assert len(processes.mirror("whole")) > 5000
 
-        def start(database: str, *command: str) -> subprocess.Popen[str]:
-            environment = os.environ | {
-                "DATABASE_URL": f"sqlite:///{tmp_path / database}",
-                "SMARTPAY_API_URL": sandbox.url,
-                "SMARTPAY_SECRET_KEY": sandbox.secret_key,
-                "PYTHONUNBUFFERED": "1",
-            }
-            return subprocess.Popen(
-                [sys.executable, "manage.py", *command],
-                cwd=ROOT,
-                env=environment,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
 
-        def lines(database: str, *command: str) -> list[str]:
-            output, _none = start(database, *command).communicate(timeout=60)
-            return output.splitlines()
+@pytest.mark.sqlite  # processes of their own need a file of their own
+def test_the_mirror_equals_smartpay_whenever_its_process_was_killed(tmp_path: Path) -> None:
+    """SYNC_KILLS deaths (3) at random moments; `make kills-sync` takes 20."""
+    seed = int(os.environ.get("SYNC_SEED", random.randrange(10**6)))
+    fate = random.Random(seed)
+    with Sandbox(orders=300) as sandbox:
+        sandbox.switch(max_results_limit=20)
+        processes = Processes(tmp_path, sandbox)
+        for _death in range(int(os.environ.get("SYNC_KILLS", "3"))):
+            processes.kill(fate.randrange(33), fate.uniform(0, 0.1), *fate.choice([[], ["--full"]]))
+        processes.lines("killed", "sync_orders")
+        processes.lines("whole", "sync_orders")
+        assert processes.mirror("killed") == processes.mirror("whole"), f"SYNC_SEED={seed}"
+        listed = {
+            name: {one["id"]: one for page in listing(sandbox, name) for one in page}
+            for name in ("orders", "refunds")
+        }
+        shown = json.loads(
+            "\n".join(processes.lines("killed", "dumpdata", "refunds.order", "refunds.smartpayrefund"))
+        )
+        kept = {row["fields"].get("order_id") or row["pk"]: row["fields"] for row in shown}
+        assert kept.keys() == listed["orders"].keys() | listed["refunds"].keys()
+        for one_id, one in (listed["orders"] | listed["refunds"]).items():
+            assert (kept[one_id]["amount"], kept[one_id]["status"]) == (one["amount"], one["status"])
 
-        for database in ("killed", "whole"):
-            lines(database, "migrate", "--verbosity", "0")
-        with start("killed", "sync_orders") as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith("orders pages=4 "):
-                    process.kill()
-        resumed = lines("killed", "sync_orders")
-        whole = lines("whole", "sync_orders")
-        dumps = [lines(name, "dumpdata", "refunds.order", "refunds.payment", "refunds.smartpayrefund", "--indent", "1")
-                 for name in ("killed", "whole")]  # fmt: skip
-    assert pages(whole)["orders"] == 15
-    assert 0 < pages(resumed)["orders"] <= 11
-    without = [[line for line in dump if '"read_at"' not in line] for dump in dumps]
-    assert without[0] == without[1]
-    assert len(without[0]) > 5000
+
+def listing(sandbox: Sandbox, name: str) -> Iterator[list[dict[str, Any]]]:
+    token = ""
+    while True:
+        page = sandbox.api("GET", f"/{name}", params={"pageToken": token} if token else {}).json()
+        yield page["data"]
+        if not (token := page.get("nextPageToken", "")):
+            return
 
 
 @pytest.mark.parametrize(
@@ -457,3 +515,154 @@ def test_scan_refunds_dates_a_complete_read_and_leaves_one_that_is_under_way_alo
     again = SyncCursor.objects.get(pk="refunds")
     assert again.last_started_at is not None
     assert again.last_started_at > now
+
+
+def test_a_page_of_refunds_that_the_ledger_has_nothing_to_do_with_is_recorded_at_once(operator: User) -> None:
+    for number in (1, 2):
+        payment = payment_of(f"order_test_{number}", f"payment_test_{number}")
+        mirror.record_order(order_of(f"order_test_{number}", payment), read_at=CREATED)
+    waiting = ledger_row(Payment.objects.get(pk="payment_test_2"))
+    theirs = [
+        refund_of("refund_test_stranger", reference=str(uuid.uuid4())),
+        refund_of("refund_test_early", payment="payment_test_unknown"),
+    ]
+    concerned = [
+        refund_of("refund_test_beside", payment="payment_test_2"),  # ours may no longer fit
+        refund_of("refund_test_elsewhere", reference=str(waiting.pk)),  # names ours, of another payment
+        refund_of("refund_test_lost", metadata={"refund_dashboard_id": str(uuid.uuid4())}),
+    ]
+    client: Any = Lists(refunds=[*theirs, *concerned])
+    seen: list[str] = []
+
+    def observe(refund: smartpay.Refund, *, read_at: datetime, kind: str) -> None:
+        seen.append(refund.id)
+        observed(refund, read_at=read_at, kind=kind)
+
+    mirror.sync(client, observe=observe)
+
+    assert seen == [refund.id for refund in concerned]
+    assert dict(Payment.objects.values_list("pk", "external")) == {
+        "payment_test_1": 900,
+        "payment_test_2": 300,
+    }
+    assert SmartpayRefund.objects.get(pk="refund_test_early").payment_id == "payment_test_unknown"
+
+
+# --- In any order -------------------------------------------------------------------------------------------
+
+
+def pieces() -> list[Callable[[datetime], object]]:
+    """Pages of all three lists: what records each, given when it was read."""
+    first, second, third = [
+        order_of(
+            f"order_test_{n}",
+            payment_of(f"order_test_{n}", f"payment_test_{n}"),
+            created_at=CREATED + timedelta(minutes=n),
+            reference="" if n == 2 else f"EC-{n}",
+        )
+        for n in (1, 2, 3)
+    ]
+    mail_only = smartpay.Customer(email="sato@example.jp")
+    sessions = {first.id: session_of(first), second.id: session_of(second, mail_only, "EC-2")}
+    return [
+        lambda at: mirror.record_orders([first, second], read_at=at),
+        lambda at: mirror.record_orders([second, third], read_at=at),
+        lambda at: mirror.record_orders([first], read_at=at, sessions=sessions),
+        lambda at: mirror.record_orders([second], read_at=at, sessions=sessions),
+        lambda at: mirror.record_refunds(
+            [refund_of("refund_test_1"), refund_of("refund_test_2")], read_at=at
+        ),
+        lambda at: mirror.record_refunds(
+            [refund_of("refund_test_2"), refund_of("refund_test_3", payment="payment_test_3")], read_at=at
+        ),
+    ]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    order=strategies.permutations(range(6)),
+    again=strategies.lists(strategies.sampled_from(range(6)), max_size=4),
+    moments=strategies.lists(strategies.integers(0, 3), min_size=10, max_size=10),
+)
+def test_any_order_of_pages_gives_the_same_mirror(
+    order: list[int], again: list[int], moments: list[int]
+) -> None:
+    """Repeated, overlapping, and read at moments that are not those of the writing."""
+
+    def made(order: list[int], moments: list[int]) -> list[list[dict[str, Any]]]:
+        for model in reversed(MODELS):
+            model._default_manager.all().delete()
+        for which, moment in zip(order, moments, strict=False):
+            pieces()[which](CREATED + timedelta(hours=moment))
+        return picture()
+
+    assert made([*order, *again], moments) == made(list(range(6)), [0] * 6)
+    assert [payment.external for payment in Payment.objects.order_by("pk")] == [600, 0, 300]
+    assert dict(Order.objects.values_list("reference", "customer_source")) == {
+        "EC-1": "session", "EC-2": "session", "EC-3": "",
+    }  # fmt: skip
+
+
+# --- What vanished ------------------------------------------------------------------------------------------
+
+
+def long_ago() -> None:
+    for model in (Order, SmartpayRefund):
+        model._default_manager.update(read_at=CREATED)
+
+
+def test_what_a_whole_list_lacks_is_read_and_said_where_smartpay_denies_it(
+    caplog: Any,
+) -> None:
+    paid = order_of("order_test_3", payment_of("order_test_3"), created_at=CREATED + timedelta(minutes=3))
+    client: Any = Lists(orders=[paid, *orders(2, 1)], refunds=[refund_of()])
+    sync(client)
+    long_ago()
+    client.lists = {"sessions": [], "orders": orders(1), "refunds": []}
+    client.unlisted = orders(2, status="canceled")  # skipped by the list, and there all the same
+
+    lines = sync(client, full=True)
+
+    assert lines[-1] == "refunds vanished refund_test_1"
+    assert "orders vanished order_test_3" in lines
+    assert caplog.text.count("mirror.vanished") == 2
+    assert list(Order.objects.filter(vanished_at=None).values_list("order_id", "status")) == [
+        ("order_test_2", "canceled"), ("order_test_1", "succeeded"),
+    ]  # fmt: skip
+    assert Payment.objects.get().external == 300  # its money counts as gone all the same
+
+    assert not [line for line in sync(client, full=True) if "vanished" in line]  # said once
+    client.lists["orders"] = [paid]
+    client.lists["refunds"] = [refund_of()]
+    sync(client, full=True)
+    assert not Order.objects.exclude(vanished_at=None).exists()
+    assert not SmartpayRefund.objects.exclude(vanished_at=None).exists()
+
+
+def test_a_row_that_was_read_a_moment_ago_is_not_missed_yet() -> None:
+    client: Any = Lists(orders=orders(2, 1))
+    sync(client)
+    client.lists["orders"] = orders(1)
+    assert not [line for line in sync(client, full=True) if "vanished" in line]
+
+
+def test_a_list_that_lacks_nearly_everything_condemns_itself(
+    monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(mirror, "MOST_MISSING", 2)
+    client: Any = Lists(orders=orders(4, 3, 2, 1))
+    sync(client)
+    long_ago()
+    client.lists["orders"] = orders(1)
+    client.read.clear()
+    sync(client, full=True)
+    assert caplog.text.count("mirror.list_incomplete") == 1
+    assert [name for name, _token in client.read if name == "one"] == []
+    assert not Order.objects.exclude(vanished_at=None).exists()
+
+
+def test_a_second_whole_reading_tells_how_long_it_will_take() -> None:
+    client: Any = Lists(orders=orders(5, 4, 3, 2, 1))
+    assert not [line for line in sync(client) if "remaining" in line]
+    told = [line for line in sync(client, full=True) if line.startswith("orders")]
+    assert ["remaining=" in line for line in told] == [True, True, False]

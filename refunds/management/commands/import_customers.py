@@ -24,4 +24,6 @@ class Command(BaseCommand):
         except (OSError, csv_file.BadFile) as error:
             raise CommandError(str(error)) from error
         counts = " ".join(f"{fate.replace(' ', '_')}={count}" for fate, count in sorted(fates.items()))
-        self.stdout.write(f"{'dry run: ' if options['dry_run'] else ''}lines={fates.total()} {counts}".strip())
+        self.stdout.write(
+            f"{'dry run: ' if options['dry_run'] else ''}lines={fates.total()} {counts}".strip()
+        )

@@ -1,0 +1,178 @@
+"""A file of the merchant's own names orders whose checkout told no name, says which lines it could not place, and no more."""
+
+import json
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from refunds import customers, mirror, search, smartpay
+from refunds.models import AuditEntry, Order
+from tests.test_mirror import AT, LATER, TANAKA, order_of, payment_of, session_of
+
+pytestmark = pytest.mark.django_db
+
+TEXT = (
+    "注文ID,ショップ注文番号,氏名,フリガナ,メールアドレス,会員番号\r\n"
+    "order_test_1,,髙橋 花子,タカハシ ハナコ,hanako@example.jp,7\r\n"
+    ",EC-2,佐藤　次郎,,jiro@example.jp,8\r\n"
+    ",,,,,\r\n"
+    "order_test_9,EC-1,山本 三郎,,saburo@example.jp,9\r\n"
+    ",EC-404,渡辺 四郎,,shiro@example.jp,10\r\n"
+    ",,中村 五郎,,goro@example.jp,11\r\n"
+)
+
+
+@pytest.fixture(autouse=True)
+def orders() -> None:
+    mirror.record_orders(
+        [order_of(f"order_test_{n}", reference=f"EC-{n}", token_id="paytok_test_1") for n in (1, 2, 3)],
+        read_at=AT,
+    )
+
+
+def known() -> dict[str, tuple[str, str, str]]:
+    return {
+        row.order_id: (row.customer_source, row.customer_name, row.email)
+        for row in Order.objects.order_by("order_id")
+    }
+
+
+def given(path: Path, data: bytes, *options: str) -> list[str]:
+    file = path / "customers.csv"
+    file.write_bytes(data)
+    output = StringIO()
+    call_command("import_customers", str(file), *options, stdout=output)
+    return output.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp932"])
+def test_customers_are_found_by_order_and_by_reference(tmp_path: Path, encoding: str) -> None:
+    lines = given(tmp_path, TEXT.encode(encoding))
+
+    assert known() == {
+        "order_test_1": ("import", "髙橋 花子", "hanako@example.jp"),
+        "order_test_2": ("import", "佐藤 次郎", "jiro@example.jp"),
+        "order_test_3": ("", "", ""),
+    }
+    row = Order.objects.get(order_id="order_test_1")
+    assert (row.family_kana, row.given_kana, row.kana_turned_folded, row.read_at) == (
+        "タカハシ", "ハナコ", "ハナコタカハシ", AT,
+    )  # fmt: skip
+    assert lines == [
+        "line 5: unknown",
+        "line 6: unknown",
+        "line 7: no order",
+        "lines=5 no_order=1 unknown=2 written=2",
+    ]
+
+
+def test_the_trail_tells_of_an_import_and_not_whom_it_named(tmp_path: Path) -> None:
+    given(tmp_path, TEXT.encode())
+    entry = AuditEntry.objects.get(action="customers.imported")
+    assert (entry.actor, entry.data["first_line"], entry.data["last_line"], entry.data["written"]) == (
+        None,
+        2,
+        7,
+        2,
+    )
+    assert not {"花子", "佐藤", "example.jp"} & set(json.dumps(entry.data, ensure_ascii=False).split('"'))
+    assert given(tmp_path, TEXT.encode())[-1] == "lines=5 no_order=1 same=2 unknown=2"  # the same file again
+
+
+def test_a_dry_run_says_the_same_and_does_nothing(tmp_path: Path) -> None:
+    before = known()
+    dry = given(tmp_path, TEXT.encode(), "--dry-run")
+    assert (known(), AuditEntry.objects.filter(action="customers.imported").exists()) == (before, False)
+    assert dry[-1].removeprefix("dry run: ") == given(tmp_path, TEXT.encode())[-1]
+
+
+def test_a_name_from_the_checkout_is_kept(tmp_path: Path) -> None:
+    mirror.record_order(order_of(), read_at=AT, session=session_of(order_of()))
+    lines = given(tmp_path, TEXT.encode())
+    assert known()["order_test_1"] == ("session", "田中 太郎", "Tanaka@Example.jp")
+    assert lines[-1] == "lines=5 kept=1 no_order=1 unknown=2 written=1"
+
+
+MAIL_ONLY = smartpay.Customer(email="other@example.jp")
+SATO = smartpay.Customer(family_name="佐藤")
+
+
+@pytest.mark.parametrize(
+    ("session", "imported", "expected"),
+    [
+        (TANAKA, SATO, ("session", "田中 太郎", "Tanaka@Example.jp")),
+        (MAIL_ONLY, SATO, ("import", "佐藤", "other@example.jp")),
+        (MAIL_ONLY, smartpay.Customer(email="sato@example.jp"), ("session", "", "other@example.jp")),
+        (MAIL_ONLY, smartpay.Customer(family_name="佐藤", email="sato@example.jp"), ("import", "佐藤", "sato@example.jp")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("session_first", [True, False])
+def test_a_session_and_an_import_agree_in_either_order(
+    session: smartpay.Customer,
+    imported: smartpay.Customer,
+    expected: tuple[str, str, str],
+    session_first: bool,
+) -> None:
+    steps = [
+        lambda: mirror.record_order(order_of(), read_at=LATER, session=session_of(order_of(), session)),
+        lambda: mirror.record_customers([mirror.Named("order_test_1", "", imported)]),
+    ]
+    for step in steps if session_first else reversed(steps):
+        step()
+    assert known()["order_test_1"] == expected
+
+
+def test_unpaid_attempts_share_a_reference_and_two_paid_orders_are_nobodys(tmp_path: Path) -> None:
+    def other(order_id: str, status: str) -> None:
+        order = order_of(
+            order_id, payment_of(order_id, f"payment_{order_id}"), reference="EC-2", status=status
+        )
+        mirror.record_order(order, read_at=AT)
+
+    data = "reference,family_name,given_name\nEC-2,佐藤,次郎\n".encode()
+    other("order_test_attempt", "rejected")
+    assert given(tmp_path, data) == ["lines=1 written=1"]
+    assert known()["order_test_attempt"][1] == known()["order_test_2"][1] == "佐藤 次郎"
+    other("order_test_second", "succeeded")
+    assert given(tmp_path, data) == ["line 2: ambiguous", "lines=1 ambiguous=1"]
+    assert known()["order_test_second"][1] == ""
+
+
+def test_an_imported_name_is_found(tmp_path: Path, viewer: Any) -> None:
+    given(tmp_path, TEXT.encode())
+    found = Order.objects.filter(name_folded=search.fold("高橋花子"))
+    assert [row.order_id for row in found] == ["order_test_1"]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "空です"),
+        ("注文ID,金額\n1,2\n".encode(), "列の名前"),
+        (b"\xff\xfe\x00", "CSV|文字コード"),
+        (b'reference,name\n"EC-1,x\n', "引用符"),
+    ],
+)
+def test_a_file_that_can_not_be_read_says_why(tmp_path: Path, data: bytes, told: str) -> None:
+    with pytest.raises(CommandError, match=told):
+        given(tmp_path, data)
+    assert not Order.objects.exclude(customer_source="").exists()
+
+
+def test_a_line_that_is_too_long_is_told_and_left(tmp_path: Path) -> None:
+    lines = given(tmp_path, f"order,name\norder_test_1,{'x' * 300}\norder_test_2,佐藤\n".encode())
+    assert lines == ["line 2: too long", "lines=2 too_long=1 written=1"]
+
+
+def test_a_long_file_is_read_by_and_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(customers, "LINES_AT_ONCE", 2)
+    told: list[tuple[int, str]] = []
+    fates = customers.import_file(
+        BytesIO(TEXT.encode()), dry_run=False, report=lambda number, fate: told.append((number, fate))
+    )
+    assert told == [(5, "unknown"), (6, "unknown"), (7, "no order")]
+    assert fates == {"written": 2, "unknown": 2, "no order": 1}
+    assert AuditEntry.objects.filter(action="customers.imported").count() == 3
