@@ -532,15 +532,15 @@ def test_a_page_of_refunds_that_the_ledger_has_nothing_to_do_with_is_recorded_at
         refund_of("refund_test_lost", metadata={"refund_dashboard_id": str(uuid.uuid4())}),
     ]
     client: Any = Lists(refunds=[*theirs, *concerned])
-    seen: list[str] = []
+    told: list[str] = []
 
-    def observe(refund: smartpay.Refund, *, read_at: datetime, kind: str) -> None:
-        seen.append(refund.id)
-        observed(refund, read_at=read_at, kind=kind)
+    def observe(seen: smartpay.Refund, *, read_at: datetime, kind: str) -> None:
+        told.append(seen.id)
+        observed(seen, read_at=read_at, kind=kind)
 
     mirror.sync(client, observe=observe)
 
-    assert seen == [refund.id for refund in concerned]
+    assert told == [refund.id for refund in concerned]
     assert dict(Payment.objects.values_list("pk", "external")) == {
         "payment_test_1": 900,
         "payment_test_2": 300,

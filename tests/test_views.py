@@ -301,6 +301,18 @@ def test_whole_rest_is_filled_without_javascript(browser: Client, paid: Order) -
 
 
 @pytest.mark.parametrize(
+    ("source", "told"), [("session", "決済時の入力"), ("import", "店舗データの取り込み"), ("", None)]
+)
+def test_order_says_where_its_name_comes_from(
+    browser: Client, paid: Order, source: str, told: str | None
+) -> None:
+    Order.objects.filter(pk=paid.pk).update(customer_source=source)
+    page = browser.get(f"/orders/{paid.order_id}/").content.decode()
+    shown = re.search(r"お客様情報の出所</span> ([^<]+)</li>", page)
+    assert (shown and shown[1]) == told
+
+
+@pytest.mark.parametrize(
     ("order_id", "words"),
     [
         ("nonsense", "注文IDの形が正しくない"),
