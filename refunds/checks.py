@@ -8,6 +8,7 @@ from django.core.checks import Error, Tags, register
 
 from refunds import smartpay, webhooks
 
+SHORTEST_RETENTION = 30  # days; a wrong number shall not empty the mirror
 LONGEST_LEASE = 600  # seconds; see docs/decisions/0011
 
 
@@ -42,6 +43,14 @@ def money(app_configs: Any, **kwargs: Any) -> list[Error]:
                 "A lease must be short: a sender may be half of it late, and the last hour of a key has to hold that.",
                 hint="REFUND_LEASE_SECONDS",
                 id="refunds.E006",
+            )
+        )
+    if settings.RETENTION_DAYS is not None and settings.RETENTION_DAYS < SHORTEST_RETENTION:
+        errors.append(
+            Error(
+                f"Names and mails are kept for {SHORTEST_RETENTION} days at least: they are removed for good.",
+                hint="RETENTION_DAYS; empty keeps them for ever",
+                id="refunds.E007",
             )
         )
     digits, zero = set(webhooks.BASE62), webhooks.BASE62[0]

@@ -18,8 +18,9 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 import structlog
+from django.conf import settings
 from django.db import connection, models, transaction
-from django.db.models import Case, Exists, F, OuterRef, Q, Subquery, Sum, Value, When
+from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Subquery, Sum, Value, When
 from django.db.models.functions import Coalesce
 
 from refunds import clock, smartpay
@@ -179,6 +180,8 @@ def _customer_facts(
     row: Order, order: smartpay.Order, session: smartpay.CheckoutSession | None, read_at: datetime
 ) -> dict[str, Any]:
     """The customer's columns where this read has something better to say, else nothing."""
+    if (since := customers_kept_since(read_at)) and order.created_at < since:
+        return {}  # removed, or never to be kept: see retention.py
     customer = session.customer if session and session.customer else order.customer
     if not customer or (row.customer_source == Order.CustomerSource.SESSION and _is_older(row, read_at)):
         return {}
@@ -237,6 +240,7 @@ class Import(StrEnum):
     KEPT = "kept"  # the checkout session knows better
     UNKNOWN = "unknown"  # no such order here
     AMBIGUOUS = "ambiguous"  # several paid orders carry the reference
+    TOO_OLD = "too_old"  # its customer was removed, or would be at once: see retention.py
 
 
 def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[Import]:
@@ -246,6 +250,7 @@ def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[I
     kept where the import has none. A reference is looked for as it is, then folded; the attempts that a shopper left
     unpaid carry it too and are named alike.
     """
+    since = customers_kept_since(clock.now())
     with transaction.atomic():
         ids = {one.order_id for one in named if one.order_id}
         references = {fold(one.reference) for one in named if one.reference and not one.order_id}
@@ -269,8 +274,10 @@ def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[I
                 fates.append(Import.UNKNOWN)
             elif sum(row.status not in Order.UNPAID for row in found) > 1:
                 fates.append(Import.AMBIGUOUS)
+            elif not (young := [row for row in found if since is None or row.created_at >= since]):
+                fates.append(Import.TOO_OLD)
             else:
-                fates.append(_best({_name(row, one.customer, differing) for row in found}))
+                fates.append(_best({_name(row, one.customer, differing) for row in young}))
         if not dry_run:
             changed = [row for row in by_id.values() if row.key in differing]
             columns = set().union(*differing.values())
@@ -296,6 +303,34 @@ def _name(row: Order, customer: smartpay.Customer, differing: dict[int, set[str]
         return Import.SAME
     differing[row.key] = differing.get(row.key, set()) | changed | _put(row, _folded(row))
     return Import.WRITTEN
+
+
+CUSTOMER = ("family_name", "given_name", "family_kana", "given_kana", "email")
+
+
+def customers_kept_since(now: datetime) -> datetime | None:
+    """Orders before this moment have no customer here; None where all are kept."""
+    return None if settings.RETENTION_DAYS is None else now - timedelta(days=settings.RETENTION_DAYS)
+
+
+def outdated_customers() -> QuerySet[Order]:
+    """The orders of before that still have one."""
+    since = customers_kept_since(clock.now())
+    if since is None:
+        return Order.objects.none()
+    return Order.objects.filter(key__lt=first_key(since), customer_source__gt="")
+
+
+def forget_customers(limit: int = 500) -> int:
+    """Remove the customers of some of these orders, oldest first; return of how many."""
+    emptied = {
+        column: "" for column in ("customer_source", *CUSTOMER, *FOLDED) if column != "reference_folded"
+    }
+    with transaction.atomic():
+        keys = list(
+            outdated_customers().select_for_update().order_by("key").values_list("key", flat=True)[:limit]
+        )
+        return Order.objects.filter(key__in=keys).update(**emptied) if keys else 0
 
 
 def first_key(moment: datetime) -> int:

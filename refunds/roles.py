@@ -12,11 +12,12 @@ VIEW_ORDERS = "refunds.view_order"
 REQUEST_REFUND = "refunds.request_refund"
 APPROVE_REFUND = "refunds.approve_refund"
 AUDIT = "refunds.view_auditentry"
+RECONCILE = "refunds.view_reconciliation"
 
 ROLES = {
     "viewer": [VIEW_ORDERS, "refunds.view_refund"],
     "operator": [VIEW_ORDERS, "refunds.view_refund", REQUEST_REFUND],
-    "approver": [VIEW_ORDERS, "refunds.view_refund", REQUEST_REFUND, APPROVE_REFUND],
+    "approver": [VIEW_ORDERS, "refunds.view_refund", REQUEST_REFUND, APPROVE_REFUND, RECONCILE],
     "auditor": [
         VIEW_ORDERS,
         "refunds.view_refund",
@@ -28,6 +29,8 @@ ROLES = {
         "refunds.view_search",
         "refunds.view_control",
         "refunds.view_synccursor",
+        "refunds.view_jobrun",
+        RECONCILE,
         "dashboard.view_user",
         AUDIT,
     ],

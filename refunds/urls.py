@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from refunds import views, views_bulk, views_export, webhooks
+from refunds import views, views_bulk, views_export, views_reconciliation, webhooks
 
 app_name = "refunds"
 urlpatterns = [
@@ -24,5 +24,7 @@ urlpatterns = [
     path("bulk/template/", views_bulk.bulk_template, name="bulk_template"),
     path("bulk/<uuid:bulk_id>/", views_bulk.bulk_detail, name="bulk"),
     path("bulk/<uuid:bulk_id>/result/", views_bulk.bulk_result, name="bulk_result"),
+    path("reconciliation/", views_reconciliation.reconciliation_list, name="reconciliation_list"),
+    path("reconciliation/<str:day>/", views_reconciliation.reconciliation_detail, name="reconciliation"),
     path("webhooks/smartpay/", webhooks.receive, name="webhook"),
 ]

@@ -56,6 +56,7 @@ def every_page(request: HttpRequest) -> dict[str, Any]:
         context["nav"] = {
             "can_request": request.user.has_perm(roles.REQUEST_REFUND),
             "can_approve": request.user.has_perm(roles.APPROVE_REFUND),
+            "can_compare": request.user.has_perm(roles.RECONCILE),
             "can_audit": request.user.has_perm(roles.AUDIT),
             "roles": [roles.LABELS[role] for role in person(request).role_names],
         }

@@ -1,14 +1,17 @@
 """axe-core finds nothing on any screen, in light and dark, on a desk and on a telephone (WCAG 2.2, A and AA)."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.utils import timezone
 from playwright.sync_api import Browser
 
 from tests.npm import installed
-from tests.site import Site
+from tests.site import ROOT, Site
 from tests.test_journeys import DESKTOP, PHONE, Person, chrome, site
 
 __all__ = ["chrome", "site"]  # fixtures
@@ -131,14 +134,25 @@ def test_nothing_keeps_anybody_out_of_a_screen(operator: Person, axe: str, name:
 
 @pytest.mark.parametrize("role", ["approver", "auditor"])
 def test_nothing_keeps_the_others_out(chrome: Browser, site: Site, axe: str, role: str) -> None:
+    day = timezone.localdate()
+    site.sandbox.refund_elsewhere(order(site)["payments"][0]["id"], 100)
+    differences = subprocess.run(
+        [sys.executable, "manage.py", "reconcile"],
+        cwd=ROOT,
+        env=site.environment,
+        check=False,
+        capture_output=True,
+    )
+    assert differences.returncode == 1
     person = Person(chrome, site, role)
     addresses = {
-        "approver": ["/", "/approvals/"],
+        "approver": ["/", "/approvals/", "/reconciliation/", f"/reconciliation/{day}/"],
         "auditor": [
             "/admin/",
             "/admin/refunds/auditentry/",
             "/admin/refunds/refund/",
             "/admin/refunds/order/",
+            "/admin/refunds/jobrun/",
         ],
     }[role]
     found = {}

@@ -1,0 +1,229 @@
+"""照合: a Japanese day of our ledger against all of Smartpay's refunds. It reads and books; it never sends.
+
+All of Smartpay's refunds are read first, through observe_refund() as in any sweep: a refund that a restored database
+has lost is then in the ledger again. What is compared afterwards are two tables of ours, the ledger and the mirror as
+that reading left it. A day is that of Smartpay's `createdAt`; where only we have a refund, that of its settlement.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import date, datetime, timedelta
+from datetime import time as time_of_day
+from typing import Any, cast
+
+import structlog
+from django.db import transaction
+from django.db.models import Exists, OuterRef, QuerySet
+from django.utils import timezone
+
+from refunds import audit, clock, mirror, services, smartpay
+from refunds.models import Difference, Payment, Reconciliation, Refund, SmartpayRefund
+from refunds.spreadsheet import moment
+
+log = structlog.get_logger(__name__)
+
+Kind = Difference.Kind
+DAYS = 7  # what is compared by schedule: a refund may be settled hours after its day, or be taken back
+DUE_AT = time_of_day(4)  # Japan's; what was sent before midnight is settled by then
+OTHERS_SCAN_SECONDS = 5.0  # until it is looked again whether another process has ended its reading
+HEADING = [
+    "day", "kind", "repaired", "refund", "smartpay_id", "payment", "order", "currency", "ours_amount",
+    "theirs_amount", "ours_state", "theirs_status", "at",
+]  # fmt: skip
+
+
+def reconcile(first: date, last: date, *, client: smartpay.Client) -> list[Reconciliation]:
+    """Read all of Smartpay's refunds, then compare these days, both included; return them, oldest first.
+
+    A day that was compared before is compared anew. Safe to kill: the days done so far are kept.
+    Raises: smartpay.SmartpayError, with nothing compared.
+    """
+    read_at = _read_everything(client)
+    days = [compare(first + timedelta(n), read_at=read_at) for n in range((last - first).days + 1)]
+    told = {name: sum(getattr(day, name) for day in days) for name in ("equal", *Kind.values)}
+    audit.record(None, "reconciliation.done", None, first=str(first), last=str(last), **told)
+    return days
+
+
+def reconcile_due() -> None:
+    """Once a day, after DUE_AT: compare the last DAYS days, and those that were missed before."""
+    due = datetime.combine(timezone.localdate(clock.now()), DUE_AT, timezone.get_default_timezone())
+    if clock.now() < due:
+        due -= timedelta(days=1)
+    yesterday = due.date() - timedelta(days=1)
+    if Reconciliation.objects.filter(day=yesterday, read_at__gte=due).exists() or mirror.scanned_at() is None:
+        return  # done; or nothing was ever read to its end, which is the sweeps' to do
+    newest = Reconciliation.objects.filter(day__lt=yesterday).values_list("day", flat=True).first()
+    first = yesterday - timedelta(days=DAYS - 1)
+    reconcile(
+        min(first, newest + timedelta(days=1)) if newest else first, yesterday, client=smartpay.client()
+    )
+
+
+def _read_everything(client: smartpay.Client) -> datetime:
+    """Read the newest orders, which refunds may be of, and all refunds; return when that reading of them began."""
+    began = clock.now()
+    mirror.sync(client, observe=services.observe_refund)
+    while True:
+        mirror.scan_refunds(client, observe=services.observe_refund)
+        read_at = mirror.scanned_at()
+        if read_at is not None and read_at >= began:
+            return read_at
+        time.sleep(OTHERS_SCAN_SECONDS)
+
+
+def compare(day: date, *, read_at: datetime) -> Reconciliation:
+    """Hold a day's rows against each other, after the complete reading that began at `read_at`."""
+    found: list[Difference] = []
+    counts: Counter[str] = Counter()
+    theirs_total = ours_total = 0
+    with transaction.atomic():
+        for seen in _theirs(day, read_at).iterator():
+            kind = _kind(seen)
+            counts[kind or "equal"] += 1
+            if seen.counts and seen.currency == "JPY":
+                theirs_total += seen.amount
+            ours = seen.ours
+            if (
+                ours
+                and ours.state == Refund.State.SUCCEEDED
+                and ours.smartpay_id == seen.pk
+                and ours.currency == "JPY"
+            ):
+                ours_total += ours.amount
+            if kind:
+                found.append(_difference(kind, seen=seen, ours=ours, at=seen.created_at))
+        for ours in _missing(day, read_at).iterator():
+            counts[Kind.ONLY_OURS] += 1
+            ours_total += ours.amount if ours.currency == "JPY" else 0
+            found.append(
+                _difference(Kind.ONLY_OURS, seen=None, ours=ours, at=cast(datetime, ours.settled_at))
+            )
+        compared, _new = Reconciliation.objects.update_or_create(
+            day=day,
+            defaults={
+                "compared_at": clock.now(),
+                "read_at": read_at,
+                "theirs_total": theirs_total,
+                "ours_total": ours_total,
+                **{name: counts[name] for name in ("equal", *Kind.values)},
+            },
+        )
+        compared.found.all().delete()
+        _name_orders(found)
+        for difference in found:
+            difference.reconciliation = compared
+        Difference.objects.bulk_create(found, batch_size=500)
+    if counts[Kind.ONLY_OURS] or counts[Kind.DIFFERING]:
+        # A refund made elsewhere is a difference too, and yet nothing to be alarmed at.
+        log.error(
+            "reconciliation.differs",
+            alarm=True,
+            day=str(day),
+            only_ours=counts[Kind.ONLY_OURS],
+            differing=counts[Kind.DIFFERING],
+        )
+    return compared
+
+
+def _span(day: date) -> tuple[datetime, datetime]:
+    """From midnight to midnight, in Japan."""
+    begins = datetime.combine(day, time_of_day(), timezone.get_default_timezone())
+    return begins, begins + timedelta(days=1)
+
+
+def _shown(read_at: datetime) -> QuerySet[SmartpayRefund]:
+    """Those that the reading has shown, or that were read since."""
+    return SmartpayRefund.objects.filter(read_at__gte=read_at)
+
+
+def _theirs(day: date, read_at: datetime) -> QuerySet[SmartpayRefund]:
+    """Of a day, but for those made elsewhere that failed: no money moved, and nobody here knows of them."""
+    begins, ends = _span(day)
+    return (
+        _shown(read_at)
+        .filter(created_at__gte=begins, created_at__lt=ends)
+        .exclude(ours=None, status=SmartpayRefund.Status.FAILED)
+        .select_related("ours")
+        .order_by("created_at", "id")
+    )
+
+
+def _missing(day: date, read_at: datetime) -> QuerySet[Refund]:
+    """Ours of a day that Smartpay does not show, though they were there before it was read."""
+    begins, ends = _span(day)
+    return (
+        Refund.objects.filter(
+            state=Refund.State.SUCCEEDED, settled_at__gte=begins, settled_at__lt=min(ends, read_at)
+        )
+        .exclude(Exists(_shown(read_at).filter(pk=OuterRef("smartpay_id"))))
+        .order_by("settled_at", "id")
+    )
+
+
+def _kind(seen: SmartpayRefund) -> Difference.Kind | None:
+    """How the ledger differs from what Smartpay shows; None: it does not."""
+    ours = seen.ours
+    if ours is None or ours.recovered:
+        return Kind.ONLY_THEIRS
+    if not seen.counts:
+        return (
+            Kind.DIFFERING if ours.state == Refund.State.SUCCEEDED and ours.smartpay_id == seen.pk else None
+        )
+    here = (ours.state, ours.smartpay_id, ours.payment_id, ours.amount, ours.currency)
+    there = (Refund.State.SUCCEEDED, seen.pk, seen.payment_id, seen.amount, seen.currency)
+    return None if here == there else Kind.DIFFERING
+
+
+def _difference(
+    kind: Difference.Kind, *, seen: SmartpayRefund | None, ours: Refund | None, at: datetime
+) -> Difference:
+    either = seen or ours
+    assert either is not None  # noqa: S101  (one of the two differs)
+    return Difference(
+        kind=kind,
+        repaired=ours is not None and ours.recovered,
+        refund=ours,
+        smartpay_id=(seen.pk if seen else ours and ours.smartpay_id) or "",
+        payment_id=either.payment_id,
+        currency=either.currency,
+        ours_amount=ours.amount if ours else None,
+        theirs_amount=seen.amount if seen else None,
+        ours_state=ours.state if ours else "",
+        theirs_status=seen.status if seen else "",
+        at=at,
+    )
+
+
+def _name_orders(found: list[Difference]) -> None:
+    """Say of which order each is, where the mirror knows its payment."""
+    payments = {difference.payment_id for difference in found}
+    orders = dict(Payment.objects.filter(pk__in=payments).values_list("pk", "order__order_id"))
+    for difference in found:
+        difference.order_id = orders.get(difference.payment_id, "")
+
+
+def oldest_unsettled() -> Refund | None:
+    """The refund of ours that has been without an outcome for longest; None where all have one."""
+    return Refund.objects.filter(state__in=Refund.OPEN).order_by("requested_at", "id").first()
+
+
+def rows(found: Iterable[Difference]) -> Iterator[list[Any]]:
+    """As a table, under HEADING."""
+    for each in found:
+        yield [
+            each.reconciliation_id,
+            each.kind,
+            "yes" if each.repaired else "",
+            each.refund_id,
+            each.smartpay_id,
+            each.payment_id,
+            each.order_id,
+            each.currency,
+            each.ours_amount,
+            each.theirs_amount,
+            each.ours_state,
+            each.theirs_status,
+            moment(each.at),
+        ]
