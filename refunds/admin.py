@@ -35,12 +35,13 @@ from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_POST, require_safe
 
 from dashboard.models import User
-from refunds import audit, audit_export, sealing, search
+from refunds import audit, audit_export, clock, jobs, sealing, search
 from refunds.models import (
     Attempt,
     AuditEntry,
     Control,
     Evidence,
+    JobRun,
     Order,
     Payment,
     Refund,
@@ -64,6 +65,11 @@ MOST_ROWS = 10_000  # what a list counts and pages through; past it, a filter is
 WAYS_TO_SHOW = {ALL_VAR, ERROR_FLAG, IS_FACETS_VAR, ORDER_VAR, PAGE_VAR}  # with numbers, or True
 VERIFY_SECONDS = 10.0  # of one press of the button; a long trail takes several
 
+for model in [*admin.site._registry]:
+    if model._meta.app_label == "procrastinate":
+        admin.site.unregister(
+            model
+        )  # it would let jobs be cancelled, and is not there on SQLite; JobRun tells of both
 admin.site.unregister(Group)  # the roles are a table in roles.py, not rows to be edited
 
 
@@ -490,3 +496,30 @@ class SyncCursorAdmin(AuditorAdmin):
         "last_finished_at",
         "last_read_at",
     )
+
+
+@admin.register(JobRun)
+class JobRunAdmin(AuditorAdmin):
+    """The runs of the background work, under its schedule with the last run and the last failure of each job."""
+
+    list_display = ("label", "started_at", "ended_at", "outcome", "error")
+    list_filter = ("job", "outcome")
+
+    @admin.display(description=_("処理"), ordering="job")
+    def label(self, run: JobRun) -> str:
+        job = jobs.BY_NAME.get(run.job)
+        return str(job.label) if job else run.job
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        now = clock.now()
+        schedule = [
+            {
+                "job": job,
+                "next_at": job.next_at(now),
+                "last": JobRun.objects.filter(job=job.name).order_by("-started_at").first(),
+            }
+            for job in jobs.JOBS
+        ]
+        return super().changelist_view(request, {"schedule": schedule})

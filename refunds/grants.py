@@ -29,11 +29,13 @@ class Rights:
     add: bool = False
     change: But | tuple[str, ...] = ()
     remove: bool = False
+    count: bool = False  # use the sequence of its ids, which is not of an identity column
 
 
 READ = Rights()
 ADD = Rights(add=True)
 ANY = Rights(add=True, change=But(), remove=True)
+QUEUE = Rights(add=True, change=But(), remove=True, count=True)
 
 # A table without a line here is refused by grant(), and fails tests/test_grants.py.
 RIGHTS = {
@@ -71,6 +73,10 @@ RIGHTS = {
     "refunds_bulkline": Rights(
         add=True, change=("payment_id", "amount", "reason", "refundable", "is_similar", "state", "problem")
     ),
+    # What was compared: a day is compared anew, its differences replaced.
+    "refunds_reconciliation": Rights(add=True, change=But({"day"})),
+    "refunds_difference": Rights(add=True, remove=True),
+    "refunds_jobrun": Rights(add=True, change=("ended_at", "outcome", "error"), remove=True),
     # The trail: an entry is sealed, and nothing else ever happens to it.
     "refunds_auditentry": Rights(add=True, change=("seal", "previous_seal")),
     "refunds_search": Rights(add=True, remove=True),
@@ -86,13 +92,18 @@ RIGHTS = {
     "dashboard_breakglass": Rights(add=True, change=("expires_at", "used_at")),
     "dashboard_count": Rights(add=True, change=("began", "times"), remove=True),
     "django_session": ANY,
+    # Procrastinate's own: its functions run as whoever calls them.
+    "procrastinate_jobs": QUEUE,
+    "procrastinate_events": QUEUE,
+    "procrastinate_periodic_defers": QUEUE,
+    "procrastinate_workers": Rights(add=True, change=("last_heartbeat",), remove=True),
     # Django's own.
     "django_admin_log": READ,
     "django_content_type": READ,
     "django_migrations": READ,  # /readyz
 }
-# No right to a sequence: ids are identity columns, which count for whoever may insert. None to a function either: a
-# trigger does not ask whether its own may be called.
+# No right to a sequence but Procrastinate's: ids are identity columns, which count for whoever may insert. None to a
+# function either: a trigger does not ask whether its own may be called, and Procrastinate's are everybody's.
 
 
 class NotGranted(Exception):
@@ -143,7 +154,7 @@ def grant(role: str) -> int:
         _check_role(cursor, role, site)
         for statement in _statements(cursor, role, site):
             cursor.execute(statement.as_string())
-        if differing := _held(cursor, role, site) ^ _meant(site):
+        if differing := _held(cursor, role, site) ^ _meant(cursor, site):
             raise NotGranted(
                 f"Through PUBLIC or another role, {role} has other rights than those of refunds/grants.py: "
                 f"{', '.join(sorted(' '.join(each).strip() for each in differing))}."
@@ -157,8 +168,10 @@ def _statements(cursor: CursorWrapper, role: str, site: Site) -> Iterator[sql.Co
     database, schema = cursor.fetchone()
     yield sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(sql.Identifier(database), to)
     yield sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema), to)
-    for sequence in _sequences(cursor, site):
+    for sequence, table in _sequences(cursor, site).items():
         yield sql.SQL("REVOKE ALL ON SEQUENCE {} FROM {}").format(sql.Identifier(schema, sequence), to)
+        if RIGHTS[table].count:
+            yield sql.SQL("GRANT USAGE ON SEQUENCE {} TO {}").format(sql.Identifier(schema, sequence), to)
     for table, columns in site.items():
         there = sql.Identifier(schema, table)
         yield sql.SQL("REVOKE ALL ON TABLE {} FROM {}").format(there, to)  # and on its columns
@@ -218,25 +231,28 @@ def _check_role(cursor: CursorWrapper, role: str, site: Site) -> None:
         raise NotGranted(f"{role} can't be the application's role: it {'; it '.join(why)}.")
 
 
-def _sequences(cursor: CursorWrapper, site: Site) -> list[str]:
-    """Those that the ids of the tables are counted by."""
+def _sequences(cursor: CursorWrapper, site: Site) -> dict[str, str]:
+    """Those that the ids of the tables are counted by, each with its table."""
     cursor.execute(
-        "SELECT sequence.relname FROM pg_class AS sequence JOIN pg_depend ON objid = sequence.oid "  # noqa: S608
+        "SELECT sequence.relname, counted.relname FROM pg_class AS sequence JOIN pg_depend ON objid = sequence.oid "  # noqa: S608
         "AND classid = 'pg_class'::regclass AND refclassid = 'pg_class'::regclass AND deptype IN ('a', 'i') "
+        "JOIN pg_class AS counted ON counted.oid = refobjid "
         f"WHERE sequence.relkind = 'S' AND refobjid IN (SELECT oid FROM pg_class WHERE {OURS})",
         {"tables": list(site)},
     )
-    return [name for (name,) in cursor.fetchall()]
+    return dict(cursor.fetchall())
 
 
-def _meant(site: Site) -> set[tuple[str, str, str]]:
-    """What the role shall have: (privilege, table, column or "")."""
-    return {
+def _meant(cursor: CursorWrapper, site: Site) -> set[tuple[str, str, str]]:
+    """What the role shall have: (privilege, table or sequence, column or "")."""
+    meant = {
         (privilege, table, column)
         for table, columns in site.items()
         for privilege, of in rights(table, columns)
         for column in of or ("",)
     }
+    counted = {name for name, table in _sequences(cursor, site).items() if RIGHTS[table].count}
+    return meant | {("USAGE", sequence, "") for sequence in counted}
 
 
 def _held(cursor: CursorWrapper, role: str, site: Site) -> set[tuple[str, str, str]]:
@@ -254,6 +270,6 @@ def _held(cursor: CursorWrapper, role: str, site: Site) -> set[tuple[str, str, s
     cursor.execute(
         "SELECT privilege, relname FROM pg_class, unnest(ARRAY['USAGE', 'UPDATE']) AS privilege "  # noqa: S608
         f"WHERE {OURS} AND has_sequence_privilege(%(role)s, pg_class.oid, privilege)",
-        {"role": role, "tables": _sequences(cursor, site)},
+        {"role": role, "tables": list(_sequences(cursor, site))},
     )
     return held | {(str(privilege), str(sequence), "") for privilege, sequence in cursor.fetchall()}

@@ -47,6 +47,7 @@ MODELS = [
     "refunds/attempt",
     "refunds/auditentry",
     "refunds/control",
+    "refunds/jobrun",
     "refunds/order",
     "refunds/payment",
     "refunds/refund",
@@ -104,6 +105,10 @@ address                                     method  anonymous  no role  viewer  
 /refunds/sends/                             other   sign-in    405      405     405       405       405
 /approvals/                                 GET     sign-in    403      403     403       200       403
 /approvals/                                 other   sign-in    405      405     405       405       405
+/reconciliation/                            GET     sign-in    403      403     403       200       200
+/reconciliation/                            other   sign-in    405      405     405       405       405
+/reconciliation/<day>/                      GET     sign-in    403      403     403       200       200
+/reconciliation/<day>/                      other   sign-in    405      405     405       405       405
 
 /admin/                                     any     door       door     door    door      door      200
 /admin/login/                               any     sign-in    403      403     403       403       403

@@ -26,8 +26,18 @@ from django.utils import timezone
 from dashboard.models import User
 from dashboard.oidc_provider import Refused
 from dashboard.sso import sync_user
-from refunds import bulk
-from refunds.models import Bulk, Control, Payment, Refund, ReviewDecision, Search, SyncCursor
+from refunds import bulk, reconciling
+from refunds.models import (
+    Bulk,
+    Control,
+    JobRun,
+    Payment,
+    Reconciliation,
+    Refund,
+    ReviewDecision,
+    Search,
+    SyncCursor,
+)
 from tests import rights
 from tests.conftest import Clock, make_user, sign_in
 from tests.dishonest_provider import DishonestProvider
@@ -61,6 +71,7 @@ class World:
     found: str  # Smartpay's id of a refund that the case may be
     search: Search
     bulk: Bulk  # waits for approval
+    day: Reconciliation
 
     @cached_property
     def before(self) -> list[Any]:
@@ -77,6 +88,7 @@ class World:
         parts = {
             "order_id": self.payment.order.order_id,
             "bulk_id": self.bulk.pk,
+            "day": self.day,
             "refund_id": self.case.pk if "/review/" in address else self.waiting.pk,
             "search_id": self.search.pk,
             "app_label": "refunds",
@@ -129,7 +141,9 @@ def world(sandbox: Sandbox, settings: Any, at: Clock) -> World:
     )
     bulk.work()
     file = bulk.start(file.pk, by=colleague, similar_reason="三点目の返品")
-    return World(payment, waiting, case, there["id"], search, file)
+    JobRun.objects.create(job="seal", started_at=at.now)
+    day = reconciling.compare(timezone.localdate(at.now), read_at=at.now)
+    return World(payment, waiting, case, there["id"], search, file, day)
 
 
 @pytest.fixture(autouse=True)

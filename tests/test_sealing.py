@@ -21,8 +21,7 @@ from django.urls import reverse
 from django.utils import translation
 
 from dashboard.models import User
-from refunds import audit, sealing, spreadsheet
-from refunds.management.commands import run_worker
+from refunds import audit, jobs, sealing, spreadsheet
 from refunds.models import AuditEntry, Order
 from tests.conftest import Clock, guards, make_user, sign_in
 
@@ -771,35 +770,15 @@ def test_command_has_no_head_to_print_before_anything_is_sealed(db: None) -> Non
 # --- The worker ----------------------------------------------------------------------------------------------
 
 
-def test_sealing_outlives_a_fault_and_catches_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    stop, pauses = threading.Event(), []
-    rounds: list[int | Exception] = [sealing.BATCH, 3, OperationalError("gone"), 0]
+def test_job_catches_up_batch_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = [sealing.BATCH, sealing.MANY, 3]
+    pauses: list[float] = []
+    monkeypatch.setattr(sealing, "seal", lambda: rounds.pop(0))
+    monkeypatch.setattr("refunds.jobs.time.sleep", pauses.append)
 
-    def seal() -> int:
-        result = rounds.pop(0)
-        if isinstance(result, Exception):
-            raise result
-        return result
+    jobs.seal()
 
-    def wait(seconds: float) -> bool:
-        pauses.append(seconds)
-        if len(pauses) == 4:
-            stop.set()
-        return True
-
-    class Gone:
-        def close(self) -> None:
-            pass
-
-    monkeypatch.setattr(run_worker, "close_old_connections", lambda: None)
-    monkeypatch.setattr(run_worker, "connection", Gone())
-    monkeypatch.setattr(stop, "wait", wait)
-    monkeypatch.setattr(sealing, "seal", seal)
-    monkeypatch.setattr(sealing, "keep_head", lambda: None)
-
-    run_worker.Command()._keep_trail(stop)
-
-    assert pauses == [run_worker.CATCH_UP_SECONDS] + [run_worker.SEAL_SECONDS] * 3
+    assert (rounds, pauses) == ([], [jobs.CATCH_UP_SECONDS] * 2)
 
 
 # --- The admin -----------------------------------------------------------------------------------------------

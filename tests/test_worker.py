@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from django.db import OperationalError
 
-from dashboard import sso
-from refunds import mirror, sealing, services, smartpay
+from refunds import sealing, services, smartpay
 from refunds.management.commands import run_worker
 from tests.sandbox import Sandbox
 from tests.site import ROOT
@@ -62,12 +61,12 @@ class Gone:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Rounds without pauses, on the test's own connection."""
-    for name in ("SETTLE_SECONDS", "SYNC_SECONDS", "UNREAD_SECONDS"):
+    for name in ("SETTLE_SECONDS", "UNREAD_SECONDS"):
         monkeypatch.setattr(run_worker, name, 0.01)
     monkeypatch.setattr(run_worker, "close_old_connections", lambda: None)
     monkeypatch.setattr(run_worker, "connection", Gone())
-    monkeypatch.setattr(mirror, "is_older_than", lambda age: False)
-    monkeypatch.setattr(sealing, "seal", lambda: 0)  # has its own thread; see test_sealing.py
+    monkeypatch.setattr(run_worker.Command, "_run_jobs", lambda *_: None)  # see test_jobs.py
+    monkeypatch.setattr(run_worker.Command, "_work_on_files", lambda *_: None)  # see test_bulk.py
     monkeypatch.setattr(sealing, "keep_head", lambda: None)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
@@ -89,7 +88,6 @@ def test_worker_outlives_a_fault_of_the_database(
 
     monkeypatch.setattr(services, "settle_due", settle)
     monkeypatch.setattr(services, "scan_if_needed", lambda **_options: None)
-    monkeypatch.setattr(mirror, "sync", lambda *_args, **_options: None)
 
     run_worker.Command().handle()
 
@@ -102,13 +100,12 @@ def test_mark_that_can_not_be_read_stops_no_settling(
     (Path(settings.STATE_DIR) / "ledger-mark").write_text("")
     monkeypatch.setattr(services, "settle_due", lambda **_: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr(services, "scan_if_needed", lambda **_options: None)
-    monkeypatch.setattr(mirror, "sync", lambda *_args, **_options: None)
 
     run_worker.Command().handle()  # ends only because it is called
 
 
 @pytest.mark.parametrize("fault", [OperationalError("deadlock detected"), smartpay.Unclear("silence")])
-def test_mirror_outlives_a_fault(
+def test_reading_for_refunds_outlives_a_fault(
     sandbox: Sandbox, hasty: None, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
     rounds: list[int] = []
@@ -122,16 +119,6 @@ def test_mirror_outlives_a_fault(
 
     monkeypatch.setattr(services, "scan_if_needed", scan)
 
-    run_worker.Command()._keep_mirror(smartpay.client(), stop)
+    run_worker.Command()._read_for_refunds(smartpay.client(), stop)
 
     assert len(rounds) == 3
-
-
-def test_worker_forgets_sessions_that_are_over(
-    sandbox: Sandbox, hasty: None, db: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sso, "prune", lambda: os.kill(os.getpid(), signal.SIGTERM))
-    monkeypatch.setattr(services, "scan_if_needed", lambda **_options: None)
-    monkeypatch.setattr(mirror, "sync", lambda *_args, **_options: None)
-
-    run_worker.Command().handle()  # ends only because it is called

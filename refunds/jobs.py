@@ -1,0 +1,143 @@
+"""The background work beside refunds, as one table: name, function, schedule. What runs it: job_queue.py, or a timer.
+
+Not here: refunds and files of refunds, whose rows are their own queue, and what each machine has to see for itself
+(run_worker). See decisions 10 and 13.
+
+Each function does what is due and nothing else: called too often it finds nothing to do, called late it makes up for
+it, and killed it goes on at the next call. So no schedule has to be kept to the second, and no call is ever repeated.
+"""
+
+import fcntl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import structlog
+from croniter import croniter
+from django.conf import settings
+from django.db import connection
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+
+from dashboard import sso
+from refunds import clock, mirror, reconciling, retention, sealing, services, smartpay
+from refunds.models import JobRun
+
+log = structlog.get_logger(__name__)
+
+FULL_SWEEP_EVERY = timedelta(hours=24)
+CATCH_UP_SECONDS = 0.1  # between two batches: SQLite has one lock for all writers
+RUNS_KEPT = timedelta(days=1)
+FAILURES_KEPT = timedelta(days=30)
+
+
+def sweep() -> None:
+    """Read the newest pages of Smartpay's lists, or go on with a full reading that was killed."""
+    mirror.sync(smartpay.client(), observe=services.observe_refund)
+
+
+def sweep_all() -> None:
+    """Read all pages once a day. Before the first complete reading that is what sweep() does."""
+    if mirror.is_older_than(FULL_SWEEP_EVERY):
+        mirror.sync(smartpay.client(), full=True, observe=services.observe_refund)
+
+
+def seal() -> None:
+    """Seal the trail, all that waits."""
+    while sealing.seal() >= sealing.BATCH:
+        time.sleep(CATCH_UP_SECONDS)
+
+
+def forget_runs() -> None:
+    """Keep the runs of a day, and those that failed for a month."""
+    now = clock.now()
+    JobRun.objects.filter(started_at__lt=now - FAILURES_KEPT).delete()
+    JobRun.objects.filter(started_at__lt=now - RUNS_KEPT, outcome=JobRun.Outcome.DONE).delete()
+
+
+@dataclass(frozen=True)
+class Job:
+    """name: in the log, in the admin and in the queue; never changed. schedule: cron in UTC, the sixth field seconds.
+
+    alone: jobs of the same word never run at the same time, on whatever machine.
+    """
+
+    name: str
+    label: str | Promise
+    function: Callable[[], object]
+    schedule: str
+    alone: str
+
+    def next_at(self, after: datetime) -> datetime:
+        """When its turn is, strictly after this moment."""
+        return datetime.fromtimestamp(croniter(self.schedule, after.timestamp()).get_next(float), UTC)
+
+
+JOBS = [
+    Job("sweep", _("新しい注文の読み取り"), sweep, "* * * * *", "mirror"),
+    Job("sweep_all", _("すべての注文の読み取り"), sweep_all, "*/10 * * * *", "mirror"),
+    Job("seal", _("監査記録の封印"), seal, "* * * * * */5", "trail"),
+    Job("expire_requests", _("承認待ちの期限切れ"), services.expire_requests, "* * * * *", "requests"),
+    Job("reconcile", _("照合"), reconciling.reconcile_due, "*/10 * * * *", "reconcile"),
+    Job("prune_personal_data", _("個人情報の削除"), retention.prune, "5 * * * *", "personal data"),
+    Job("prune_sessions", _("終わったセッションの削除"), sso.prune, "15 * * * *", "sessions"),
+    Job("forget_runs", _("実行記録の整理"), forget_runs, "25 * * * *", "runs"),
+]
+BY_NAME = {job.name: job for job in JOBS}
+
+
+def run(job: Job) -> None:
+    """Run it, and write down that it ran. What it raises is an alarm, and its next turn another try."""
+    try:
+        _recorded(job)
+    except smartpay.SmartpayError as error:
+        log.warning("job.unread", job=job.name, outcome=error.outcome, http_status=error.http_status)
+    except Exception:
+        log.exception("job.failed", alarm=True, job=job.name)
+    finally:
+        connection.close()
+
+
+def _recorded(job: Job) -> None:
+    runs = JobRun.objects.filter(job=job.name)
+    # Nobody else runs it now: whoever was at it has died.
+    runs.filter(outcome=JobRun.Outcome.RUNNING).update(outcome=JobRun.Outcome.DIED)
+    this = runs.create(job=job.name, started_at=clock.now())
+    outcome, error = JobRun.Outcome.DONE, ""
+    try:
+        job.function()
+    except Exception as raised:
+        outcome, error = JobRun.Outcome.FAILED, type(raised).__name__
+        raise
+    finally:
+        runs.filter(pk=this.pk).update(ended_at=clock.now(), outcome=outcome, error=error)
+
+
+# --- The timer, where there is no queue: on SQLite, which is one machine ------------------------------------
+
+
+def keep_time(stop: threading.Event) -> None:
+    """Run each job at once, and then at its times, each in a thread of its own. They may be ended anywhere."""
+    for job in JOBS:
+        threading.Thread(target=_on_time, args=(job, stop), daemon=True).start()
+
+
+def _on_time(job: Job, stop: threading.Event) -> None:
+    while not stop.is_set():
+        with _alone(job.alone):
+            run(job)
+        stop.wait(job.next_at(datetime.now(UTC)).timestamp() - time.time())
+
+
+@contextmanager
+def _alone(word: str) -> Iterator[None]:
+    """Wait until no other process of this machine is at it. A lock of the system's: who dies gives it back."""
+    directory = Path(settings.STATE_DIR)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (directory / f"job-{word.replace(' ', '-')}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
