@@ -176,3 +176,12 @@ def test_a_long_file_is_read_by_and_by(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == [(5, "unknown"), (6, "unknown"), (7, "no order")]
     assert fates == {"written": 2, "unknown": 2, "no order": 1}
     assert AuditEntry.objects.filter(action="customers.imported").count() == 3
+
+
+def test_an_order_whose_customer_is_removed_by_age_is_not_named_again(tmp_path: Path, settings: Any) -> None:
+    settings.RETENTION_DAYS = 1
+
+    lines = given(tmp_path, TEXT.encode())
+
+    assert lines[-1] == "lines=5 no_order=1 too_old=2 unknown=2"
+    assert {source for source, _name, _email in known().values()} == {""}
