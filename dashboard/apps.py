@@ -10,7 +10,14 @@ class DashboardConfig(AppConfig):
     verbose_name = _("利用者")
 
     def ready(self) -> None:
+        from django.conf import settings
+
         from dashboard import checks, sso  # noqa: F401  (registers its checks; connects its receivers)
+
+        if settings.SENTRY_DSN:
+            from dashboard import faults  # its library is there only where it is wanted
+
+            faults.report_to(settings.SENTRY_DSN)
 
 
 class AuditorAdminConfig(admin.AdminConfig):

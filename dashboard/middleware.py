@@ -1,10 +1,13 @@
-"""What holds for every page: it is private, and its reader is asked for again from time to time."""
+"""What holds for every page: it is watched, it is private, and its reader is asked for again from time to time."""
 
+import re
 import time
+import uuid
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
+import structlog
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.views import redirect_to_login
@@ -20,7 +23,9 @@ from django.template.loader import render_to_string
 from django.utils import translation
 from django.utils.translation import gettext as _
 
-from dashboard import break_glass, sso
+from dashboard import break_glass, metrics, sso
+
+log = structlog.get_logger(__name__)
 
 METHODS = ["GET", "HEAD", "POST", "OPTIONS"]
 UNUSED = ["camera", "display-capture", "geolocation", "microphone", "payment", "usb"]
@@ -64,22 +69,71 @@ class PrivatePages:
 class CallersAddress:
     """Makes REMOTE_ADDR the address that our outermost proxy was called from, for the trail and the limits.
 
-    Every proxy adds at the end of X-Forwarded-For who called it; what stands before, the caller may have made up.
+    Every proxy adds at the end of X-Forwarded-For who called it; what stands before, the caller may have made up. So
+    is the request's id, unless a proxy of ours gave it.
     """
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        if not self.is_ours(request.META["REMOTE_ADDR"]):
+            request.META.pop("HTTP_X_REQUEST_ID", None)
         for hop in reversed(request.headers.get("X-Forwarded-For", "").split(",")):
+            if not self.is_ours(request.META["REMOTE_ADDR"]):
+                break
             try:
-                near, far = ip_address(request.META["REMOTE_ADDR"]), ip_address(hop.strip())
+                request.META["REMOTE_ADDR"] = str(ip_address(hop.strip()))
             except ValueError:
                 break
-            if not any(near in network for network in settings.TRUSTED_PROXIES):
-                break
-            request.META["REMOTE_ADDR"] = str(far)
         return self.get_response(request)
+
+    def is_ours(self, address: str) -> bool:
+        try:
+            return any(ip_address(address) in network for network in settings.TRUSTED_PROXIES)
+        except ValueError:  # a socket's file
+            return False
+
+
+class Watched:
+    """Gives each request an id, a line in the log and its place in the metrics.
+
+    The id is the proxy's or our own. What is said of a request is which view answered it: an address may hold what
+    somebody typed. An export is measured until its first byte.
+    """
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        given = request.headers.get("X-Request-Id", "")
+        request_id = given if re.fullmatch(r"[0-9A-Za-z-]{8,36}", given) else str(uuid.uuid4())
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        began = time.perf_counter()
+        try:
+            response = self.get_response(request)
+            seconds = time.perf_counter() - began
+            view = request.resolver_match.view_name if request.resolver_match else ""
+            metrics.REQUESTS.labels(view, response.status_code).inc()
+            metrics.REQUEST_SECONDS.labels(view).observe(seconds)
+            log.info(
+                "request.done",
+                method=request.method if request.method in METHODS else "other",
+                view=view,
+                status=response.status_code,
+                seconds=round(seconds, 3),
+            )
+        finally:
+            structlog.contextvars.clear_contextvars()
+        response["X-Request-Id"] = request_id
+        return response
+
+    def process_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        """Whatever is logged from here on names the object of the page, where its id can be nothing else."""
+        ids = {name: str(value) for name, value in kwargs.items() if isinstance(value, uuid.UUID)}
+        structlog.contextvars.bind_contextvars(
+            **{name.removesuffix("_id"): value for name, value in ids.items()}
+        )
 
 
 class SoundRequests:

@@ -5,7 +5,6 @@ Production is the default: a missing secret stops the start, `DEBUG` and plain H
 
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import environ
@@ -14,7 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.csp import CSP
 from django.utils.translation import gettext_lazy as _
 
-from dashboard.logs import place_and_kind
+from dashboard.logs import SHARED, configuration
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
@@ -24,6 +23,7 @@ env.read_env(BASE_DIR / ".env")  # the environment wins over the file
 
 # --- The site -----------------------------------------------------------------------------------------------
 SECRET_KEY = env.str("SECRET_KEY")  # no default: without it the site must not start
+SECRET_KEY_FALLBACKS = env.list("SECRET_KEY_FALLBACKS", default=[])  # what it was: sessions survive a new one
 DEBUG = env.bool("DEBUG", default=False)
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=[])
 HTTPS = env.bool("HTTPS", default=True)
@@ -49,8 +49,9 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.csp.ContentSecurityPolicyMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "dashboard.middleware.PrivatePages",
     "dashboard.middleware.CallersAddress",
+    "dashboard.middleware.Watched",
+    "dashboard.middleware.PrivatePages",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "dashboard.middleware.LanguageBySwitch",
     "dashboard.middleware.SoundRequests",  # its page speaks the reader's language
@@ -202,7 +203,7 @@ LANGUAGE_COOKIE_HTTPONLY = True
 LANGUAGE_COOKIE_SECURE = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
 SECURE_HSTS_SECONDS = 63_072_000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
-SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$", r"^webhooks/smartpay/$"]
+SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$", r"^metrics$", r"^webhooks/smartpay/$"]
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
 SESSION_COOKIE_SAMESITE = "Lax"  # the provider's answer is a cross-site GET: Strict would lose the sign-in
 LANGUAGE_COOKIE_SAMESITE = "Lax"
@@ -219,39 +220,25 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 256 * 1024  # bytes: the largest form here is a pa
 LARGER_BODIES = {"/bulk/": 6 * 1024 * 1024}  # a file of 5 MB; the form says what is wrong with a larger one
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 100
 
-# --- Logs: one JSON object a line; ids, never names, mails or keys -------------------------------------------
-_processors: list[Any] = [
-    structlog.contextvars.merge_contextvars,
-    structlog.stdlib.add_log_level,
-    structlog.stdlib.add_logger_name,
-    structlog.processors.TimeStamper(fmt="iso", utc=True),
-]
+# --- Eyes: logs, metrics, faults ----------------------------------------------------------------------------
+METRICS_TOKEN = env.str("METRICS_TOKEN", default="")  # without one there is no /metrics
+METRICS_LISTEN = env.str("METRICS_LISTEN", default="")  # host:port where a worker shows its own
+SENTRY_DSN = env.str("SENTRY_DSN", default="")
 structlog.configure(
-    processors=[*_processors, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+    processors=[*SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
     logger_factory=structlog.stdlib.LoggerFactory(),
     cache_logger_on_first_use=True,
 )
-LOGGING = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {
-        "json": {
-            "()": structlog.stdlib.ProcessorFormatter,
-            "processors": [
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.ExceptionRenderer(place_and_kind),
-                structlog.processors.JSONRenderer(ensure_ascii=False),
-            ],
-            "foreign_pre_chain": _processors,
-        },
-    },
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "json"}},
-    "root": {"handlers": ["console"], "level": env.str("LOG_LEVEL", default="INFO")},
-    "loggers": {
-        "django": {"handlers": ["console"], "level": "INFO", "propagate": False},
-        "django.request": {"level": "ERROR"},
-        "urllib3": {"level": "ERROR"},
-        "mozilla_django_oidc": {"level": "WARNING"},
-        "procrastinate": {"level": "WARNING"},  # a line for each job and each look into the queue
-    },
-}
+LOGGING = configuration(
+    env.str("LOG_LEVEL", default="INFO"),
+    secrets=[
+        SECRET_KEY,
+        *SECRET_KEY_FALLBACKS,
+        SMARTPAY_SECRET_KEY,
+        *SMARTPAY_WEBHOOK_SECRETS,
+        OIDC_RP_CLIENT_SECRET,
+        METRICS_TOKEN,
+        SENTRY_DSN,
+        str(DATABASES["default"].get("PASSWORD", "")),
+    ],
+)

@@ -56,7 +56,9 @@ def healthz(request: HttpRequest) -> HttpResponse:
 
 @login_not_required
 def readyz(request: HttpRequest) -> HttpResponse:
-    """Able to serve: the database answers and has this version's tables."""
+    """Able to serve: not told to leave, and the database answers and has this version's tables."""
+    if (settings.STATE_DIR / "draining").exists():
+        return plain("draining", status=503)
     try:
         executor = MigrationExecutor(connection)
         missing = executor.migration_plan(executor.loader.graph.leaf_nodes())

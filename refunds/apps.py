@@ -10,6 +10,9 @@ class RefundsConfig(AppConfig):
     verbose_name = _("返金")
 
     def ready(self) -> None:
+        from dashboard.metrics import STANDING
         from refunds import audit, checks, roles  # noqa: F401  (connects its receivers; registers its checks)
+        from refunds.metrics import Standing
 
+        STANDING.register(Standing())
         post_migrate.connect(roles.sync, dispatch_uid="refunds.roles")

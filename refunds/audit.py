@@ -5,7 +5,6 @@ import hmac
 import json
 import math
 import re
-import uuid
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -38,28 +37,24 @@ _origin: ContextVar[Origin] = ContextVar("origin", default=Origin())  # noqa: B0
 
 
 class RequestContext:
-    """Middleware: gives each request an id, for its log lines, its audit entries and the page that reports a fault."""
+    """Middleware: tells the trail and the log who asks, and from where."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        request_id = str(uuid.uuid4())
         token = _origin.set(
             Origin(
-                request_id=request_id,
+                request_id=structlog.contextvars.get_contextvars().get("request_id", ""),  # of Watched
                 ip=_address(request),
                 session=_session_hash(request),
             )
         )
-        structlog.contextvars.bind_contextvars(request_id=request_id, person=request.user.pk)
+        structlog.contextvars.bind_contextvars(person=request.user.pk)
         try:
-            response = self.get_response(request)
+            return self.get_response(request)
         finally:
             _origin.reset(token)
-            structlog.contextvars.clear_contextvars()
-        response["X-Request-Id"] = request_id
-        return response
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> None:
         """What somebody tried without the right to it is recorded, wherever it was refused."""

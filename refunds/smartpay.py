@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -18,6 +19,7 @@ from urllib.parse import quote
 
 import requests
 from django.conf import settings
+from prometheus_client import Histogram
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -37,6 +39,13 @@ RETRIED_READS = Retry(
     status_forcelist=(502, 503, 504),
     allowed_methods=("GET",),
     respect_retry_after_header=False,  # who is asked to wait is told so, instead of being kept waiting in here
+)
+
+CALL_SECONDS = Histogram(
+    "dashboard_smartpay_call_seconds",
+    "Calls of Smartpay, by what was asked and what the answer meant: ANSWERED, or an error's outcome.",
+    ["call", "outcome"],
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60),
 )
 
 _KEY = re.compile(r"sk_(test|live)_[0-9a-zA-Z]+")
@@ -550,6 +559,10 @@ class Client:
         Raises: Refused, NotSent, Unclear (and what is below it): see Note [What an answer means].
         Source: Smartpay API reference, "Create a refund" (POST /refunds) and "Idempotency".
         """
+        with _measured("refund"):
+            return self._create_refund(body, key=key, payment_id=payment_id, amount=amount, currency=currency)
+
+    def _create_refund(self, body: str, *, key: str, payment_id: str, amount: int, currency: str) -> Answer:
         response = self._call(
             lambda session: session.post(
                 f"{self._base_url}/refunds",
@@ -627,6 +640,10 @@ class Client:
         return session
 
     def _read(self, path: str, query: Json) -> Json:
+        with _measured(path.split("/")[1]):
+            return self._read_measured(path, query)
+
+    def _read_measured(self, path: str, query: Json) -> Json:
         response = self._call(
             lambda session: session.get(
                 f"{self._base_url}{path}",
@@ -748,6 +765,18 @@ class Client:
 # Only these, in Smartpay's own error shape, say of a first attempt that nothing happened. Everything that is not
 # plainly a refund as asked, or plainly one of these, leaves the outcome open: silence is never "failed".
 REFUSALS = {(400, "request.invalid"), (403, "amount.insufficient"), (404, "payment.not-found")}
+
+
+@contextmanager
+def _measured(call: str) -> Iterator[None]:
+    began, outcome = time.perf_counter(), "ANSWERED"
+    try:
+        yield
+    except SmartpayError as error:
+        outcome = error.outcome
+        raise
+    finally:
+        CALL_SECONDS.labels(call, outcome).observe(time.perf_counter() - began)
 
 
 def _chunks(response: requests.Response, *, largest: int, ends: float) -> Iterator[bytes]:

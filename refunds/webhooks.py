@@ -11,11 +11,18 @@ from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
+from prometheus_client import Histogram
 
 from refunds import clock, services, smartpay
 from refunds.models import WebhookEvent
 
 log = structlog.get_logger(__name__)
+
+LAG_SECONDS = Histogram(
+    "dashboard_webhook_lag_seconds",
+    "From an event at Smartpay until we had caught up with it.",
+    buckets=(1, 5, 15, 60, 300, 900, 3600, 21600),
+)
 
 LARGEST_BODY = 64 * 1024  # bytes
 SECRET_BYTES = 30
@@ -86,6 +93,8 @@ def receive(request: HttpRequest) -> HttpResponse:
             "body_sha256": hashlib.sha256(request.body).hexdigest(),
         },
     )
+    if isinstance(at := event.get("createdAt"), int):
+        LAG_SECONDS.observe(max(0.0, clock.now().timestamp() - at / 1000))
     log.info("webhook.received", event_id=event_id, kind=kind)
     return HttpResponse(status=200)
 

@@ -160,6 +160,7 @@ address                                     method  anonymous  no role  viewer  
 /i18n/setlang/                              any     302        302      302     302       302       302
 /healthz                                    any     200        200      200     200       200       200
 /readyz                                     any     200        200      200     200       200       200
+/metrics                                    any     404        404      404     404       404       404
 /webhooks/smartpay/                         POST    400        400      400     400       400       400
 /webhooks/smartpay/                         other   405        405      405     405       405       405
 """

@@ -8,6 +8,7 @@ import structlog
 from django.core.management.base import BaseCommand
 from django.db import close_old_connections, connection
 
+from dashboard import metrics
 from refunds import bulk, jobs, sealing, services, smartpay
 
 log = structlog.get_logger(__name__)
@@ -34,6 +35,7 @@ class Command(BaseCommand):
             signal.signal(signum, lambda *_: stop.set())
         client = smartpay.client()
         log.info("worker.started", mode=client.mode)
+        metrics.listen()
         # Threads of their own, so that nothing keeps a refund waiting. Each may be ended anywhere: a scan goes on at
         # its page, a file at its line.
         threading.Thread(target=self._read_for_refunds, args=(client, stop), daemon=True).start()

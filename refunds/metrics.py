@@ -1,0 +1,87 @@
+"""How refunds, the mirror and the trail stand: a few indexed queries, the same however much there is."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from django.db.models import Count, Min
+from prometheus_client import Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from refunds import clock, services
+from refunds.models import AuditEntry, Bulk, Control, Refund, SyncCursor
+
+LATELY = timedelta(hours=1)
+
+
+class Standing(Collector):
+    """Every process tells the same, since all ask one database: take the maximum, never the sum."""
+
+    def collect(self) -> Iterator[Metric]:
+        now = clock.now()
+
+        def age(moment: datetime | None) -> float:
+            return max(0.0, (now - moment).total_seconds()) if moment else 0.0
+
+        # Unsettled ones are few: each blocks money, and people are told. Settled ones are never counted as a whole.
+        unsettled = _gauge("refunds_unsettled", "Refunds whose money is reserved, by state.", "state")
+        oldest = _gauge("refunds_oldest_seconds", "Since the oldest of them was asked for.", "state")
+        waiting = Refund.objects.filter(state__in=Refund.RESERVING).order_by()
+        found = {
+            state: (count, since)
+            for state, count, since in waiting.values_list("state").annotate(Count("pk"), Min("requested_at"))
+        }
+        for unsettled_state in Refund.RESERVING:
+            count, since = found.get(unsettled_state, (0, None))
+            unsettled.add_metric([unsettled_state], count)
+            oldest.add_metric([unsettled_state], age(since))
+        yield unsettled
+        yield oldest
+
+        lately = _gauge(
+            "refunds_last_hour", "Refunds asked for in the last hour, by their state now.", "state"
+        )
+        asked = Refund.objects.filter(requested_at__gt=now - LATELY).order_by()
+        counts = dict(asked.values_list("state").annotate(Count("pk")))
+        for state in Refund.State.values:
+            lately.add_metric([state], counts.get(state, 0))
+        yield lately
+
+        due = services.due().order_by().aggregate(count=Count("pk"), since=Min("next_check_at"))
+        yield _gauge(
+            "queue_depth", "Refunds whose turn has come and that no worker took yet.", value=due["count"]
+        )
+        yield _gauge("queue_seconds", "Since the first of them was due.", value=age(due["since"]))
+        yield _gauge(
+            "bulk_running",
+            "Files of refunds that workers are at.",
+            value=Bulk.objects.filter(state__in=[Bulk.State.CHECKING, Bulk.State.RUNNING]).count(),
+        )
+
+        read = _gauge("mirror_seconds", "Since a list of Smartpay's was last read.", "collection")
+        whole = _gauge("mirror_whole_seconds", "Since a list was last read from end to end.", "collection")
+        for cursor in SyncCursor.objects.all():
+            read.add_metric([cursor.collection], age(cursor.last_read_at))
+            whole.add_metric([cursor.collection], age(cursor.last_finished_at))
+        yield read
+        yield whole
+
+        unsealed = (
+            AuditEntry.objects.filter(seal__isnull=True).order_by("pk").values_list("at", flat=True).first()
+        )
+        yield _gauge(
+            "unsealed_seconds", "Since the oldest entry of the trail without a seal.", value=age(unsealed)
+        )
+
+        control = Control.objects.filter(pk=True).first() or Control()
+        yield _gauge("sends_on", "1: refunds may be sent.", value=control.sends_enabled)
+        yield _gauge(
+            "restored", "1: the database was restored and nobody resumed.", value=bool(control.restored_at)
+        )
+        yield _gauge(
+            "smartpay_silent", "1: the last sendings had no answer.", value=services.smartpay_is_silent()
+        )
+
+
+def _gauge(name: str, about: str, label: str = "", value: float | None = None) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"dashboard_{name}", about, value=value, labels=[label] if label else None)
