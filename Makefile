@@ -19,7 +19,7 @@ run:
 	@exec .venv/bin/python -m scripts.run
 
 test:
-	@scripts/setup postgresql chromium fonts
+	@scripts/setup postgresql nginx chromium fonts
 	@exec .venv/bin/python -m scripts.test $(ARGS)
 
 SEEDS ?= 300

@@ -20,7 +20,8 @@ control_socket_disable = True
 # The site's own lines tell of requests; a second access log would hold addresses and what was typed into them.
 accesslog = None
 logconfig_dict = LOGGING | {
-    "loggers": LOGGING["loggers"] | {"gunicorn.error": {"handlers": ["console"], "level": "INFO", "propagate": False}},
+    "loggers": LOGGING["loggers"]
+    | {"gunicorn.error": {"handlers": ["console"], "level": "INFO", "propagate": False}},
 }
 
 

@@ -1,5 +1,6 @@
 """The two databases as a machine's mishaps meet them: stopped at once, started again, copied back."""
 
+import os
 import shutil
 import signal
 import sqlite3
@@ -96,6 +97,13 @@ class PostgreSQL:
         subprocess.run(command, check=True, capture_output=True, cwd=self._home, **self._who)
         assert self._process is not None
         self._process.wait(60)
+
+    def kill(self) -> None:
+        """SIGKILL to all of it, and a new start: only from the main thread."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(60)
+        self.start()
 
     def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
         with psycopg.connect(self.url.replace("postgres://", "postgresql://")) as connection:
