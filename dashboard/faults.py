@@ -31,9 +31,11 @@ def report_to(dsn: str, transport: type[Transport] | None = None) -> None:
 
 def composed(event: Event, hint: Hint) -> Event:
     """The event that leaves: an exception's class and places without its words, our own event's name, our ids."""
-    told: Event = {
-        name: event[name] for name in ("event_id", "timestamp", "level", "platform") if name in event
-    }  # type: ignore[literal-required,misc]
+    told: Event = {"level": event.get("level", "error")}
+    if "event_id" in event:
+        told["event_id"] = event["event_id"]
+    if "timestamp" in event:
+        told["timestamp"] = event["timestamp"]
     values: list[dict[str, Any]] = (event.get("exception") or {}).get("values", [])
     if values:
         told["exception"] = {"values": [_kind_and_place(each) for each in values]}

@@ -112,7 +112,7 @@ class Deployment(World):
     WORKERS = ("worker-1", "worker-2", "worker-3")
 
     def __init__(self, home: Path, database: PostgreSQL, *, people: int = 4) -> None:
-        self.home, self.database = home, database
+        self.home, self.database, self.server = home, database, database
         port, plain = free_port(), free_port()
         self._sockets = {name: socket.create_server(("127.0.0.1", 0), backlog=512) for name in self.WEBS}
         self.ports = {name: each.getsockname()[1] for name, each in self._sockets.items()}
@@ -138,7 +138,7 @@ class Deployment(World):
         self.ended_by_themselves: list[str] = []
         self.killed_from_outside = 0
         self._lock_payments = threading.Lock()
-        configuration = nginx_configuration(home, port=port, plain=plain, webs=tuple(self.ports.values()))  # type: ignore[arg-type]
+        configuration = nginx_configuration(home, port=port, plain=plain, webs=tuple(self.ports.values()))
         self._commands = (
             {name: command("refund-dashboard-web@.service") for name in self.WEBS}
             | {name: command("refund-dashboard-worker@.service") for name in self.WORKERS}
@@ -209,10 +209,8 @@ class Deployment(World):
         self.until(lambda: name in self._processes, f"{name} is started")
 
     def wait_until_up(self) -> None:
-        for name, port in self.ports.items():
-            self.until(
-                lambda port=port: self._answers(f"http://127.0.0.1:{port}/readyz"), f"{name} is up", 60
-            )
+        addresses = [f"http://127.0.0.1:{port}/readyz" for port in self.ports.values()]
+        self.until(lambda: all(map(self._answers, addresses)), "the web servers are up", 60)
         self.until(lambda: self._answers(f"{self.url}/readyz"), "nginx is up", 60)
 
     def _answers(self, url: str) -> bool:

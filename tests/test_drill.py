@@ -51,7 +51,7 @@ def test_ledger_is_smartpays_whichever_part_is_killed(site: Deployment) -> None:
         time.sleep(1.5)
         site.kill(name)
     time.sleep(1.5)
-    site.database.kill()
+    site.server.kill()
     site.wait_until_up()
     load.stop()
     load.end()
