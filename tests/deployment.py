@@ -275,5 +275,6 @@ class Load:
     def end(self) -> None:
         for each in self._threads:
             each.join(150)
-        assert self.wrong == []
+        for error in self.wrong:
+            raise error
         assert self.over
