@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -95,16 +94,13 @@ class Watching(requests.Session):
     def __init__(self, failed: Counter[str], answered: Counter[str]) -> None:
         super().__init__()
         self.failed, self.answered = failed, answered
-        self.slowest = 0.0  # seconds
 
     def request(self, method: Any, url: Any, *args: Any, **options: Any) -> requests.Response:
         options["timeout"] = (
             120  # less than nginx's: on a busy machine a start takes long, and nobody is turned away
         )
-        began = time.monotonic()
         try:
             answer = super().request(method, url, *args, **options)
-            self.slowest = max(self.slowest, time.monotonic() - began)
         except requests.RequestException as error:
             self.failed[f"{method} {type(error).__name__}"] += 1
             raise
