@@ -44,6 +44,7 @@ RIGHTS = {
     "refunds_order": Rights(
         add=True, change=But({"key", "order_id", "order_id_reversed", "captured", "refunded", "reserved"})
     ),
+    "refunds_fragment": Rights(add=True, remove=True),
     "refunds_payment": Rights(add=True, change=But({"id", "order_id", "currency", "refunded", "reserved"})),
     "refunds_smartpayrefund": Rights(add=True, change=But({"id", "payment_id"})),
     "refunds_synccursor": Rights(add=True, change=But({"collection"})),

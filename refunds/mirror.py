@@ -23,7 +23,7 @@ from django.db import connection, models, transaction
 from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Subquery, Sum, Value, When
 from django.db.models.functions import Coalesce
 
-from refunds import clock, smartpay
+from refunds import clock, fragments, smartpay
 from refunds.audit import storable
 from refunds.folding import fold
 from refunds.models import KEY_BITS, Evidence, Order, Payment, Refund, SmartpayRefund, SyncCursor
@@ -84,6 +84,7 @@ def record_orders(
             row.order_id: row
             for row in Order.objects.select_for_update().filter(order_id__in=by_id).order_by("key")
         }
+        before = {row.key: fragments.of(row) for row in rows.values()}
         keys = _mint_keys([order for order in by_id.values() if order.id not in rows])
         batch = _Batch(Order, read_at)
         for order in by_id.values():
@@ -97,6 +98,7 @@ def record_orders(
             )
             batch.add(row, _folded(row))
         changed = batch.write()
+        fragments.write((batch.rows[key] for key in changed), before)
         keys |= {row.order_id: row.key for row in rows.values()}
         changed |= _write_payments(payments, locked, keys=keys, read_at=read_at)
     return len(changed)

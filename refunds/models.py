@@ -9,6 +9,7 @@ import uuid
 from django.conf import settings
 from django.db import models
 from django.db.models import Case, F, Q, Value, When
+from django.db.models.functions import Substr
 from django.utils.translation import gettext_lazy as _
 
 # Note [Keys in time order]
@@ -21,6 +22,12 @@ KEY_BITS = 20  # enough until the year 2248
 # Searched text is compared by code point ("C" on PostgreSQL, named "BINARY" by the first migration so that both
 # databases know it by one name). Only then can a B-tree answer "begins with".
 BINARY = "BINARY"
+
+# Note [Fragments of names]
+# The middle of a name is found by a row for each place in it, which holds what follows: `中太郎` for 田中太郎. What is
+# rare is a short range of (text, key). What is frequent is met soon by whoever walks (start, key, text) from the newest
+# order on, a bounded way. Both indexes hold all that is asked of them, and both come in an order that is ours, which
+# the matches of a full-text index do not: those have to be gathered and sorted.
 
 # Note [Lock order]
 # Payments first (by id), then refunds, then the order: the triggers move a payment's counters after a refund's
@@ -165,6 +172,27 @@ class Order(models.Model):
     def get_refund_status_display(self) -> str:
         """In words; Django makes this for ordinary columns, not for generated ones."""
         return str(self.RefundStatus(self.refund_status).label)
+
+
+class Fragment(models.Model):
+    """Where a name, its kana or a mail is found by its middle. See Note [Fragments of names]; written by fragments.py only."""
+
+    pk = models.CompositePrimaryKey("text", "key")
+    text = models.CharField(max_length=256, db_collation=BINARY)
+    key = (
+        models.BigIntegerField()
+    )  # the order's; without a constraint, whose price each of its rows would pay
+    start = models.GeneratedField(
+        expression=Substr("text", 1, 2),
+        output_field=models.CharField(max_length=2, db_collation=BINARY),
+        db_persist=True,
+    )
+
+    class Meta:
+        indexes = (models.Index(fields=["start", "key", "text"], name="fragment_start"),)
+
+    def __str__(self) -> str:
+        return f"{self.key}"
 
 
 class Payment(models.Model):

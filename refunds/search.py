@@ -1,15 +1,17 @@
 """What was typed -> folded -> orders, newest first, by a bounded number of queries whatever the rows.
 
 Rows are found in tiers, each newest first. Tier 1: a column is exactly what was typed. Tier 2: a column begins with
-it, or the order id ends in it. Tier 3, for several words where neither found any: each word is, or begins, a column
-of its own. A page is filled from the first tier on; its cursor names the tier in which it ended. Nothing counts rows
-or skips them, and every branch of a tier is a range of an index that ends in the order's key (Note [Keys in time
-order] in models.py).
+it, or the order id ends in it. Tier 3: two characters or more stand within the name or its kana, or are the mail's
+domain (Note [Fragments of names] in models.py). Tier 4, for several words where none of these found any: each word is, or
+begins, a column of its own, or is the mail's domain. A page is filled from the first tier on, and a tier is asked only
+where those before it do not fill the page; its cursor names the tier in which it ended. Nothing counts rows or skips
+them, and every branch of a tier is a range of an index that ends in the order's key (Note [Keys in time order] there).
+Where a bound on the work left something out, the result says that it is partial.
 """
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol, Self
@@ -23,7 +25,9 @@ from refunds.mirror import first_key
 from refunds.models import Order
 
 PAGE = 50  # orders
-CANDIDATES = 2000  # orders that a branch of tiers 2 and 3 may bring; beyond them the answer is partial
+CANDIDATES = 1000  # orders that a branch of tiers 2 to 4 may bring in another order than ours
+WALK = 5000  # fragments looked at, from the newest on, where more than those candidates would match
+SHORTEST_FRAGMENT = 2  # characters: an index of single ones would find too much
 SHORTEST_TAIL = 4  # characters of the end of an order id; fewer would match by accident
 SHORTEST_WHOLE_ID = (
     16  # characters after the prefix; Smartpay's have 21 or 22, and a shorter one may be a beginning
@@ -112,6 +116,7 @@ def whole_order_id(text: str) -> str | None:
 
 # --- What was typed -----------------------------------------------------------------------------------------
 
+_DOMAIN = re.compile(r"@[0-9a-z.-]+|[0-9a-z-]+(?:\.[0-9a-z-]+)+")
 _ID = re.compile(r"(?:order|payment|refund)_(?:test|live)_[0-9A-Za-z]+")
 _ORDER_ID_BEGUN = re.compile(r"order_(?:test|live)_[0-9A-Za-z]+")
 _TAIL = re.compile(rf"[0-9a-z]{{{SHORTEST_TAIL},}}")
@@ -146,6 +151,11 @@ class _Needle:
     def is_tail(self) -> bool:
         return _TAIL.fullmatch(self.folded) is not None
 
+    @property
+    def domain(self) -> str:
+        """`@example.jp` where this is a domain with or without its sign, else ""."""
+        return "@" + self.folded.removeprefix("@") if _DOMAIN.fullmatch(self.folded) else ""
+
     def parameters(self, name: str) -> dict[str, str]:
         return {
             name: self.folded,
@@ -154,6 +164,7 @@ class _Needle:
             f"{name}_typed_to": self.typed + LAST,
             f"{name}_tail": self.folded[::-1],
             f"{name}_tail_to": self.folded[::-1] + LAST,
+            f"{name}_domain": self.domain,
         }
 
     def whole(self, name: str) -> list[str]:
@@ -170,8 +181,19 @@ class _Needle:
             ranges.append((column, f"{column} >= %({name}_tail)s AND {column} <= %({name}_tail_to)s"))
         return ranges
 
+    def fits(self, name: str) -> str:
+        """A condition for rows at hand: a column is this, or begins with it, or the mail is of this domain."""
+        rules = [*self.whole(name), *(rule for _column, rule in self.begins(name))]
+        if self.domain:
+            start = f"length(email_folded) - length(%({name}_domain)s) + 1"
+            rules.append(f"substr(email_folded, {start}) = %({name}_domain)s")
+        return _either(rules)
+
     def labels(self, order: Order) -> list[str]:
-        """In words, what of the order is this or begins with it."""
+        """In words, what of the order is this, begins with it or, failing those, holds it."""
+        return self._labels(order, str.startswith) or self._labels(order, str.__contains__)
+
+    def _labels(self, order: Order, holds: Callable[[str, str], bool]) -> list[str]:
         found = []
         for label, columns in (
             (_("お客様名"), NAMES),
@@ -179,7 +201,7 @@ class _Needle:
             (_("メールアドレス"), ("email_folded",)),
             (_("ショップ注文番号"), ("reference_folded",)),
         ):
-            if any(getattr(order, column).startswith(self.folded) for column in columns):
+            if any(holds(getattr(order, column), self.folded) for column in columns):
                 found.append(label)
         if (
             order.order_id == self.typed
@@ -223,17 +245,21 @@ class _Query:
                 tuple((rule, column) for column, rule in begins), f"NOT {_either(whole)}", parameters
             ),
         ]
-        if self.words:
+        if len(self.whole.folded) >= SHORTEST_FRAGMENT:
+            found = _either([*whole, *(rule for _column, rule in begins)])
+            tiers.append(_Within(self.whole, f"NOT {found}", parameters))
+        if self.words and not all(word.domain for word in self.words):
             # Candidates come from one word, the others filter them: the longest word is the rarest, as a rule.
-            first, *others = sorted(self.words, key=lambda word: len(word.folded), reverse=True)
+            first, *others = sorted(
+                self.words, key=lambda word: (not word.domain, len(word.folded)), reverse=True
+            )
             parameters |= first.parameters("first")
             branches = [(rule, "") for rule in first.whole("first")]
             branches += [(rule, column) for column, rule in first.begins("first")]
             fits = []
             for number, word in enumerate(others):
                 parameters |= word.parameters(f"other{number}")
-                rules = word.begins(f"other{number}")
-                fits.append(_either([*word.whole(f"other{number}"), *(rule for _column, rule in rules)]))
+                fits.append(word.fits(f"other{number}"))
             tiers.append(_Candidates(tuple(branches), " AND ".join(fits), parameters, last_resort=True))
         return tiers
 
@@ -255,11 +281,21 @@ def _either(conditions: Sequence[str]) -> str:
 # --- Tiers: what to look for -> keys ------------------------------------------------------------------------
 
 
+class _Rules(NamedTuple):
+    """The filters as conditions: on the key alone, and on the order's other columns."""
+
+    key: str
+    rest: str
+
+    def __str__(self) -> str:
+        return f"{self.key} AND {self.rest}"
+
+
 class _Tier(Protocol):
     @property
     def last_resort(self) -> bool: ...
 
-    def keys(self, rules: str, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
+    def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
         """Return the first `%(limit)s` keys in that order among the orders that meet the rules, and whether partial."""
         ...
 
@@ -272,10 +308,10 @@ class _Exact:
     parameters: dict[str, Any]
     last_resort: bool = False
 
-    def keys(self, rules: str, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
+    def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
         return [key for (key,) in _rows(self.sql(rules, order), self.parameters | parameters)], False
 
-    def sql(self, rules: str, order: str) -> str:
+    def sql(self, rules: _Rules, order: str) -> str:
         branches = " UNION ".join(
             "SELECT key FROM (SELECT key FROM refunds_order "  # noqa: S608  (conditions are ours; values are parameters)
             f"WHERE {branch} AND {rules} ORDER BY key {order} LIMIT %(limit)s) AS branch{number}"
@@ -298,12 +334,12 @@ class _Candidates:
     parameters: dict[str, Any]
     last_resort: bool = False
 
-    def keys(self, rules: str, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
+    def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
         rows = _rows(self.sql(rules, order), self.parameters | parameters | {"candidates": CANDIDATES})
         keys = sorted((key for key, is_order in rows if is_order), reverse=order == "DESC")
         return keys, len(keys) < len(rows)
 
-    def sql(self, rules: str, order: str) -> str:
+    def sql(self, rules: _Rules, order: str) -> str:
         # The candidates carry what the rules need: joined to the orders instead, PostgreSQL may walk all of them.
         branches = " UNION ALL ".join(
             f"SELECT * FROM (SELECT {number} AS branch, key, status, refund_status, {self.fits} AS fits "  # noqa: S608
@@ -318,15 +354,69 @@ class _Candidates:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Within:
+    """Fragments that begin with the needle: all of them where they are few, else the newest of those walked past.
+
+    without: what else an order has to meet; it is asked once an order, and never chooses the way.
+    """
+
+    needle: _Needle
+    without: str
+    parameters: dict[str, Any]
+    last_resort: bool = False
+
+    def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
+        domain = self.needle.domain
+        text = domain or self.needle.folded
+        values = self.parameters | parameters
+        values |= {
+            "start": text[:2],
+            "text": text,
+            "text_to": text if domain and text != self.needle.folded else text + LAST,
+            "candidates": CANDIDATES,
+            "walk": WALK,
+        }
+        matches = "text >= %(text)s AND text <= %(text_to)s"
+        if not _more_than("candidates", f"refunds_fragment WHERE {matches}", values):
+            near = f"SELECT key FROM refunds_fragment WHERE {matches} AND {rules.key}"  # noqa: S608
+            return self._page(near, rules, order, values), False
+        newest = (
+            f"SELECT key, text FROM refunds_fragment WHERE start = %(start)s AND {rules.key} "  # noqa: S608
+            f"ORDER BY key {order} LIMIT %(walk)s + 1"
+        )
+        walked = f"({newest}) AS walked"
+        near = f"SELECT key FROM {walked} WHERE {matches} ORDER BY key {order} LIMIT %(candidates)s"  # noqa: S608
+        keys = self._page(near, rules, order, values)
+        if len(keys) == values["limit"]:
+            return keys, False
+        cut = _more_than("walk", walked, values)
+        return keys, cut or _more_than("candidates", f"{walked} WHERE {matches}", values)
+
+    def _page(self, near: str, rules: _Rules, order: str, values: dict[str, Any]) -> list[int]:
+        # One look at each order, by its key. As a join, PostgreSQL may walk all orders beside the few.
+        fits = f"SELECT TRUE FROM refunds_order WHERE key = near.key AND {rules.rest} AND {self.without}"  # noqa: S608
+        sql = (
+            f"WITH near AS MATERIALIZED ({near}) SELECT DISTINCT key FROM near WHERE ({fits}) "  # noqa: S608
+            f"ORDER BY key {order} LIMIT %(limit)s"
+        )
+        return [key for (key,) in _rows(sql, values)]
+
+
+def _more_than(bound: str, rows: str, values: dict[str, Any]) -> bool:
+    sql = f"SELECT sum(1) FROM (SELECT 1 FROM {rows} LIMIT %({bound})s + 1) AS counted"  # noqa: S608
+    return bool(((_rows(sql, values) or [(0,)])[0][0] or 0) > values[bound])
+
+
 def _rows(sql: str, parameters: dict[str, Any]) -> list[Any]:
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
         return list(cursor.fetchall())
 
 
-def _rules(filters: Filters) -> tuple[str, dict[str, Any]]:
-    """The filters as one condition on key, status and refund_status."""
+def _rules(filters: Filters) -> tuple[_Rules, dict[str, Any]]:
     rules: list[str] = []
+    keys: list[str] = []
     parameters: dict[str, Any] = {}
     if filters.status != ANY_STATUS:
         statuses = STATUSES.get(filters.status, (filters.status,)) if filters.status else Order.UNPAID
@@ -338,12 +428,12 @@ def _rules(filters: Filters) -> tuple[str, dict[str, Any]]:
         rules.append("refund_status = %(refund_status)s")
         parameters["refund_status"] = filters.refund_status
     if filters.period_from:
-        rules.append("key >= %(period_from)s")
+        keys.append("key >= %(period_from)s")
         parameters["period_from"] = first_key(filters.period_from)
     if filters.period_to:
-        rules.append("key < %(period_to)s")
+        keys.append("key < %(period_to)s")
         parameters["period_to"] = first_key(filters.period_to)
-    return " AND ".join(rules) or "TRUE", parameters
+    return _Rules(" AND ".join(keys) or "TRUE", " AND ".join(rules) or "TRUE"), parameters
 
 
 # --- Pages --------------------------------------------------------------------------------------------------
@@ -360,7 +450,7 @@ class _Place(NamedTuple):
         return f"{'n' if self.newer else 'o'}{self.tier}.{self.key:x}"
 
 
-_CURSOR = re.compile(r"([no])([0-2])\.([0-7]?[0-9a-f]{1,15})")
+_CURSOR = re.compile(r"([no])([0-3])\.([0-7]?[0-9a-f]{1,15})")
 START = _Place(newer=False, tier=0, key=2**63 - 1)
 
 
@@ -400,9 +490,8 @@ def _from(
     for number in range(place.tier, -1, -1) if place.newer else range(place.tier, len(tiers)):
         if number >= len(tiers) or len(found) == limit or (tiers[number].last_resort and found):
             continue
-        bounded = (
-            f"{rules} AND key {'>' if place.newer else '<'} %(place)s" if number == place.tier else rules
-        )
+        beside = f"{rules.key} AND key {'>' if place.newer else '<'} %(place)s"
+        bounded = rules._replace(key=beside) if number == place.tier else rules
         keys, cut = tiers[number].keys(
             bounded,
             "ASC" if place.newer else "DESC",
