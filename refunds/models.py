@@ -175,7 +175,7 @@ class Order(models.Model):
 
 
 class Fragment(models.Model):
-    """Where a name, its kana or a mail is found by its middle. See Note [Fragments of names]; written by fragments.py only."""
+    """Where a name, its kana or a mail is found by its middle. Note [Fragments of names]; written by fragments.py."""
 
     pk = models.CompositePrimaryKey("text", "key")
     text = models.CharField(max_length=256, db_collation=BINARY)

@@ -2,7 +2,7 @@
 
 Rows are found in tiers, each newest first. Tier 1: a column is exactly what was typed. Tier 2: a column begins with
 it, or the order id ends in it. Tier 3: two characters or more stand within the name or its kana, or are the mail's
-domain (Note [Fragments of names] in models.py). Tier 4, for several words where none of these found any: each word is, or
+domain: Note [Fragments of names] in models.py. Tier 4, where none of these found any of several words: each word is, or
 begins, a column of its own, or is the mail's domain. A page is filled from the first tier on, and a tier is asked only
 where those before it do not fill the page; its cursor names the tier in which it ended. Nothing counts rows or skips
 them, and every branch of a tier is a range of an index that ends in the order's key (Note [Keys in time order] there).

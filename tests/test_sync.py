@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 
 from dashboard.models import User
 from refunds import mirror, services, smartpay
-from refunds.models import Evidence, Order, Payment, Refund, SmartpayRefund, SyncCursor
+from refunds.models import Evidence, Fragment, Order, Payment, Refund, SmartpayRefund, SyncCursor
 from tests.sandbox import ROOT, Sandbox
 from tests.test_mirror import CREATED, ledger_row, order_of, payment_of, refund_of, session_of
 
@@ -131,7 +131,7 @@ def test_a_scan_killed_at_a_page_goes_on_there_and_ends_alike(
     assert sum(pages(resumed).values()) == 33 - len(read) + len(read) // 15  # a list that was done is swept
     disturbed = picture()
 
-    for model in (SmartpayRefund, Payment, Order, SyncCursor):
+    for model in (SmartpayRefund, Payment, Order, Fragment, SyncCursor):
         model.objects.all().delete()
     mirror.sync(client, observe=services.observe_refund)
     assert disturbed == picture()
