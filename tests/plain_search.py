@@ -5,6 +5,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
+from refunds import search
 from refunds.folding import fold
 from refunds.models import Order
 
@@ -98,6 +99,19 @@ class Plain:
     def found(self, text: str) -> list[str]:
         """The ids that a search has to show, in order."""
         return [self.ids[row] for tier in self.tiers(text) for row in sorted(tier)] if fold(text) else []
+
+
+def is_right(plain: Plain, text: str, limit: int) -> tuple[bool, bool]:
+    """Whether the first two pages are as they have to be, and whether one says that it is partial."""
+    first = search.find(text, limit=limit)
+    second = search.find(text, limit=limit, cursor=first.older) if first.older else search.Result([])
+    got = [order.order_id for order in (*first.orders, *second.orders)]
+    expected = plain.found(text)
+    partial = first.partial or second.partial
+    right = (
+        set(got) <= set(expected) and len(got) == len(set(got)) if partial else got == expected[: 2 * limit]
+    )
+    return right and all(order.matched for order in first.orders), partial
 
 
 def draw_query(draw: random.Random, rows: Sequence[Order]) -> str:

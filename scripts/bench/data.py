@@ -22,7 +22,9 @@ BEGIN = datetime(2023, 11, 1, tzinfo=UTC)
 SPAN = timedelta(days=3 * 365)
 AT_ONCE = 20_000  # rows
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-STATUSES = ["succeeded"] * 80 + ["rejected"] * 6 + ["requires_authorization"] * 6 + ["canceled"] * 4 + ["failed"] * 4
+STATUSES = (
+    ["succeeded"] * 80 + ["rejected"] * 6 + ["requires_authorization"] * 6 + ["canceled"] * 4 + ["failed"] * 4
+)
 
 
 def orders(count: int) -> Iterator[Any]:
@@ -43,7 +45,7 @@ def orders(count: int) -> Iterator[Any]:
 
     for number in range(count):
         draws = Draws(1, b"bench", number)
-        created_at = BEGIN + SPAN * number / count
+        created_at = BEGIN + SPAN / count * number
         order_id = "order_test_" + "".join(draw.choices(ALPHABET, k=22))
         row = Order(
             key=mirror.first_key(created_at) | draw.getrandbits(20),
@@ -88,7 +90,10 @@ def fill(count: int) -> None:
 
     def write() -> None:
         put(Order, batch)
-        put(Fragment, [Fragment(text=text, key=row.key) for row in batch for text in sorted(fragments.of(row))])
+        put(
+            Fragment,
+            [Fragment(text=text, key=row.key) for row in batch for text in sorted(fragments.of(row))],
+        )
         put(
             Payment,
             [
@@ -127,7 +132,8 @@ def put(model: type[Model], rows: Iterable[Any]) -> None:
     fields = [field for field in model._meta.concrete_fields if not field.generated]
     columns = ", ".join(str(field.column) for field in fields)
     values = (
-        tuple(field.get_db_prep_save(getattr(row, field.attname), connection) for field in fields) for row in rows
+        tuple(field.get_db_prep_save(getattr(row, field.attname), connection) for field in fields)
+        for row in rows
     )
     with transaction.atomic(), connection.cursor() as cursor:
         if connection.vendor == "postgresql":
