@@ -38,6 +38,22 @@ KANA = ("family_kana_folded", "given_kana_folded", "kana_folded", "kana_turned_f
 WHOLE = (*NAMES, *KANA, "email_folded", "reference_folded")
 # Full names begin as family names do, and turned ones as given names: those need no branch of their own.
 BEGINNING = tuple(column for column in WHOLE if column not in {*NAMES[:2], *KANA[:2]})
+# What lists and files show of an order, and what tells of a found one why it was found: the rest stays unread.
+SHOWN = (
+    "order_id",
+    "reference",
+    "amount",
+    "currency",
+    "status",
+    "refund_status",
+    "created_at",
+    "family_name",
+    "given_name",
+    "email",
+    "captured",
+    "refunded",
+)
+LOOKED_IN = (*WHOLE, "order_id_reversed")
 LAST = "\U0010ffff"  # nothing sorts after it: what begins with q lies between q and q + LAST
 
 ANY_STATUS = "any"
@@ -93,7 +109,7 @@ def find(text: str, *, filters: Filters = Filters(), cursor: str = "", limit: in
     """
     query = _Query.of(text)
     tiers = query.tiers()
-    result = _page(tiers, filters, cursor, limit, unfiltered=tiers)
+    result = _page(tiers, filters, cursor, limit, unfiltered=tiers, columns=SHOWN + LOOKED_IN)
     for order in result.orders:
         order.matched = query.matched(order)
     return result
@@ -460,7 +476,13 @@ def _place(cursor: str) -> _Place:
 
 
 def _page(
-    tiers: Sequence[_Tier], filters: Filters, cursor: str, limit: int, *, unfiltered: Sequence[_Tier]
+    tiers: Sequence[_Tier],
+    filters: Filters,
+    cursor: str,
+    limit: int,
+    *,
+    unfiltered: Sequence[_Tier],
+    columns: tuple[str, ...] = SHOWN,
 ) -> Result:
     place = _place(cursor)
     found, partial = _from(place, tiers, filters, limit + 1)
@@ -469,7 +491,7 @@ def _page(
         place = START
         found, partial = _from(place, tiers, filters, limit + 1)
     shown = found[limit - 1 :: -1] if place.newer else found[:limit]
-    rows = Order.objects.defer("description", "line_items").in_bulk([key for _tier, key in shown])
+    rows = Order.objects.only(*columns).in_bulk([key for _tier, key in shown])
     hidden = not found and bool(_from(START, unfiltered, Filters(status=ANY_STATUS), 1)[0])
     return Result(
         orders=[rows[key] for _tier, key in shown],

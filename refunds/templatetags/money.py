@@ -1,4 +1,4 @@
-"""What pages say often: an amount, a shortened id, how long ago."""
+"""What pages say often: an amount, a shortened id, a minute, how long ago."""
 
 from datetime import datetime
 from typing import Literal
@@ -35,6 +35,12 @@ def short_id(value: object) -> str:
     if len(text) - start <= 2 * SHORT_ID + 1:
         return text
     return f"{text[: start + SHORT_ID]}…{text[-SHORT_ID:]}"
+
+
+@register.filter
+def minute(moment: datetime) -> str:
+    """`2026/11/22 18:20`, the same in both languages. A tenth of the price of `date`, which a long list pays."""
+    return f"{timezone.localtime(moment):%Y/%m/%d %H:%M}"
 
 
 @register.filter
