@@ -169,7 +169,7 @@ class Order(models.Model):
     def customer_kana(self) -> str:
         return f"{self.family_kana} {self.given_kana}".strip()
 
-    def get_status_display(self) -> str:
+    def get_status_display(self) -> str:  # type: ignore[no-redef]
         """In words; Smartpay's own where it has a new one. Django's makes a table of all of them for every row."""
         return str(self.Status(self.status).label) if self.status in self.Status else self.status
 

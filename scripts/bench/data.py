@@ -4,7 +4,6 @@ Orders of three years, drawn alike for every database, with names as the sandbox
 own bulk statement, without guards and search indexes; both stand again before anything is measured.
 """
 
-import json
 import random
 import sys
 from collections.abc import Iterable, Iterator
@@ -29,11 +28,11 @@ STATUSES = (
 
 def orders(count: int) -> Iterator[Any]:
     """Orders as the mirror would hold them, oldest first."""
-    from refunds import mirror  # noqa: PLC0415  (after django.setup())
-    from refunds.folding import fold  # noqa: PLC0415
-    from refunds.models import Order  # noqa: PLC0415
-    from refunds.sandbox import names  # noqa: PLC0415
-    from refunds.sandbox.draws import Draws  # noqa: PLC0415
+    from refunds import mirror
+    from refunds.folding import fold
+    from refunds.models import Order
+    from refunds.sandbox import names
+    from refunds.sandbox.draws import Draws
 
     draw = random.Random(count)  # noqa: S311
     known: dict[str, str] = {}
@@ -77,8 +76,8 @@ def orders(count: int) -> Iterator[Any]:
 
 
 def fill(count: int) -> None:
-    from refunds import fragments  # noqa: PLC0415
-    from refunds.models import Fragment, Order, Payment  # noqa: PLC0415
+    from refunds import fragments
+    from refunds.models import Fragment, Order, Payment
 
     guards = import_module("refunds.migrations.0002_guards")
     indexes = [(model, index) for model in (Order, Fragment) for index in model._meta.indexes]

@@ -9,12 +9,12 @@ import django
 
 def main() -> None:
     django.setup()
-    from django.conf import settings  # noqa: PLC0415  (after django.setup())
-    from django.contrib.auth.models import Group  # noqa: PLC0415
-    from django.test import Client  # noqa: PLC0415
+    from django.conf import settings
+    from django.contrib.auth.models import Group
+    from django.test import Client
 
-    from dashboard.models import User  # noqa: PLC0415
-    from refunds.models import Order  # noqa: PLC0415
+    from dashboard.models import User
+    from refunds.models import Order
 
     person, _new = User.objects.get_or_create(username="bench", defaults={"name": "測定 太郎"})
     person.groups.set(Group.objects.filter(name="operator"))

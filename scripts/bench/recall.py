@@ -44,8 +44,8 @@ def run(server: str, environment: dict[str, str]) -> Recalled:
 
 def main() -> None:
     django.setup()
-    from refunds.models import Order  # noqa: PLC0415  (after django.setup())
-    from tests.plain_search import Plain, draw_query, is_right  # noqa: PLC0415
+    from refunds.models import Order
+    from tests.plain_search import Plain, draw_query, is_right
 
     rows = list(Order.objects.exclude(status__in=Order.UNPAID))
     plain, draw = Plain(rows), random.Random(20261123)  # noqa: S311

@@ -72,7 +72,7 @@ class Plain(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic when it 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return True
 
-    has_module_permission = has_view_permission  # type: ignore[assignment]
+    has_module_permission = has_view_permission
 
 
 class Staff(admin.AdminSite):
@@ -82,7 +82,7 @@ class Staff(admin.AdminSite):
 
 site = Staff(name="bench_admin")
 site.register(Order, Plain)
-limits.LIMITED |= {name: limits.LISTS for name in ("floor", "fifty", "bench_admin:refunds_order_changelist")}
+limits.LIMITED |= dict.fromkeys(("floor", "fifty", "bench_admin:refunds_order_changelist"), limits.LISTS)
 urlpatterns = [
     path("bench/floor/", floor, name="floor"),
     path("bench/fifty/<str:searched>/", fifty, name="fifty"),
