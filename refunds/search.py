@@ -403,9 +403,14 @@ class _Within:
         )
         walked = f"({newest}) AS walked"
         near = f"SELECT key FROM {walked} WHERE {matches} ORDER BY key {order} LIMIT %(candidates)s"  # noqa: S608
-        keys = self._page(near, rules, order, values)
-        if len(keys) == values["limit"]:
-            return keys, False
+        keys: list[int] = []
+        for most in (
+            4 * values["limit"],
+            CANDIDATES,
+        ):  # the few fill the page, but where a filter leaves few of them
+            keys = self._page(near, rules, order, values | {"candidates": min(most, CANDIDATES)})
+            if len(keys) == values["limit"]:
+                return keys, False
         cut = _more_than("walk", walked, values)
         return keys, cut or _more_than("candidates", f"{walked} WHERE {matches}", values)
 
