@@ -264,6 +264,7 @@ def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[I
         for row in rows.order_by("key"):
             by_id[row.order_id] = row
             by_reference.setdefault(row.reference_folded, []).append(row)
+        before = {row.key: fragments.of(row) for row in by_id.values()}
         differing: dict[int, set[str]] = {}
         fates = []
         for one in named:
@@ -285,6 +286,7 @@ def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[I
             columns = set().union(*differing.values())
             if changed:
                 Order.objects.bulk_update(changed, sorted(columns))
+                fragments.write(changed, before)
     return fates
 
 
@@ -329,10 +331,13 @@ def forget_customers(limit: int = 500) -> int:
         column: "" for column in ("customer_source", *CUSTOMER, *FOLDED) if column != "reference_folded"
     }
     with transaction.atomic():
-        keys = list(
-            outdated_customers().select_for_update().order_by("key").values_list("key", flat=True)[:limit]
-        )
-        return Order.objects.filter(key__in=keys).update(**emptied) if keys else 0
+        rows = list(outdated_customers().select_for_update().order_by("key")[:limit])
+        before = {row.key: fragments.of(row) for row in rows}
+        for row in rows:
+            _put(row, emptied)
+        Order.objects.filter(key__in=before).update(**emptied)
+        fragments.write(rows, before)
+    return len(rows)
 
 
 def first_key(moment: datetime) -> int:

@@ -183,9 +183,8 @@ class Fragment(models.Model):
 
     pk = models.CompositePrimaryKey("text", "key")
     text = models.CharField(max_length=256, db_collation=BINARY)
-    key = (
-        models.BigIntegerField()
-    )  # the order's; without a constraint, whose price each of its rows would pay
+    # The order's; without a constraint, whose price each of its rows would pay.
+    key = models.BigIntegerField()
     start = models.GeneratedField(
         expression=Substr("text", 1, 2),
         output_field=models.CharField(max_length=2, db_collation=BINARY),

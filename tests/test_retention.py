@@ -10,7 +10,7 @@ from django.forms.models import model_to_dict
 
 from dashboard.models import User
 from refunds import mirror, retention, search, services, smartpay
-from refunds.models import AuditEntry, Order, Refund, Search
+from refunds.models import AuditEntry, Fragment, Order, Refund, Search
 from tests.conftest import make_order, sign_in
 from tests.sandbox import Sandbox
 from tests.test_services import mirrored, refund
@@ -59,6 +59,7 @@ def test_names_and_mails_of_old_orders_go_and_everything_else_stays(db: None, se
     assert entry["orders"] == 1
     assert "田中" not in str(entry)
     assert search.find("田中").orders == [young]
+    assert set(Fragment.objects.values_list("key", flat=True)) == {young.key}
     assert search.find(old.order_id, filters=search.Filters(status="any")).orders == [old]
 
 
