@@ -181,6 +181,26 @@ ORDERS_PER_HOUR = limit("ORDERS_PER_HOUR", "600")  # of a person: orders opened
 REFUND_FORMS_PER_HOUR = limit("REFUND_FORMS_PER_HOUR", "300")  # of a person
 SIGN_INS_PER_HOUR = limit("SIGN_INS_PER_HOUR", "600")  # of an address: a whole office may share one
 
+# --- Mail: to whoever asked for a refund, once it is no longer 結果不明; none without EMAIL_URL ------------------
+MAILERS: dict[str, dict[str, Any]] = {}
+EMAIL_FROM = env.str("EMAIL_FROM", default="")
+SITE_URL = env.str("SITE_URL", default="").rstrip("/")  # what the links in it begin with
+if env.str("EMAIL_URL", default=""):
+    _mail = env.email_url("EMAIL_URL")
+    if not (EMAIL_FROM and urlsplit(SITE_URL).netloc):
+        raise ImproperlyConfigured("EMAIL_URL needs EMAIL_FROM and SITE_URL.")
+    MAILERS["default"] = {"BACKEND": _mail["EMAIL_BACKEND"]}
+    if _mail["EMAIL_BACKEND"].endswith(".smtp.EmailBackend"):
+        MAILERS["default"]["OPTIONS"] = {
+            "host": _mail["EMAIL_HOST"],
+            "port": _mail["EMAIL_PORT"] or 25,
+            "username": _mail["EMAIL_HOST_USER"] or "",
+            "password": _mail["EMAIL_HOST_PASSWORD"] or "",
+            "use_tls": _mail.get("EMAIL_USE_TLS", False),
+            "use_ssl": _mail.get("EMAIL_USE_SSL", False),
+            "timeout": 10,  # seconds
+        }
+
 # --- The door -----------------------------------------------------------------------------------------------
 _issuer = urlsplit(OIDC_ISSUER)
 SECURE_CSP = {

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import timedelta
 from ipaddress import ip_address
 from typing import Any
 
@@ -22,6 +23,10 @@ from django.http import HttpRequest, HttpResponse
 from dashboard.models import User
 from refunds import clock
 from refunds.models import AuditEntry, Order, Payment, Refund
+
+DONE = AuditEntry.Outcome.DONE
+OPENED = (AuditEntry.Action.ORDER_VIEWED, AuditEntry.Action.REFUND_REQUESTED)
+OTHERS_LOOKED_AT = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,21 @@ def record(
     entry.text = canonical(entry)
     entry.save(force_insert=True)
     return entry
+
+
+def others_at(order: Order, person: User, *, since: timedelta) -> list[AuditEntry]:
+    """Who else opened the order or asked for a refund of it within this time: the last entry of each, the latest first.
+
+    Among the order's newest OTHERS_LOOKED_AT entries, so that one that is opened all day costs no more.
+    """
+    newest = AuditEntry.objects.filter(order_id=order.order_id).order_by("-id")
+    latest: dict[int, AuditEntry] = {}
+    for entry in newest.select_related("actor")[:OTHERS_LOOKED_AT]:
+        if entry.at < clock.now() - since:
+            break
+        if entry.actor_id not in (None, person.pk) and entry.action in OPENED and entry.outcome == DONE:
+            latest.setdefault(entry.actor_id, entry)
+    return list(latest.values())
 
 
 def storable(value: Any) -> Any:

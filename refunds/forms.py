@@ -4,6 +4,7 @@ import re
 import unicodedata
 from datetime import date, datetime, time, timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 from django import forms
 from django.db.models import QuerySet
@@ -254,7 +255,8 @@ class PeriodForm(forms.Form):
 class OrderFilterForm(PeriodForm):
     """The filters of 注文一覧; they live in the URL."""
 
-    field_order = ("search", "status", "refund_status", "period")
+    FILTERS = ("status", "refund_status", "period")
+    field_order = ("search", *FILTERS)
 
     search = forms.CharField(required=False, widget=forms.HiddenInput, max_length=22)
     status = forms.ChoiceField(
@@ -279,6 +281,22 @@ class OrderFilterForm(PeriodForm):
             refund_status=self.cleaned_data.get("refund_status", ""),
             period_from=self.since(),
         )
+
+
+class SavedSearchForm(OrderFilterForm):
+    """保存した検索: the filters as they are set, and a name for them."""
+
+    name = PlainText(label=_("名前"), limit=40, error_messages={"required": _("名前を入力してください。")})
+
+    def clean(self) -> dict[str, Any]:
+        data: dict[str, Any] = self.cleaned_data
+        if not self.errors and not any(data[name] for name in ("search", *self.FILTERS)):
+            raise forms.ValidationError(_("保存する条件がありません。"))
+        return data
+
+    def as_address(self) -> str:
+        """The filters as they stand in the address of 注文一覧, without the search. Only of a valid form."""
+        return urlencode({name: self.cleaned_data[name] for name in self.FILTERS if self.cleaned_data[name]})
 
 
 FILTERED_AMOUNT = {

@@ -81,6 +81,8 @@ RIGHTS = {
     # The trail: an entry is sealed, and nothing else ever happens to it.
     "refunds_auditentry": Rights(add=True, change=("seal", "previous_seal")),
     "refunds_search": Rights(add=True, remove=True),
+    "refunds_savedsearch": Rights(add=True, change=("search_id", "filters"), remove=True),
+    "refunds_notice": ADD,
     # People, as the identity provider tells at each sign-in. What a role may do is written by the migration alone.
     "dashboard_user": Rights(add=True, change=("name", "email", "is_staff", "is_superuser", "last_login")),
     "dashboard_user_groups": Rights(add=True, remove=True),

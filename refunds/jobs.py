@@ -24,7 +24,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from dashboard import sso
-from refunds import clock, mirror, reconciling, retention, sealing, services, smartpay
+from refunds import clock, mirror, notices, reconciling, retention, sealing, services, smartpay
 from refunds.models import JobRun
 
 log = structlog.get_logger(__name__)
@@ -82,6 +82,7 @@ JOBS = [
     Job("sweep_all", _("すべての注文の読み取り"), sweep_all, "*/10 * * * *", "mirror"),
     Job("seal", _("監査記録の封印"), seal, "* * * * * */5", "trail"),
     Job("expire_requests", _("承認待ちの期限切れ"), services.expire_requests, "* * * * *", "requests"),
+    Job("notices", _("確定の知らせ"), notices.send_due, "* * * * * */30", "notices"),
     Job("reconcile", _("照合"), reconciling.reconcile_due, "*/10 * * * *", "reconcile"),
     Job("prune_personal_data", _("個人情報の削除"), retention.prune, "5 * * * *", "personal data"),
     Job("prune_sessions", _("終わったセッションの削除"), sso.prune, "15 * * * *", "sessions"),

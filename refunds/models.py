@@ -958,6 +958,52 @@ class Search(models.Model):
         return self.id  # never the text: this ends up in logs and titles
 
 
+class SavedSearch(models.Model):
+    """保存した検索: filters of 注文一覧, and the search they narrow, under a name of the person's own."""
+
+    MOST = 20  # of a person
+
+    person = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.CASCADE,
+        related_name="saved_searches",
+        verbose_name=_("利用者"),
+        db_index=False,
+    )
+    name = models.CharField(_("名前"), max_length=40)
+    # PROTECT: what was typed lives as long as it is saved.
+    search = models.ForeignKey(
+        Search, on_delete=models.PROTECT, null=True, blank=True, related_name="saved", verbose_name=_("検索")
+    )
+    # As they stand in the address: choices and nothing that was typed.
+    filters = models.CharField(_("条件"), max_length=200, blank=True, default="")
+
+    class Meta:
+        verbose_name = _("保存した検索")
+        verbose_name_plural = _("保存した検索")
+        ordering = ("name",)
+        constraints = (models.UniqueConstraint(fields=["person", "name"], name="savedsearch_one_of_a_name"),)
+
+    def __str__(self) -> str:
+        return str(self.pk)  # never the name: it may be a customer's
+
+
+class Notice(models.Model):
+    """A mail to whoever asked for a refund, that it is no longer 結果不明. Written before it leaves: one at most."""
+
+    refund = models.OneToOneField(
+        Refund, on_delete=models.PROTECT, primary_key=True, related_name="notice", verbose_name=_("返金")
+    )
+    at = models.DateTimeField(_("日時"))
+
+    class Meta:
+        verbose_name = _("確定の知らせ")
+        verbose_name_plural = _("確定の知らせ")
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+
 class AuditEntry(models.Model):
     """Who did what to what. Inserted, sealed once by the worker, never changed: triggers refuse everything else.
 

@@ -4,12 +4,11 @@ Orders, payments, refunds and the trail stay. mirror.py keeps a later reading fr
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 
-from refunds import audit, clock, mirror
-from refunds.models import Search
+from django.db.models import Q
 
-SEARCHES_KEPT = timedelta(days=30)
+from refunds import audit, clock, mirror, search
+from refunds.models import SavedSearch, Search
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,23 +20,23 @@ class Removed:
 
 
 def prune(*, dry_run: bool = False) -> Removed:
-    """Remove what is older than RETENTION_DAYS (orders) and than 30 days (searches), some rows at a time.
+    """Remove what is older than RETENTION_DAYS (customers of orders, saved searches) and than 30 days (other searches).
 
-    Killed, the next call goes on; what was removed is on the trail, batch by batch.
+    Some rows at a time: killed, the next call goes on; what was removed is on the trail, batch by batch.
     """
-    before = mirror.customers_kept_since(clock.now())
-    searches = Search.objects.filter(created_at__lt=_searches_kept_since(before))
+    now = clock.now()
+    before = mirror.customers_kept_since(now)
+    old = Q(created_at__lt=now - search.KEPT, saved=None)
+    searches = Search.objects.filter(old | Q(created_at__lt=before) if before else old)
     if dry_run:
         return Removed(mirror.outdated_customers().count(), searches.count())
     orders = 0
     while forgotten := mirror.forget_customers():
         orders += forgotten
         audit.record(None, "personal_data.removed", None, orders=forgotten, before=str(before))
-    if deleted := searches.delete()[0]:
+    if before:
+        SavedSearch.objects.filter(search__created_at__lt=before).delete()
+    deleted = searches.delete()[1].get(Search._meta.label, 0)
+    if deleted:
         audit.record(None, "personal_data.removed", None, searches=deleted)
     return Removed(orders, deleted)
-
-
-def _searches_kept_since(customers_since: datetime | None) -> datetime:
-    since = clock.now() - SEARCHES_KEPT
-    return max(since, customers_since) if customers_since else since

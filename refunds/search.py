@@ -13,21 +13,25 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol, Self
 
 from django.db import connection
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from dashboard.models import User
 from refunds import smartpay
 from refunds.folding import fold as fold  # noqa: PLC0414  (views fold what they record of a search)
 from refunds.mirror import first_key
-from refunds.models import Order
+from refunds.models import Order, Search
 
 PAGE = 50  # orders
 CANDIDATES = 1000  # orders that a branch of tiers 2 to 4 may bring in another order than ours
 WALK = 5000  # fragments looked at, from the newest on, where more than those candidates would match
 SHORTEST_FRAGMENT = 2  # characters: an index of single ones would find too much
+RECENT = 5  # searches
+KEPT = timedelta(days=30)  # what was typed
 SHORTEST_TAIL = 4  # characters of the end of an order id; fewer would match by accident
 SHORTEST_WHOLE_ID = (
     16  # characters after the prefix; Smartpay's have 21 or 22, and a shorter one may be a beginning
@@ -113,6 +117,17 @@ def find(text: str, *, filters: Filters = Filters(), cursor: str = "", limit: in
     for order in result.orders:
         order.matched = query.matched(order)
     return result
+
+
+def recent(person: User) -> list[Search]:
+    """What the person looked for last, each once; not what was typed on the way to it."""
+    found: list[Search] = []
+    for kept in Search.objects.filter(person=person, created_at__gt=timezone.now() - KEPT).order_by(
+        "-created_at"
+    )[: 10 * RECENT]:
+        if not any(later.text.startswith(kept.text) for later in found):
+            found.append(kept)
+    return found[:RECENT]
 
 
 def as_typed(text: str) -> str:

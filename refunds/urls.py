@@ -9,6 +9,7 @@ urlpatterns = [
     path("", views.start, name="start"),
     path("orders/", views.order_list, name="order_list"),
     path("orders/search/", views.order_search, name="order_search"),
+    path("orders/saved/", views.saved_searches, name="saved_searches"),
     path("orders/export/", views_export.order_export, name="order_export"),
     path("orders/<str:order_id>/", views.order_detail, name="order"),
     path("orders/<str:order_id>/refund/", views.refund_form, name="refund_form"),

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import wraps
 from typing import Any
 from urllib.parse import urlencode
@@ -24,21 +24,33 @@ from django.views.decorators.http import require_http_methods, require_safe
 from dashboard import limits, opened
 from dashboard.models import User
 from dashboard.sso import fresh_sign_in_required, posted_from
-from refunds import audit, mirror, paging, roles, search, services, smartpay
+from refunds import audit, mirror, notices, paging, roles, search, services, smartpay
 from refunds.forms import (
     DecisionForm,
     OrderFilterForm,
     RefundFilterForm,
     RefundForm,
     ReviewForm,
+    SavedSearchForm,
     SendsForm,
     SimilarForm,
 )
-from refunds.models import Bulk, Control, Order, Payment, Refund, Search, SmartpayRefund
+from refunds.models import (
+    AuditEntry,
+    Bulk,
+    Control,
+    Order,
+    Payment,
+    Refund,
+    SavedSearch,
+    Search,
+    SmartpayRefund,
+)
 from refunds.templatetags.money import money
 
 CONFIRMATION = "refunds.confirmation"  # the salt of its signature
 CONFIRMATION_SECONDS = 3600
+NOW = timedelta(minutes=5)  # of 「いま開いています」
 RENEW_SECONDS = {
     Refund.State.QUEUED: 3,
     Refund.State.SENDING: 3,
@@ -67,7 +79,7 @@ def every_page(request: HttpRequest) -> dict[str, Any]:
 @require_safe
 @may_see
 def start(request: HttpRequest) -> HttpResponse:
-    """A person's start page: the search box, and own refunds that are not settled."""
+    """A person's start page: the search box, own refunds that are not settled, and those found out lately."""
     unsettled = (
         Refund.objects.filter(requested_by=person(request), state__in=Refund.RESERVING)
         .select_related("payment__order")
@@ -81,10 +93,17 @@ def start(request: HttpRequest) -> HttpResponse:
         else 0
     )
     cases = len(_waiting(request, Refund.State.REVIEW)[: paging.PAGE]) if may_decide else 0
-    if unsettled:
-        audit.record(request.user, "refunds.listed", None, shown=[str(refund.pk) for refund in unsettled])
+    found_out = (
+        notices.found_out(notices.SHOWN)
+        .filter(requested_by=person(request))
+        .select_related("payment__order")[: paging.PAGE]
+    )
+    if shown := [str(refund.pk) for refund in (*unsettled, *found_out)]:
+        audit.record(request.user, "refunds.listed", None, shown=shown)
     context = {
         "unsettled": unsettled,
+        "found_out": found_out,
+        "recent": search.recent(person(request)),
         "waiting": waiting,
         "cases": cases,
         "typed": _parked(request).get("q", ""),
@@ -124,6 +143,8 @@ def order_list(request: HttpRequest) -> HttpResponse:
         "orders": result.orders,
         "search": typed,
         "typed": _parked(request).get("q", ""),
+        "recent": search.recent(person(request)),
+        "saved": SavedSearch.objects.filter(person=person(request))[: SavedSearch.MOST],
         "filters": form,
         "export_url": f"{reverse('refunds:order_export')}?{paging.filters(request.GET)}",
         "newer_url": paging.url(request.GET, result.newer),
@@ -153,6 +174,30 @@ def _searched(request: HttpRequest, typed: str) -> HttpResponse:
         return redirect("refunds:order", order_id)
     kept = Search.objects.create(person=person(request), text=text, created_at=timezone.now())
     return redirect(f"{reverse('refunds:order_list')}?{urlencode({'search': kept.pk})}")
+
+
+@posted_from(lambda request: reverse("refunds:order_list"))
+@may_see
+def saved_searches(request: HttpRequest) -> HttpResponse:
+    """保存した検索: keep the filters, and the search, under a name; the same name again replaces it. Or forget one."""
+    mine = SavedSearch.objects.filter(person=person(request))
+    if forgotten := request.POST.get("forget", ""):
+        mine.filter(name=forgotten).delete()
+        return see_other("refunds:order_list")
+    form = SavedSearchForm(request.POST)
+    if not form.is_valid():
+        messages.warning(request, " ".join(str(error) for errors in form.errors.values() for error in errors))
+        return see_other("refunds:order_list")
+    name, typed = form.cleaned_data["name"], own_search(request, form.cleaned_data["search"])
+    if mine.exclude(name=name).count() >= SavedSearch.MOST:
+        messages.warning(request, _("保存できる検索は %(most)s 件までです。") % {"most": SavedSearch.MOST})
+        return see_other("refunds:order_list")
+    SavedSearch.objects.update_or_create(
+        person=person(request), name=name, defaults={"search": typed, "filters": form.as_address()}
+    )
+    messages.success(request, _("検索を保存しました。"))
+    address = urlencode({"search": typed.pk}) + "&" if typed else ""
+    return redirect(f"{reverse('refunds:order_list')}?{address}{form.as_address()}")
 
 
 def own_search(request: HttpRequest, search_id: str) -> Search | None:
@@ -187,11 +232,13 @@ def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:
     if order is None:
         return _order_missing(request, order_id, problem)
     payments = list(order.payments.all())
+    others = _others(request, order)
     audit.record(request.user, "order.viewed", order, fresh=not problem)
     blocked = _why_no_refund(request, order, payments)
     kept = request.session.get("search", "")
     context = {
         "order": order,
+        "others": others,
         "payments": payments,
         "totals": {
             "amount": order.amount,
@@ -210,6 +257,11 @@ def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:
         "back_url": reverse("refunds:order_list") + (f"?{urlencode({'search': kept})}" if kept else ""),
     }
     return render(request, "refunds/order_detail.html", context)
+
+
+def _others(request: HttpRequest, order: Order) -> list[AuditEntry]:
+    """Colleagues who are, or a moment ago were, on this order: two people may hold the same call."""
+    return audit.others_at(order, person(request), since=NOW)
 
 
 def _order_missing(
@@ -459,6 +511,7 @@ def _draw_form(request: HttpRequest, order: Order, form: RefundForm, status: int
     payment = form.chosen or (form.payments[0] if len(form.payments) == 1 else None)
     context = {
         "order": order,
+        "others": _others(request, order),
         "payments": form.payments,
         "payment": payment,
         "form": form,

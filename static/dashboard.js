@@ -5,14 +5,46 @@ const yen = (amount) => `¥${amount.toLocaleString("en-US")}`;
 const typing = (element) => element.closest?.("input, textarea, select, [contenteditable]") != null;
 const announce = (text) => { document.getElementById("announce").textContent = text; };
 
-// "/" goes to the search box; never while something is typed or composed.
+// The keys. A letter is a key only where nothing is typed or composed, and only for who wants them: people who
+// speak to their computer press letters without meaning to.
+const keys = document.getElementById("keys");
+const lettersOn = () => localStorage.getItem("keys") !== "off";
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "/" || event.isComposing || event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
-  const box = document.getElementById("q");
-  if (!box) return;
+  if (event.isComposing || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (!lettersOn() || typing(event.target) || keys?.open) return;
+  const act = {
+    "/": () => { const box = document.getElementById("q"); box?.focus(); box?.select(); return box; },
+    "?": () => { keys?.showModal(); return keys; },
+    r: () => { const link = document.querySelector('[aria-keyshortcuts="r"]'); link?.click(); return link; },
+  }[event.key];
+  if (act?.()) event.preventDefault();
+});
+document.addEventListener("click", (event) => { if (event.target.closest("[data-keys]")) keys.showModal(); });
+if (keys) {
+  const letters = document.getElementById("keys-on");
+  letters.checked = lettersOn();
+  letters.addEventListener("change", () => localStorage.setItem("keys", letters.checked ? "on" : "off"));
+}
+
+// The last button has keys of its own, which nobody presses by holding Enter a moment too long.
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || event.isComposing || event.repeat) return;
+  const button = document.querySelector('form.confirm [aria-keyshortcuts="Control+Enter"]');
+  if (!button) return;
   event.preventDefault();
-  box.focus();
-  box.select();
+  button.form.requestSubmit(button);
+});
+
+// Up and down go from the search box through the rows and back.
+document.addEventListener("keydown", (event) => {
+  if (event.isComposing || event.shiftKey || event.ctrlKey || event.metaKey || event.altKey) return;
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (!step || !event.target.closest("#q, .result-line, [data-rows] a")) return;
+  const stops = [document.getElementById("q"), ...document.querySelectorAll("[data-rows] tbody th a")];
+  const next = stops[Math.max(0, stops.indexOf(event.target)) + step];
+  if (!next) return;
+  event.preventDefault();
+  next.focus();
 });
 
 // A press outside the menu, or Escape, closes it.
@@ -154,13 +186,78 @@ function renew() {
   }, Number(shown.dataset.renew) * 1000);
 }
 
+// Search as you type: only what has rested for half a second, and never what an input method is still composing. Each is
+// a search like any other, on the trail and counted; so what is shown already is not asked for again, a whole id is left
+// to Enter, and where the server says that it is too often, this stops. The box itself is never touched.
+// See docs/decisions/0006-search-is-posted.md.
+const REST = 500; // milliseconds
+function searchAsTyped(box) {
+  const found = document.getElementById("found");
+  if (!found) return;
+  let shown = box.value.trim();
+  let timer, asked;
+
+  const draw = (page, address, text) => {
+    if (box.value.trim() !== text || document.activeElement !== box) return; // somebody went on
+    if (found.matches(":hover")) return found.addEventListener("pointerleave", () => draw(page, address, text), { once: true });
+    const fresh = page.getElementById("found");
+    found.replaceChildren(...fresh.childNodes);
+    found.dataset.said = fresh.dataset.said;
+    for (const line of found.querySelectorAll("[data-focus]")) delete line.dataset.focus;
+    ready(found);
+    history.replaceState(null, "", address);
+    document.title = page.title;
+    announce(found.dataset.said || found.querySelector(".empty h2")?.textContent || "");
+    shown = text;
+  };
+  const ask = async () => {
+    const text = box.value.trim();
+    if (text === shown || Array.from(text).length < 2 || /(order|payment|refund)_/.test(text)) return;
+    asked?.abort();
+    asked = new AbortController();
+    try {
+      const answer = await fetch(box.form.action, { method: "POST", body: new FormData(box.form), signal: asked.signal });
+      if (!answer.ok) { box.removeEventListener("input", wait); return; } // too often, or signed out: Enter tells
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      if (page.getElementById("found")) draw(page, answer.url, text);
+    } catch {
+      // Typed on, or the network is away: Enter asks again.
+    }
+  };
+  const wait = (event) => {
+    clearTimeout(timer);
+    asked?.abort();
+    if (!event.isComposing) timer = setTimeout(ask, REST);
+  };
+  box.addEventListener("input", wait);
+  box.addEventListener("compositionstart", () => clearTimeout(timer));
+  box.addEventListener("compositionend", wait);
+  // What Enter would find is here, and it is one order: Enter opens it.
+  box.form.addEventListener("submit", (event) => {
+    clearTimeout(timer);
+    const rows = found.querySelectorAll("[data-rows] tbody th a");
+    if (rows.length !== 1 || !shown || box.value.trim() !== shown || document.querySelector(".paging")) return;
+    event.preventDefault();
+    rows[0].click();
+  });
+}
+
+// Away from the network, every page says so, and what it means for what was sent.
+const offline = document.getElementById("offline");
+const tellOffline = () => {
+  offline.hidden = navigator.onLine;
+  offline.textContent = navigator.onLine ? "" : offline.dataset.words;
+};
+addEventListener("online", tellOffline);
+addEventListener("offline", tellOffline);
+
 const words = (element) => element.textContent.replace(/\s+/g, " ");
 
 function ready(root) {
   const refund = root.querySelector("[data-renew]");
   if (refund) refund.words = words(refund);
   if (navigator.clipboard) for (const button of root.querySelectorAll("[data-copy]")) button.hidden = false;
-  for (const key of root.querySelectorAll(".search-key")) key.hidden = false;
+  for (const key of root.querySelectorAll(".search-key, [data-keys]")) key.hidden = false;
   for (const row of root.querySelectorAll("[data-rows] tbody tr")) row.dataset.href = row.querySelector("a").href;
   for (const form of root.querySelectorAll("[data-refund]")) refundForm(form);
   for (const input of root.querySelectorAll("[data-count]")) counter(input);
@@ -170,3 +267,5 @@ function ready(root) {
 
 ready(document);
 renew();
+tellOffline();
+for (const box of document.querySelectorAll("#q")) searchAsTyped(box);

@@ -68,6 +68,9 @@ address                                     method  anonymous  no role  viewer  
 /orders/search/                             GET     sign-in    302      302     302       302       302
 /orders/search/                             POST    sign-in    403      302     302       302       302
 /orders/search/                             other   sign-in    405      405     405       405       405
+/orders/saved/                              GET     sign-in    302      302     302       302       302
+/orders/saved/                              POST    sign-in    403      302     302       302       302
+/orders/saved/                              other   sign-in    405      405     405       405       405
 /orders/export/                             GET     sign-in    403      200     200       200       200
 /orders/export/                             other   sign-in    405      405     405       405       405
 /orders/<order_id>/                         GET     sign-in    403      200     200       200       200

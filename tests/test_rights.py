@@ -105,6 +105,7 @@ class World:
         """What is posted there."""
         posted: dict[str, dict[str, Any]] = {
             "/orders/search/": {"q": "田中"},
+            "/orders/saved/": {"name": "今日の一部返金", "refund_status": "partial", "period": "today"},
             "/orders/<order_id>/refund/": {
                 "request_id": str(uuid.uuid4()),
                 "payment": self.payment.pk,

@@ -1,0 +1,56 @@
+"""Tells whoever asked for a refund that its outcome, once 結果不明, is known now: on their start page, and by mail."""
+
+from datetime import timedelta
+
+import structlog
+from django.conf import settings
+from django.core.mail import EmailMessage
+from django.db.models import Exists, OuterRef, QuerySet
+from django.urls import reverse
+from django.utils.translation import gettext as _
+from django.utils.translation import override
+
+from refunds import clock
+from refunds.models import Attempt, Notice, Refund
+
+SHOWN = timedelta(hours=24)
+MAILED = timedelta(hours=1)  # after that the start page has told it; mail set up later tells nothing old
+BATCH = 20
+
+log = structlog.get_logger(__name__)
+
+
+def found_out(since: timedelta) -> QuerySet[Refund]:
+    """Refunds settled within this time whose outcome was not clear at first, the latest first."""
+    unclear = Attempt.objects.filter(refund=OuterRef("pk"), outcome=Attempt.Outcome.AMBIGUOUS)
+    settled = Refund.objects.filter(settled_at__gte=clock.now() - since).exclude(state__in=Refund.RESERVING)
+    return settled.filter(Exists(unclear)).order_by("-settled_at")
+
+
+def send_due() -> int:
+    """Mail what was found out and not yet mailed; return how many were.
+
+    The row is committed before the mail leaves, by whichever worker is first: a mail may be lost, never doubled.
+    """
+    if not settings.MAILERS:
+        return 0
+    sent = 0
+    due = found_out(MAILED).filter(notice=None, recovered=False).exclude(requested_by__email="")
+    for refund in due.select_related("requested_by")[:BATCH]:
+        _notice, is_mine = Notice.objects.get_or_create(refund=refund, defaults={"at": clock.now()})
+        if is_mine:
+            _mail(refund)
+            sent += 1
+    return sent
+
+
+def _mail(refund: Refund) -> None:
+    """One mail: that there is an outcome, and where. No amount, no customer, not even the outcome."""
+    link = settings.SITE_URL + reverse("refunds:refund", args=[refund.pk])
+    with override("ja"):
+        words = _("結果不明だった返金の結果が確定しました。次の画面で確認してください。")
+        subject = _("返金の結果が確定しました")
+    try:
+        EmailMessage(subject, f"{words}\n\n{link}\n", settings.EMAIL_FROM, [refund.requested_by.email]).send()
+    except OSError as error:  # smtplib's errors are too: the start page tells it all the same
+        log.warning("notice.not_mailed", refund=str(refund.pk), error=type(error).__name__)
