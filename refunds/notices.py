@@ -32,7 +32,7 @@ def send_due() -> int:
 
     The row is committed before the mail leaves, by whichever worker is first: a mail may be lost, never doubled.
     """
-    if not settings.MAILERS:
+    if not settings.MAILS:
         return 0
     sent = 0
     due = found_out(MAILED).filter(notice=None, recovered=False).exclude(requested_by__email="")

@@ -251,13 +251,15 @@ const tellOffline = () => {
 addEventListener("online", tellOffline);
 addEventListener("offline", tellOffline);
 
+document.addEventListener("click", (event) => { if (event.target.closest("[data-print]")) print(); });
+
 const words = (element) => element.textContent.replace(/\s+/g, " ");
 
 function ready(root) {
   const refund = root.querySelector("[data-renew]");
   if (refund) refund.words = words(refund);
   if (navigator.clipboard) for (const button of root.querySelectorAll("[data-copy]")) button.hidden = false;
-  for (const key of root.querySelectorAll(".search-key, [data-keys]")) key.hidden = false;
+  for (const key of root.querySelectorAll(".search-key, [data-keys], [data-print]")) key.hidden = false;
   for (const row of root.querySelectorAll("[data-rows] tbody tr")) row.dataset.href = row.querySelector("a").href;
   for (const form of root.querySelectorAll("[data-refund]")) refundForm(form);
   for (const input of root.querySelectorAll("[data-count]")) counter(input);

@@ -1,0 +1,80 @@
+"""What the screens remember for a person, and tell of colleagues: recent and saved searches, who else is on an order."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from dashboard.models import User
+from refunds import audit, search
+from refunds.models import Order, SavedSearch, Search
+from tests.conftest import Clock, make_user, sign_in
+
+
+@pytest.fixture
+def browser(operator: User) -> Client:
+    return sign_in(operator)
+
+
+def keep(person: User, text: str, **ago: float) -> Search:
+    at = timezone.now() - timedelta(**ago)
+    return Search.objects.create(person=person, text=text, created_at=at)
+
+
+def test_recent_searches_are_ones_own_each_once_without_what_was_typed_on_the_way(operator: User) -> None:
+    keep(make_user("operator"), "colleague's")
+    keep(operator, "long ago", days=31)
+    for ago, text in enumerate(["tanaka", "tan", "佐藤", "佐藤", *"abcdef"]):
+        keep(operator, text, minutes=ago)
+
+    assert [each.text for each in search.recent(operator)] == ["tanaka", "佐藤", "a", "b", "c"]
+
+
+def test_search_is_saved_replaced_and_forgotten(browser: Client, operator: User) -> None:
+    typed = keep(operator, "田中")
+    fields = {"name": "田中さん", "search": typed.pk, "refund_status": "partial", "status": "", "period": ""}
+    saved = browser.post("/orders/saved/", fields)
+    assert saved["Location"] == f"/orders/?search={typed.pk}&refund_status=partial"
+    browser.post("/orders/saved/", fields | {"refund_status": "full"})
+    [kept] = SavedSearch.objects.all()
+    assert (kept.search, kept.filters) == (typed, "refund_status=full")
+    assert f"?search={typed.pk}&amp;refund_status=full" in browser.get("/orders/").content.decode()
+
+    browser.post("/orders/saved/", {"forget": "田中さん"})
+    assert not SavedSearch.objects.exists()
+
+
+@pytest.mark.parametrize("wrong", [{"name": ""}, {"period": ""}, {"status": "nonsense"}, {"name": "長" * 41}])
+def test_nothing_is_saved_of_what_is_no_search(browser: Client, wrong: dict[str, str]) -> None:
+    page = browser.post("/orders/saved/", {"name": "今日", "period": "today"} | wrong, follow=True)
+
+    assert "notice warning" in page.content.decode()
+    assert not SavedSearch.objects.exists()
+
+
+def test_search_of_a_colleague_can_not_be_saved_nor_theirs_forgotten(browser: Client) -> None:
+    colleague = make_user("operator")
+    theirs = SavedSearch.objects.create(person=colleague, name="今日", filters="period=today")
+    typed = keep(colleague, "田中")
+
+    assert browser.post("/orders/saved/", {"name": "x", "search": typed.pk}).status_code == 404
+    browser.post("/orders/saved/", {"forget": theirs.name})
+    assert SavedSearch.objects.get() == theirs
+
+
+def test_colleague_on_the_same_order_is_told_of_for_five_minutes(
+    order: Order, operator: User, at: Clock
+) -> None:
+    jiro = make_user("operator", "返金 次郎")
+    audit.record(jiro, "order.viewed", order)
+    audit.record(operator, "order.viewed", order)
+    audit.record(jiro, "refund.requested", order, refused=True)
+    url = reverse("refunds:order", args=[order.order_id])
+
+    assert "返金 次郎 さんが" in sign_in(operator).get(url).content.decode()
+    assert [entry.actor for entry in audit.others_at(order, operator, since=timedelta(minutes=5))] == [jiro]
+    at.advance(minutes=6)
+    assert audit.others_at(order, operator, since=timedelta(minutes=5)) == []
+    at.now = datetime.now(tz=UTC)
