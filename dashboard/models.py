@@ -17,8 +17,8 @@ class User(AbstractUser):
     first_name = None  # type: ignore[assignment]  # Japanese names have no "first" and "last": `name` is shown as it came
     last_name = None  # type: ignore[assignment]
     name = models.CharField(_("氏名"), max_length=150, blank=True)
-    issuer = models.CharField(max_length=255, blank=True, editable=False)
-    subject = models.CharField(max_length=255, blank=True, editable=False)
+    issuer = models.CharField(_("発行元"), max_length=255, blank=True, editable=False)
+    subject = models.CharField(_("発行元での ID"), max_length=255, blank=True, editable=False)
 
     class Meta:
         verbose_name = _("利用者")

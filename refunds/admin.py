@@ -444,11 +444,15 @@ class PaymentAdmin(AuditorAdmin):
 
 @admin.register(SmartpayRefund)
 class SmartpayRefundAdmin(AuditorAdmin):
-    list_display = ("created_at", "id", "payment_id", "amount", "currency", "status", "ours")
+    list_display = ("created_at", "id", "of_payment", "amount", "currency", "status", "ours")
     list_filter = ("status", ("ours", admin.EmptyFieldListFilter))
     list_select_related = ("ours",)
     date_hierarchy = "created_at"
     search_fields = ("=id", "=payment__id", "=reference")
+
+    @admin.display(description=_("支払いID"))
+    def of_payment(self, seen: SmartpayRefund) -> str:
+        return seen.payment_id
 
 
 @admin.register(Attempt)

@@ -118,6 +118,7 @@ class Order(models.Model):
     refunded = models.PositiveBigIntegerField(_("返金済み額"), default=0, editable=False)
     reserved = models.PositiveBigIntegerField(_("処理中の返金"), default=0, editable=False)
     refund_status = models.GeneratedField(
+        verbose_name=_("返金状況"),
         expression=Case(
             When(reserved__gt=0, then=Value("processing")),
             When(refunded__gt=0, refunded__gte=F("captured"), then=Value("full")),

@@ -22,7 +22,7 @@ from tests.test_approvals import fresh
 JAPANESE = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]+")
 ENGLISH = re.compile(
     r"\b(?:Refund|Refunded|Refunds|Order|Orders|Payment|Amount|Status|Reason|Search|Filter|Customer|Email|Back|Cancel"
-    r"|Copy|Copied|None|Sent|Sending|Language|Sign|Not|The|the|is|was|of|to|ago)\b"
+    r"|Issuer|Subject|refund status|Copy|Copied|None|Sent|Sending|Language|Sign|Not|The|the|is|was|of|to|ago)\b"
 )
 SAID_BY = {"title", "aria-label", "placeholder", "data-label", "data-done", "data-lock", "data-over"}
 OWN_NAMES = ("日本語", "English")  # each language is offered under its own name, on every page
@@ -205,16 +205,17 @@ def test_pages_drawn_without_a_view(language: str, template: str) -> None:
         assert foreign(language, render_to_string(template)) == []
 
 
-def test_admin_in_english(paid: Order) -> None:
-    confirm(speaking("en", "operator"), paid)
-    browser = speaking("en", "auditor")
+def test_admin(language: str, paid: Order) -> None:
+    confirm(speaking(language, "operator"), paid)
+    browser = speaking(language, "auditor")
     models = ["auditentry", "refund", "order", "payment", "smartpayrefund", "attempt", "search", "control"]
     addresses = ["/admin/", *(f"/admin/refunds/{model}/" for model in models), "/admin/dashboard/user/"]
+    addresses.append(f"/admin/dashboard/user/{browser.session['_auth_user_id']}/change/")
     addresses.append(reverse("admin:refunds_refund_change", args=[Refund.objects.get().pk]))
 
     for address in addresses:
         page = browser.get(address)
-        assert (page.status_code, foreign("en", page.content.decode(), paid)) == (200, []), address
+        assert (page.status_code, foreign(language, page.content.decode(), paid)) == (200, []), address
 
 
 # --- The switch ---------------------------------------------------------------------------------------------
