@@ -182,7 +182,7 @@ REFUND_FORMS_PER_HOUR = limit("REFUND_FORMS_PER_HOUR", "300")  # of a person
 SIGN_INS_PER_HOUR = limit("SIGN_INS_PER_HOUR", "600")  # of an address: a whole office may share one
 
 # --- Mail: to whoever asked for a refund, once it is no longer 結果不明; none without EMAIL_URL ------------------
-MAILERS: dict[str, dict[str, Any]] = {"default": {"BACKEND": "django.core.mail.backends.dummy.EmailBackend"}}
+MAILERS: dict[str, dict[str, Any]] = {"default": {"BACKEND": "django.core.mail.backends.smtp.EmailBackend"}}
 EMAIL_FROM = env.str("EMAIL_FROM", default="")
 SITE_URL = env.str("SITE_URL", default="").rstrip("/")  # what the links in it begin with
 MAILS = bool(env.str("EMAIL_URL", default=""))
