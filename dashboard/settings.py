@@ -5,6 +5,7 @@ Production is the default: a missing secret stops the start, `DEBUG` and plain H
 
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import environ

@@ -96,7 +96,7 @@ def record_orders(
                 row,
                 _order_facts(row, order, session, read_at) | _customer_facts(row, order, session, read_at),
             )
-            batch.add(row, _folded(row))
+            batch.add(row, folded(row))
         changed = batch.write()
         fragments.write((batch.rows[key] for key in changed), before)
         keys |= {row.order_id: row.key for row in rows.values()}
@@ -215,7 +215,7 @@ FOLDED = {  # what is searched: the columns that it is made of, in their order
 }
 
 
-def _folded(row: Order) -> dict[str, str]:
+def folded(row: Order) -> dict[str, str]:
     """What is searched of the row, made anew even where nothing differs: the rules of folding may have changed."""
     return {
         column: _fold(" ".join(getattr(row, name) for name in sources)) for column, sources in FOLDED.items()
@@ -305,7 +305,7 @@ def _name(row: Order, customer: smartpay.Customer, differing: dict[int, set[str]
     changed = _put(row, facts)
     if not changed:
         return Import.SAME
-    differing[row.key] = differing.get(row.key, set()) | changed | _put(row, _folded(row))
+    differing[row.key] = differing.get(row.key, set()) | changed | _put(row, folded(row))
     return Import.WRITTEN
 
 

@@ -29,19 +29,11 @@ STATUSES = (
 def orders(count: int) -> Iterator[Any]:
     """Orders as the mirror would hold them, oldest first."""
     from refunds import mirror
-    from refunds.folding import fold
     from refunds.models import Order
     from refunds.sandbox import names
     from refunds.sandbox.draws import Draws
 
     draw = random.Random(count)  # noqa: S311
-    known: dict[str, str] = {}
-
-    def folded(text: str) -> str:
-        if text not in known:
-            known[text] = fold(text)
-        return known[text]
-
     for number in range(count):
         draws = Draws(1, b"bench", number)
         created_at = BEGIN + SPAN / count * number
@@ -66,9 +58,8 @@ def orders(count: int) -> Iterator[Any]:
             if draw.random() < 0.88:
                 row.family_kana, row.given_kana = family.kana, given.kana
             row.email = names.mail(family, given, draws)
-        for column, text in mirror.FOLDED.items():
-            # Names repeat, mails and references do not.
-            setattr(row, column, (fold if column.startswith(("email", "ref")) else folded)(text(row)))
+        for column, text in mirror.folded(row).items():
+            setattr(row, column, text)
         if row.status == "succeeded":
             row.captured = row.amount
             row.refunded = draw.choice([0] * 18 + [100, row.amount])
