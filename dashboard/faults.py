@@ -24,6 +24,7 @@ def report_to(dsn: str, transport: type[Transport] | None = None) -> None:
         include_source_context=False,
         max_request_body_size="never",
         max_breadcrumbs=0,
+        trace_propagation_targets=[],  # or Smartpay would get headers of its making with every refund
         auto_session_tracking=False,
         send_client_reports=False,
     )

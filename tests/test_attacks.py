@@ -157,7 +157,7 @@ class World:
         """An address of tests/rights.py with ids in the place of its brackets."""
         parts = {
             "order_id": self.order, "refund_id": self.large, "search_id": self.search, "bulk_id": self.file,
-            "app_label": "refunds", "content_type_id": "1", "object_id": "1", "url": "nowhere",
+            "app_label": "refunds", "content_type_id": "1", "object_id": "1", "url": "nowhere", "day": "2026-03-09",
         } | ids  # fmt: skip
         return re.sub(r"<(\w+)>", lambda name: parts[name[1]], address)
 
@@ -215,6 +215,7 @@ FOREIGN = {
     "content_type_id": ["0", "99999999999999999999"],
     "app_label": ["auth", "nowhere", "%00"],
     "url": ["..%2f..%2fetc%2fpasswd"],
+    "day": ["2026-02-30", "1900-01-01", "9999-12-31", "today"],
 }
 
 

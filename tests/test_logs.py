@@ -200,7 +200,7 @@ def reported() -> Iterator[list[str]]:
     faults.report_to("http://public@127.0.0.1:9/1", transport=Kept)
     yield Kept.envelopes
     sentry_sdk.get_client().close()
-    sentry_sdk.init()
+    sentry_sdk.get_global_scope().set_client(None)
 
 
 def test_fault_is_reported_by_kind_and_place_alone(

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import responses
+import sentry_sdk
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -29,6 +30,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings, strategies
 from requests.structures import CaseInsensitiveDict
 
+from dashboard import faults
 from refunds import smartpay
 from refunds.smartpay import (
     Answer,
@@ -198,6 +200,16 @@ def left_alone_ends() -> bool:
 # --- What is sent -------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=["quiet", "reporting"])
+def faults_are(request: Any) -> Iterator[None]:
+    """Whether faults are told to a Sentry, whose library patches http.client and would add headers of its own."""
+    if request.param == "reporting":
+        faults.report_to("http://public@127.0.0.1:9/1")
+    yield
+    sentry_sdk.get_global_scope().set_client(None)
+
+
+@pytest.mark.usefixtures("faults_are")
 def test_refund_is_posted_byte_for_byte_under_its_key(wire: Any) -> None:
     server = wire(http(made()))
 
