@@ -5,7 +5,6 @@ is not touched here; services.observe_refund() records a refund through this mod
 """
 
 import hashlib
-import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cache, lru_cache
 from itertools import pairwise
+from threading import Thread
 from typing import Any, Protocol
 
 import structlog
@@ -778,17 +778,17 @@ class _Scan:
                 reading = self._read(page.next_token)
 
     def _read(self, token: str) -> Future[tuple[datetime, smartpay.Page[Any]]]:
-        """Begin to read a page, in a thread that a process need not wait for at its end."""
+        """Begin to read a page, in a thread that a process need not wait for at its end, and that needs no database."""
         future: Future[tuple[datetime, smartpay.Page[Any]]] = Future()
+        read_at = clock.now()
 
         def run() -> None:
-            read_at = clock.now()
             try:
                 future.set_result((read_at, _patiently(lambda: self._page(token))))
             except BaseException as error:
                 future.set_exception(error)
 
-        threading.Thread(target=run, name="mirror-read", daemon=True).start()
+        Thread(target=run, name="mirror-read", daemon=True).start()
         return future
 
     def _seek_missing(self, began: datetime) -> None:
