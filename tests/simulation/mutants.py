@@ -97,7 +97,7 @@ MUTANTS = {
     "a key for each attempt": Mutant(
         "one refund has one key for ever",
         (sending("key=str(refund.pk),", "key=str(refund.pk if attempt.number == 1 else uuid.uuid4()),"),),
-        seed=5,
+        seed=1,
     ),
     "a 5xx is a no": Mutant(
         "a server error leaves the outcome open",
@@ -128,7 +128,7 @@ MUTANTS = {
                 "            case 400 | 403 | 404 | 405 | 415:\n                return Refused(message, **about)",
             ),
         ),
-        seed=54,
+        seed=26,
     ),
     "a later no is a no": Mutant(
         "a refusal of a further attempt may mean that the first one was carried out",
@@ -153,7 +153,7 @@ MUTANTS = {
                 "ABSENT_AFTER_LAST_SENDING = timedelta(0)",
             ),
         ),
-        seed=57,
+        seed=18,
     ),
     "a failed read shows absence": Mutant(
         "what could not be read is not absent",
@@ -192,7 +192,7 @@ MUTANTS = {
             weather("requests=random.choice((0.3, 0.6, 0.9, 0.97))", "requests=0.97"),
             weather("stalls=random.choice((0, 0, 0.002, 0.01))", "stalls=0.1"),
         ),
-        seed=1,
+        seed=3,
     ),
     "sent while stopped": Mutant(
         "while sending is stopped, nothing is sent",
@@ -240,7 +240,7 @@ MUTANTS = {
             ),
         ),
         guards=("more than is left of the payment",),
-        seed=1,
+        seed=6,
     ),
     "unknown is not reserved": Mutant(
         "an unknown refund may have been made, and stays reserved",
@@ -251,7 +251,7 @@ MUTANTS = {
                 "RESERVING = \"('awaiting_approval', 'queued', 'sending', 'review')\"",
             ),
         ),
-        seed=3,
+        seed=1,
     ),
     "made elsewhere does not count": Mutant(
         "refunds made in Smartpay's own dashboard lower what is left",
@@ -306,7 +306,7 @@ MUTANTS = {
     "people are asked too soon": Mutant(
         "only what can't be read for twelve hours is a case for people",
         (settling("UNREADABLE_AFTER = timedelta(hours=12)", "UNREADABLE_AFTER = timedelta(minutes=1)"),),
-        seed=117,
+        seed=129,
     ),
     "a late answer wins": Mutant(
         "an answer is booked only while the refund is still its attempt's",
