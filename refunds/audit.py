@@ -143,10 +143,11 @@ def others_at(order: Order, person: User, *, since: timedelta) -> list[AuditEntr
 
     Among the order's newest OTHERS_LOOKED_AT entries, so that one that is opened all day costs no more.
     """
+    begin = clock.now() - since
     newest = AuditEntry.objects.filter(order_id=order.order_id).order_by("-id")
     latest: dict[int, AuditEntry] = {}
     for entry in newest.select_related("actor")[:OTHERS_LOOKED_AT]:
-        if entry.at < clock.now() - since:
+        if entry.at < begin:
             break
         if entry.actor_id not in (None, person.pk) and entry.action in OPENED and entry.outcome == DONE:
             latest.setdefault(entry.actor_id, entry)

@@ -192,7 +192,7 @@ def test_crowd_on_few_payments(world: World) -> None:
 
 
 def test_file_of_refunds_is_made_line_by_line_whatever_dies(world: World) -> None:
-    tally = refund_by_file(world, lines=120, kills=6, every=3, patience=120)
+    tally = refund_by_file(world, lines=120, kills=6, every=3, patience=300)
 
     print(tally)
     assert tally.faults == []
