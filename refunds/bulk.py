@@ -504,6 +504,7 @@ def _ask_for(bulk: Bulk, line: BulkLine) -> None:
         by=bulk.uploaded_by,
         similar_reason=bulk.similar_reason if line.is_similar else "",
         approval=approval,
+        head_start=timedelta(0),
     )
 
 

@@ -552,6 +552,18 @@ def test_line_that_the_ledger_lost_is_written_anew_though_its_file_does_not_run(
     assert (states(kept), problems(kept)) == ([Line.REFUSED], [Problem.USED])
 
 
+def test_lines_are_sent_by_the_next_round_of_a_worker(
+    payments: list[Payment], operator: User, sandbox: Sandbox
+) -> None:
+    """No web request would send them first, and a long file would wait for it line by line."""
+    started(operator, *(line_for(payment, 500) for payment in payments[:3]))
+
+    bulk.work()
+    work()
+
+    assert executed(sandbox, payments[:3]) == [500, 500, 500]
+
+
 @pytest.mark.postgresql  # SQLite has one writer at a time
 @pytest.mark.django_db(transaction=True)
 def test_line_and_who_cancels_its_file_meet(monkeypatch: pytest.MonkeyPatch) -> None:

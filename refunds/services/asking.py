@@ -117,6 +117,7 @@ def request_refund(
     by: User,
     similar_reason: str = "",
     approval: Approval | None = None,
+    head_start: timedelta = FIRST_TURN_HEAD_START,
 ) -> Refund:
     """Record the refund that `by` asks for, committed before anything is sent, and return its row.
 
@@ -126,6 +127,7 @@ def request_refund(
         refundable: what the person saw as left, in the minor unit; if that moved, it has to be asked anew.
         similar_reason: why all the same, where preview_refund() showed a similar refund.
         approval: where it was approved already. The database believes it of a line of an approved file alone.
+        head_start: how long workers leave the first turn to the caller.
 
     Raises: PermissionDenied; RequestReused, RefundUnsettled, BalanceMoved, AmountTooHigh, SimilarRefund.
     """
@@ -168,7 +170,7 @@ def request_refund(
             else State.QUEUED,
             requested_by=by,
             requested_at=now,
-            next_check_at=now + FIRST_TURN_HEAD_START,
+            next_check_at=now + head_start,
         )
         if approval:
             refund.decided_by, refund.decided_at = approval.by, approval.at
