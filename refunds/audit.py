@@ -156,10 +156,12 @@ def others_at(order: Order, person: User, *, since: timedelta) -> list[AuditEntr
 
 def storable(value: Any) -> Any:
     """The value without what neither database can hold: NUL, halves of surrogate pairs, numbers without end."""
+    if isinstance(value, str):
+        if type(value) is str and value.isprintable():  # the quick way: all of the mirror comes through here
+            return value
+        return value.replace("\x00", "").encode("utf-8", "replace").decode()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    if isinstance(value, str):
-        return value.replace("\x00", "").encode("utf-8", "replace").decode()
     if isinstance(value, dict):
         return {storable(name): storable(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -27,6 +27,8 @@ def fold(text: str) -> str:
     `ﾀﾅｶ　たろう` -> `タナカタロウ`, `髙﨑` -> `高崎`, `Taro@Example.JP` -> `taro@example.jp`. Folding twice is
     folding once.
     """
+    if text.isascii():  # mails and references: no forms, no kana, and a dash is a dash
+        return SILENT.sub("", text.lower())
     while (folded := _once(text)) != text:
         text = folded
     return text

@@ -2,32 +2,49 @@
 
 from collections.abc import Iterable, Mapping
 
+from django.db import connection
+
 from refunds.models import Fragment, Order
 
+type Sources = tuple[str, str, str, str, str]
 
-def of(row: Order) -> frozenset[str]:
+
+def sources(row: Order) -> Sources:
+    """What of an order its fragments are made of."""
+    return row.name_folded, row.given_folded, row.kana_folded, row.given_kana_folded, row.email_folded
+
+
+def of(row: Order) -> set[str]:
     """What follows each place inside the name and its kana, two characters at least, and `@domain` of the mail.
 
     Not from where the given name begins: what begins with that is found by its own index.
     """
+    return _of(*sources(row))
+
+
+def _of(name: str, given: str, kana: str, given_kana: str, email: str) -> set[str]:
     texts = set()
-    for name, given in (
-        (row.name_folded, row.given_folded),
-        (row.kana_folded, row.given_kana_folded),
-    ):
-        texts |= {name[at:] for at in range(1, len(name) - 1)} - {given}
-    _local, at, domain = row.email_folded.rpartition("@")
-    return frozenset(texts | {at + domain} if at and domain else texts)
+    for full, second in ((name, given), (kana, given_kana)):
+        texts |= {full[at:] for at in range(1, len(full) - 1)} - {second}
+    _local, at, domain = email.rpartition("@")
+    return texts | {at + domain} if at and domain else texts
 
 
-def write(rows: Iterable[Order], before: Mapping[int, frozenset[str]]) -> None:
-    """Make the rows' fragments what `of()` says. `before`: what they were, by key. Rows that exist are locked."""
-    new: list[Fragment] = []
+def write(rows: Iterable[Order], before: Mapping[int, Sources]) -> None:
+    """Make the rows' fragments what `of()` says. `before`: their sources as they were. Rows that exist are locked."""
+    new: list[tuple[str, int]] = []
     gone: list[tuple[str, int]] = []
     for row in rows:
-        had, has = before.get(row.key, frozenset()), of(row)
-        new += [Fragment(text=text, key=row.key) for text in has - had]
+        was = before.get(row.key)
+        if was == sources(row):
+            continue
+        had, has = _of(*was) if was else set(), of(row)
+        new += [(text, row.key) for text in has - had]
         gone += [(text, row.key) for text in had - has]
     if gone:
         Fragment.objects.filter(pk__in=gone).delete()
-    Fragment.objects.bulk_create(new)
+    if new:
+        with (
+            connection.cursor() as cursor
+        ):  # not bulk_create(), which compiles its statement anew for each page
+            cursor.executemany("INSERT INTO refunds_fragment (text, key) VALUES (%s, %s)", new)

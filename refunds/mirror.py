@@ -75,16 +75,19 @@ def record_orders(
     by_id = {order.id: order for order in orders}
     payments = {payment.id: (payment, order.id) for order in by_id.values() for payment in order.payments}
     with transaction.atomic():
-        known = set(Order.objects.filter(order_id__in=by_id).values_list("order_id", flat=True))
-        held = set(Payment.objects.filter(pk__in=payments).values_list("pk", flat=True))
-        if known != set(by_id) or held != set(payments):
+        here = Order.objects.filter(order_id__in=by_id).values_list("order_id", "payments").order_by()
+        known, held = set(), set()
+        for order_id, payment_id in here:
+            known.add(order_id)
+            held.add(payment_id)
+        if known != by_id.keys() or not payments.keys() <= held:
             _lock_arrivals()
         locked = _lock_payments(payments)
         rows = {
             row.order_id: row
             for row in Order.objects.select_for_update().filter(order_id__in=by_id).order_by("key")
         }
-        before = {row.key: fragments.of(row) for row in rows.values()}
+        before = {row.key: fragments.sources(row) for row in rows.values()}
         keys = _mint_keys([order for order in by_id.values() if order.id not in rows])
         batch = _Batch(Order, read_at)
         for order in by_id.values():
@@ -189,7 +192,9 @@ def _customer_facts(
         return {}
     if row.customer_name and not customer.is_named:
         return {"email": row.email or customer.email}
-    return {"customer_source": Order.CustomerSource.SESSION, "email": customer.email} | _name_facts(customer)
+    return {"customer_source": Order.CustomerSource.SESSION.value, "email": customer.email} | _name_facts(
+        customer
+    )
 
 
 def _name_facts(customer: smartpay.Customer) -> dict[str, str]:
@@ -264,7 +269,7 @@ def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[I
         for row in rows.order_by("key"):
             by_id[row.order_id] = row
             by_reference.setdefault(row.reference_folded, []).append(row)
-        before = {row.key: fragments.of(row) for row in by_id.values()}
+        before = {row.key: fragments.sources(row) for row in by_id.values()}
         differing: dict[int, set[str]] = {}
         fates = []
         for one in named:
@@ -332,7 +337,7 @@ def forget_customers(limit: int = 500) -> int:
     }
     with transaction.atomic():
         rows = list(outdated_customers().select_for_update().order_by("key")[:limit])
-        before = {row.key: fragments.of(row) for row in rows}
+        before = {row.key: fragments.sources(row) for row in rows}
         for row in rows:
             _put(row, emptied)
         Order.objects.filter(key__in=before).update(**emptied)
@@ -398,14 +403,16 @@ def _write_payments(
         }
         batch.add(row, {} if _is_older(row, read_at) else facts)
     changed = batch.write()
-    _count_external(payment_id for payment_id in payments if payment_id not in locked)
+    new = payments.keys() - locked.keys()
+    if new and SmartpayRefund.objects.filter(payment__in=new).exists():  # they came first
+        _count_external(new)
     return {(locked.get(pk) or batch.rows[pk]).order_id for pk in changed}
 
 
 def _lock_arrivals() -> None:
     """Let one process at a time add what is new. See Note [Arrivals one at a time]."""
-    SyncCursor.objects.bulk_create([SyncCursor(pk=ORDERS)], ignore_conflicts=True)
-    SyncCursor.objects.select_for_update().get(pk=ORDERS)
+    while not SyncCursor.objects.select_for_update().filter(pk=ORDERS).first():
+        SyncCursor.objects.bulk_create([SyncCursor(pk=ORDERS)], ignore_conflicts=True)
 
 
 # --- Refunds ------------------------------------------------------------------------------------------------
@@ -617,16 +624,29 @@ class _Batch[Row: (Order, Payment, SmartpayRefund)]:
         return written
 
 
+# What every driver takes without Django's preparing it: text, whole numbers, yes and no.
+AS_IT_IS = (models.CharField, models.TextField, models.IntegerField, models.BooleanField)
+
+
 def _insert(model: type[models.Model], rows: Sequence[models.Model]) -> None:
     """bulk_create(), without a statement compiled anew for each page: a first reading is little else."""
     if not rows:
         return
-    fields = [field for field in model._meta.concrete_fields if not field.generated]
-    prepare = [(field.attname, field.get_db_prep_save) for field in fields]
+    prepare = [
+        (field.attname, None if isinstance(field, AS_IT_IS) else field.get_db_prep_save)
+        for field in model._meta.concrete_fields
+        if not field.generated
+    ]
     with connection.cursor() as cursor:
         cursor.executemany(
             _insert_statement(model),
-            [[prepared(getattr(row, name), connection) for name, prepared in prepare] for row in rows],
+            [
+                [
+                    prepared(getattr(row, name), connection) if prepared else getattr(row, name)
+                    for name, prepared in prepare
+                ]
+                for row in rows
+            ],
         )
     for row in rows:
         row._state.adding, row._state.db = False, connection.alias

@@ -35,6 +35,7 @@ LARGEST_AMOUNT = 2**63 - 1
 PAGE_SIZES = (100, 20)  # the upper bound of maxResults is unknown; 20 is the only size known to work
 RETRIED_READS = Retry(
     total=2,
+    connect=1,  # at once, without a pause: nobody there is nobody there, and somebody may wait for the page
     backoff_factor=0.3,
     status_forcelist=(502, 503, 504),
     allowed_methods=("GET",),
@@ -658,9 +659,10 @@ class Client:
         )
         if response.status != 200:
             raise self._error(response, refusals=None)
-        if response.json is None:
+        data = response.json
+        if data is None:
             raise Unclear("The answer is not JSON.", http_status=response.status)
-        return response.json
+        return data
 
     def _page[T](
         self, path: str, page_token: str, parse: Callable[[Json], T], kind: str, **query: str
