@@ -7,7 +7,7 @@ is not touched here; services.observe_refund() records a refund through this mod
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -632,24 +632,24 @@ def _insert(model: type[models.Model], rows: Sequence[models.Model]) -> None:
     """bulk_create(), without a statement compiled anew for each page: a first reading is little else."""
     if not rows:
         return
+    with connection.cursor() as cursor:
+        cursor.executemany(_insert_statement(model), values(model, rows))
+    for row in rows:
+        row._state.adding, row._state.db = False, connection.alias
+
+
+def values(model: type[models.Model], rows: Iterable[models.Model]) -> Iterator[list[Any]]:
+    """The rows as the driver takes them, all columns but the generated ones."""
     prepare = [
         (field.attname, None if isinstance(field, AS_IT_IS) else field.get_db_prep_save)
         for field in model._meta.concrete_fields
         if not field.generated
     ]
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            _insert_statement(model),
-            [
-                [
-                    prepared(getattr(row, name), connection) if prepared else getattr(row, name)
-                    for name, prepared in prepare
-                ]
-                for row in rows
-            ],
-        )
     for row in rows:
-        row._state.adding, row._state.db = False, connection.alias
+        yield [
+            prepared(getattr(row, name), connection) if prepared else getattr(row, name)
+            for name, prepared in prepare
+        ]
 
 
 @cache

@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hypothesis import given, settings, strategies
 from requests.structures import CaseInsensitiveDict
+from urllib3.util.retry import Retry
 
 from dashboard import faults
 from refunds import smartpay
@@ -684,6 +685,16 @@ def test_refund_that_met_nobody_was_not_sent(unreachable: str) -> None:
 def test_read_that_met_nobody_was_not_sent(unreachable: str) -> None:
     with pytest.raises(NotSent):
         client_of(unreachable).get_payment(PAYMENT)
+
+
+def test_read_that_met_nobody_does_not_pause_to_try_again(
+    unreachable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naps: list[float] = []
+    monkeypatch.setattr(Retry, "sleep", lambda retry, response=None: naps.append(retry.get_backoff_time()))
+    with pytest.raises(NotSent):
+        client_of(unreachable).get_payment(PAYMENT)
+    assert sum(naps) == 0
 
 
 def test_smartpay_that_takes_no_connection_and_comes_back(

@@ -67,7 +67,7 @@ def orders(count: int) -> Iterator[Any]:
 
 
 def fill(count: int) -> None:
-    from refunds import fragments
+    from refunds import fragments, mirror
     from refunds.models import Fragment, Order, Payment
 
     guards = import_module("refunds.migrations.0002_guards")
@@ -79,27 +79,22 @@ def fill(count: int) -> None:
     batch: list[Any] = []
 
     def write() -> None:
-        put(Order, batch)
-        put(
-            Fragment,
-            [Fragment(text=text, key=row.key) for row in batch for text in sorted(fragments.of(row))],
-        )
-        put(
-            Payment,
-            [
-                Payment(
-                    id=row.order_id.replace("order", "payment"),
-                    order_id=row.key,
-                    currency="JPY",
-                    captured=row.captured,
-                    external=row.refunded,
-                    created_at=row.created_at,
-                    read_at=row.read_at,
-                )
-                for row in batch
-                if row.captured
-            ],
-        )
+        put(Order, mirror.values(Order, batch))
+        put(Fragment, ((text, row.key) for row in batch for text in sorted(fragments.of(row))))
+        payments = [
+            Payment(
+                id=row.order_id.replace("order", "payment"),
+                order_id=row.key,
+                currency="JPY",
+                captured=row.captured,
+                external=row.refunded,
+                created_at=row.created_at,
+                read_at=row.read_at,
+            )
+            for row in batch
+            if row.captured
+        ]
+        put(Payment, mirror.values(Payment, payments))
         batch.clear()
 
     for row in orders(count):
@@ -117,23 +112,18 @@ def fill(count: int) -> None:
             cursor.execute("CHECKPOINT")
 
 
-def put(model: type[Model], rows: Iterable[Any]) -> None:
+def put(model: type[Model], rows: Iterable[Iterable[Any]]) -> None:
     """COPY or executemany, all columns."""
-    fields = [field for field in model._meta.concrete_fields if not field.generated]
-    columns = ", ".join(str(field.column) for field in fields)
-    values = (
-        tuple(field.get_db_prep_save(getattr(row, field.attname), connection) for field in fields)
-        for row in rows
-    )
+    columns = [str(field.column) for field in model._meta.concrete_fields if not field.generated]
     with transaction.atomic(), connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            with cursor.cursor.copy(f"COPY {model._meta.db_table} ({columns}) FROM STDIN") as copy:
-                for value in values:
-                    copy.write_row(value)
+            with cursor.cursor.copy(f"COPY {model._meta.db_table} ({', '.join(columns)}) FROM STDIN") as copy:
+                for row in rows:
+                    copy.write_row(row)
         else:
-            marks = ", ".join("?" * len(fields))
-            statement = f"INSERT INTO {model._meta.db_table} ({columns}) VALUES ({marks})"  # noqa: S608
-            cursor.cursor.connection.executemany(statement, values)
+            marks = ", ".join("?" * len(columns))
+            statement = f"INSERT INTO {model._meta.db_table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608
+            cursor.cursor.connection.executemany(statement, rows)
 
 
 def main() -> None:
