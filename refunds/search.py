@@ -214,7 +214,9 @@ class _Needle:
 
     def fits(self, name: str) -> str:
         """A condition for rows at hand: a column is this, or begins with it, or the mail is of this domain."""
-        rules = [*self.whole(name), *(rule for _column, rule in self.begins(name))]
+        rules = [f"{column} >= %({name})s AND {column} <= %({name}_to)s" for column in BEGINNING]
+        rules += [rule for column, rule in self.begins(name) if column not in BEGINNING]
+        rules.append(f"order_id = %({name}_typed)s")
         if self.domain:
             start = f"length(email_folded) - length(%({name}_domain)s) + 1"
             rules.append(f"substr(email_folded, {start}) = %({name}_domain)s")
@@ -280,18 +282,7 @@ class _Query:
             found = _either([*whole, *(rule for _column, rule in begins)])
             tiers.append(_Within(self.whole, f"NOT {found}", parameters))
         if self.words and not all(word.domain for word in self.words):
-            # Candidates come from one word, the others filter them: the longest word is the rarest, as a rule.
-            first, *others = sorted(
-                self.words, key=lambda word: (not word.domain, len(word.folded)), reverse=True
-            )
-            parameters |= first.parameters("first")
-            branches = [(rule, "") for rule in first.whole("first")]
-            branches += [(rule, column) for column, rule in first.begins("first")]
-            fits = []
-            for number, word in enumerate(others):
-                parameters |= word.parameters(f"other{number}")
-                fits.append(word.fits(f"other{number}"))
-            tiers.append(_Candidates(tuple(branches), " AND ".join(fits), parameters, last_resort=True))
+            tiers.append(_Words(self.words))
         return tiers
 
     def matched(self, order: Order) -> list[str]:
@@ -324,7 +315,9 @@ class _Rules(NamedTuple):
 
 class _Tier(Protocol):
     @property
-    def last_resort(self) -> bool: ...
+    def last_resort(self) -> bool:
+        """Only asked where the tiers before it have nothing."""
+        ...
 
     def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
         """Return the first `%(limit)s` keys in that order among the orders that meet the rules, and whether partial."""
@@ -357,7 +350,6 @@ class _Candidates:
 
     branches: each a condition and the column whose index answers it, "" for the order of keys.
     fits: what else a candidate has to meet.
-    last_resort: only asked where the tiers before it have nothing.
     """
 
     branches: tuple[tuple[str, str], ...]
@@ -383,6 +375,40 @@ class _Candidates:
             f"WHERE fits AND {rules} ORDER BY key {order} LIMIT %(limit)s) AS page "
             "UNION ALL SELECT branch, 0 FROM found GROUP BY branch HAVING sum(1) > %(candidates)s"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """Orders that fit each of several words: the candidates come from the rarest, and the others filter them."""
+
+    words: tuple[_Needle, ...]
+    last_resort: bool = True
+
+    def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
+        longest = sorted((word for word in self.words if not word.domain), key=lambda word: -len(word.folded))
+        first = next((word for word in longest if self._is_rare(word)), longest[0])
+        return self.candidates(first).keys(rules, order, parameters)
+
+    def candidates(self, first: _Needle) -> _Candidates:
+        parameters = first.parameters("first")
+        fits = []
+        for number, word in enumerate(word for word in self.words if word is not first):
+            parameters |= word.parameters(f"other{number}")
+            fits.append(word.fits(f"other{number}"))
+        branches = [(rule, "") for rule in first.whole("first")]
+        branches += [(rule, column) for column, rule in first.begins("first")]
+        return _Candidates(tuple(branches), " AND ".join(fits), parameters)
+
+    def _is_rare(self, word: _Needle) -> bool:
+        """Whether all its candidates would be looked at."""
+        rules = [*word.whole("word"), *(rule for _column, rule in word.begins("word"))]
+        counts = " UNION ALL ".join(
+            "SELECT sum(1) AS many FROM "  # noqa: S608  (conditions are ours; values are parameters)
+            f"(SELECT 1 FROM refunds_order WHERE {rule} LIMIT %(candidates)s + 1) AS branch{number}"
+            for number, rule in enumerate(rules)
+        )
+        found = _rows(counts, word.parameters("word") | {"candidates": CANDIDATES})
+        return all((many or 0) <= CANDIDATES for (many,) in found)
 
 
 @dataclass(frozen=True, slots=True)
