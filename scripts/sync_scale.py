@@ -3,9 +3,11 @@
 Into the database that DATABASE_URL names, which has to be empty; a new SQLite file without it. Says at which rate the
 sandbox serves pages to a client that throws them away, at which `sync_orders` mirrors them and in how much memory, a
 full reading again, and how fast pages are written beside rows that are only inserted (executemany, on PostgreSQL COPY).
+The last line says the shares once more as JSON, for `make bench`.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -38,14 +40,18 @@ def main() -> None:
         }
         bare = read_bare(sandbox)
         subprocess.run([sys.executable, "manage.py", "migrate", "-v", "0"], cwd=ROOT, check=True)
+        told = {}
         for arguments in (["sync_orders"], ["sync_orders", "--full"]):
             seconds, objects, memory = synced(arguments)
             rate = objects / seconds
+            told[" ".join(arguments)] = rate / bare
+            told["memory"] = max(memory)
             print(
                 f"{' '.join(arguments)}: {objects:,} objects in {seconds:.0f} s, {rate:,.0f}/s, "
                 f"{rate / bare:.0%} of the bare client; memory {memory} MB at each tenth"
             )
-        write(sandbox, options.written)
+        told["written"] = write(sandbox, options.written)
+        print(json.dumps(told))
 
 
 def pages(sandbox: Sandbox, name: str) -> Iterator[list[dict[str, Any]]]:
@@ -97,17 +103,18 @@ def resident(pid: int) -> tuple[int, int]:
     return now, most
 
 
-def write(sandbox: Sandbox, orders: int) -> None:
+def write(sandbox: Sandbox, orders: int) -> float:
+    """Which share of the rate of bare inserting the mirror writes at."""
     import django
 
     django.setup()
     from django.db import connection, transaction
 
     from refunds import clock, mirror, smartpay
-    from refunds.models import Order, Payment, SmartpayRefund
+    from refunds.models import Fragment, Order, Payment, SmartpayRefund
 
     def emptied() -> None:
-        for model in (SmartpayRefund, Payment, Order):
+        for model in (SmartpayRefund, Payment, Order, Fragment):
             model._default_manager.all()._raw_delete("default")
 
     read: list[list[smartpay.CheckoutSession]] = []
@@ -158,6 +165,7 @@ def write(sandbox: Sandbox, orders: int) -> None:
         f"writing {count:,} orders with their payments: {mirrored:,.0f}/s by the page, {raw:,.0f}/s raw, "
         f"{mirrored / raw:.1%}"
     )
+    return mirrored / raw
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import requests
 
-from scripts.bench import databases, recall
+from scripts.bench import databases, mirroring, recall
 from scripts.bench.databases import ROOT, run
 from scripts.parents import end_with_parent
 from scripts.postgres import free_port
@@ -278,8 +278,9 @@ def main() -> int:
                 print(f"{engine}, {size:,} orders", flush=True)
                 tables[engine, size] = ours(url)
                 print(written({(engine, size): tables[engine, size]}), flush=True)
+        mirrored = mirroring.run(server)
         recalled = recall.run(server, environment(""))
-    missed = [*misses(tables, max(SIZES)), *recalled.missed]
+    missed = [*misses(tables, max(SIZES)), *mirrored.missed, *recalled.missed]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     DOCUMENT.write_text(
         HEAD.format(
@@ -290,6 +291,8 @@ def main() -> int:
                 "## Bars missed",
                 "",
                 *(f"- {each}" for each in missed or ["none"]),
+                "",
+                mirrored.text,
                 "",
                 recalled.text,
                 "",
@@ -317,7 +320,7 @@ The bars, at the largest number of orders: every list and search ≤ 1.3 × the 
 its p95 ≤ 8 × the empty view's median; ≤ 1.25 × from the smallest number of orders on, against the static page, where
 both fill the page; ≥ 40 × faster than the admin in every search that it answers; on the first page of the list ≥ 5 ×
 on PostgreSQL and ≥ 4 × on SQLite. PostgreSQL runs without fsync, which makes the empty view quick and the bars hard.
-Not measured yet: django-oscar, the rate of a sync, the cost of a refund, 10,000,000 orders and first touch.
+Not measured yet: django-oscar, the cost of a refund, the lag of a webhook, 10,000,000 orders and first touch.
 
 """
 

@@ -4,7 +4,9 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -13,6 +15,14 @@ from scripts import postgres
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HOME = ROOT / ".state" / "bench"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part of the bench says in Markdown, and the bars that it missed, in words."""
+
+    text: str
+    missed: list[str]
 
 
 @contextlib.contextmanager
@@ -55,6 +65,20 @@ def on_postgresql(server_url: str, name: str, build: list[str], environment: dic
             run(build, environment | {"DATABASE_URL": f"{server_url}building"})
             connection.execute(f'ALTER DATABASE building RENAME TO "{name}"')
     return f"{server_url}{name}"
+
+
+@contextlib.contextmanager
+def empty(server_url: str, engine: str) -> Iterator[str]:
+    """The URL of a database with nothing in it, for once."""
+    if engine == "SQLite":
+        with tempfile.TemporaryDirectory() as home:
+            yield f"sqlite:///{home}/empty.sqlite3"
+        return
+    with psycopg.connect(f"{server_url}postgres", autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS empty")
+        connection.execute("CREATE DATABASE empty")
+        yield f"{server_url}empty"
+        connection.execute("DROP DATABASE empty WITH (FORCE)")
 
 
 def run(command: list[str], environment: dict[str, str]) -> str:

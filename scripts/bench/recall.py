@@ -4,23 +4,17 @@ import json
 import os
 import random
 import sys
-from dataclasses import dataclass
 
 import django
 
 from scripts.bench import databases
+from scripts.bench.databases import Part
 
 ORDERS = 100_000
 QUERIES = 10_000
 
 
-@dataclass(frozen=True)
-class Recalled:
-    text: str
-    missed: list[str]
-
-
-def run(server: str, environment: dict[str, str]) -> Recalled:
+def run(server: str, environment: dict[str, str]) -> Part:
     """Ask the queries of both databases."""
     build = [sys.executable, "-m", "scripts.bench.data", str(ORDERS)]
     lines, missed = ["## Recall", ""], []
@@ -39,7 +33,7 @@ def run(server: str, environment: dict[str, str]) -> Recalled:
             missed.append(
                 f"{engine}: {told['wrong']} of {QUERIES:,} searches differ from a look at every row"
             )
-    return Recalled("\n".join(lines), missed)
+    return Part("\n".join(lines), missed)
 
 
 def main() -> None:
