@@ -633,7 +633,7 @@ def _insert(model: type[models.Model], rows: Sequence[models.Model]) -> None:
     if not rows:
         return
     with connection.cursor() as cursor:
-        cursor.executemany(_insert_statement(model), values(model, rows))
+        cursor.executemany(_insert_statement(model), list(values(model, rows)))
     for row in rows:
         row._state.adding, row._state.db = False, connection.alias
 
