@@ -212,11 +212,15 @@ class _Needle:
             ranges.append((column, f"{column} >= %({name}_tail)s AND {column} <= %({name}_tail_to)s"))
         return ranges
 
-    def fits(self, name: str) -> str:
-        """A condition for rows at hand: a column is this, or begins with it, or the mail is of this domain."""
+    def at_start(self, name: str) -> str:
+        """A condition for rows at hand: a column is this, or begins with it."""
         rules = [f"{column} >= %({name})s AND {column} <= %({name}_to)s" for column in BEGINNING]
         rules += [rule for column, rule in self.begins(name) if column not in BEGINNING]
-        rules.append(f"order_id = %({name}_typed)s")
+        return _either([*rules, f"order_id = %({name}_typed)s"])
+
+    def fits(self, name: str) -> str:
+        """A condition for rows at hand: as above, or the mail is of this domain."""
+        rules = [self.at_start(name)]
         if self.domain:
             start = f"length(email_folded) - length(%({name}_domain)s) + 1"
             rules.append(f"substr(email_folded, {start}) = %({name}_domain)s")
@@ -279,8 +283,7 @@ class _Query:
             ),
         ]
         if len(self.whole.folded) >= SHORTEST_FRAGMENT:
-            found = _either([*whole, *(rule for _column, rule in begins)])
-            tiers.append(_Within(self.whole, f"NOT {found}", parameters))
+            tiers.append(_Within(self.whole, f"NOT {self.whole.at_start('whole')}", parameters))
         if self.words and not all(word.domain for word in self.words):
             tiers.append(_Words(self.words))
         return tiers
@@ -358,7 +361,7 @@ class _Candidates:
     last_resort: bool = False
 
     def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
-        rows = _rows(self.sql(rules, order), self.parameters | parameters | {"candidates": CANDIDATES})
+        rows = _rows(self.sql(rules, order), {"candidates": CANDIDATES} | self.parameters | parameters)
         keys = sorted((key for key, is_order in rows if is_order), reverse=order == "DESC")
         return keys, len(keys) < len(rows)
 
@@ -386,8 +389,16 @@ class _Words:
 
     def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
         longest = sorted((word for word in self.words if not word.domain), key=lambda word: -len(word.folded))
-        first = next((word for word in longest if self._is_rare(word)), longest[0])
-        return self.candidates(first).keys(rules, order, parameters)
+        rare = next((word for word in longest if self._is_rare(word)), None)
+        tier = self.candidates(rare or longest[0])
+        if (
+            not rare and parameters["place"] == START.key
+        ):  # few fill the first page, as a rule; all are not looked at
+            few = min(4 * parameters["limit"], CANDIDATES)
+            keys, cut = tier.keys(rules, order, parameters | {"candidates": few})
+            if len(keys) == parameters["limit"]:
+                return keys, cut
+        return tier.keys(rules, order, parameters)
 
     def candidates(self, first: _Needle) -> _Candidates:
         parameters = first.parameters("first")
@@ -435,23 +446,22 @@ class _Within:
             "walk": WALK,
         }
         matches = "text >= %(text)s AND text <= %(text_to)s"
-        if not _more_than("candidates", f"refunds_fragment WHERE {matches}", values):
-            near = f"SELECT key FROM refunds_fragment WHERE {matches} AND {rules.key}"  # noqa: S608
-            return self._page(near, rules, order, values), False
+        rare = not _more_than("candidates", f"refunds_fragment WHERE {matches}", values)
         newest = (
             f"SELECT key, text FROM refunds_fragment WHERE start = %(start)s AND {rules.key} "  # noqa: S608
             f"ORDER BY key {order} LIMIT %(walk)s + 1"
         )
         walked = f"({newest}) AS walked"
-        near = f"SELECT key FROM {walked} WHERE {matches} ORDER BY key {order} LIMIT %(candidates)s"  # noqa: S608
+        source = f"refunds_fragment WHERE {matches} AND {rules.key}" if rare else f"{walked} WHERE {matches}"
+        near = f"SELECT key FROM {source} ORDER BY key {order} LIMIT %(candidates)s"  # noqa: S608
         keys: list[int] = []
-        for most in (
-            4 * values["limit"],
-            CANDIDATES,
-        ):  # the few fill the page, but where a filter leaves few of them
-            keys = self._page(near, rules, order, values | {"candidates": min(most, CANDIDATES)})
+        # The first few fill the page, but where a filter leaves few of them.
+        for most in (min(4 * values["limit"], CANDIDATES), CANDIDATES):
+            keys = self._page(near, rules, order, values | {"candidates": most})
             if len(keys) == values["limit"]:
                 return keys, False
+        if rare:
+            return keys, False
         cut = _more_than("walk", walked, values)
         return keys, cut or _more_than("candidates", f"{walked} WHERE {matches}", values)
 
