@@ -57,6 +57,15 @@ def configuration(level: str, secrets: Iterable[str]) -> dict[str, Any]:
     }
 
 
+def counted(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
+    """An alarm is in the metrics too, by its event: whoever reads no logs is told by Prometheus."""
+    if line.get("alarm"):
+        from dashboard.metrics import ALARMS  # reads the settings, which this module is a part of
+
+        ALARMS.labels(line["event"]).inc()
+    return line
+
+
 def without_address(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
     """Django ends its lines with the address asked for, in which people type names. The view is in our own line."""
     if str(line.get("logger", "")).startswith("django."):

@@ -24,6 +24,7 @@ SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 REQUESTS = Counter("dashboard_requests", "Requests answered, by view and status.", ["view", "status"])
 REQUEST_SECONDS = Histogram("dashboard_request_seconds", "Until the answer.", ["view"], buckets=SECONDS)
+ALARMS = Counter("dashboard_alarms", "Lines of the log that need a person, by event.", ["event"])
 STANDING = CollectorRegistry()  # the app registers here what it reads from the database at each scrape
 
 

@@ -14,7 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.csp import CSP
 from django.utils.translation import gettext_lazy as _
 
-from dashboard.logs import SHARED, configuration
+from dashboard.logs import SHARED, configuration, counted
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
@@ -247,7 +247,7 @@ METRICS_TOKEN = env.str("METRICS_TOKEN", default="")  # without one there is no 
 METRICS_LISTEN = env.str("METRICS_LISTEN", default="")  # host:port where a worker shows its own
 SENTRY_DSN = env.str("SENTRY_DSN", default="")
 structlog.configure(
-    processors=[*SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+    processors=[*SHARED, counted, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
     logger_factory=structlog.stdlib.LoggerFactory(),
     cache_logger_on_first_use=True,
 )

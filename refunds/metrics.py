@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
+from django.db import connection
 from django.db.models import Count, Min
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from refunds import clock, services
-from refunds.models import AuditEntry, Bulk, Control, Refund, SyncCursor
+from refunds import clock, jobs, services
+from refunds.models import AuditEntry, Bulk, Control, JobRun, Refund, SyncCursor
 
 LATELY = timedelta(hours=1)
 
@@ -65,6 +66,18 @@ class Standing(Collector):
             whole.add_metric([cursor.collection], age(cursor.last_finished_at))
         yield read
         yield whole
+
+        late = _gauge("job_late_seconds", "Since a job should have run again after it last ended well.", "job")
+        for job in jobs.JOBS:
+            done = JobRun.objects.filter(job=job.name, outcome=JobRun.Outcome.DONE)
+            last = done.order_by("-started_at").values_list("started_at", flat=True).first()
+            late.add_metric([job.name], age(last and job.next_at(last)))
+        yield late
+        if connection.vendor == "postgresql":
+            from procrastinate.contrib.django.models import ProcrastinateJob
+
+            waiting_jobs = ProcrastinateJob.objects.filter(status="todo").count()
+            yield _gauge("job_queue_depth", "Jobs that no worker took yet: each at most once.", value=waiting_jobs)
 
         unsealed = (
             AuditEntry.objects.filter(seal__isnull=True).order_by("pk").values_list("at", flat=True).first()
