@@ -19,7 +19,7 @@ run:
 	@exec .venv/bin/python -m scripts.run
 
 test:
-	@scripts/setup postgresql nginx systemd chromium fonts
+	@scripts/setup postgresql nginx systemd prometheus chromium fonts
 	@exec .venv/bin/python -m scripts.test $(ARGS)
 
 SEEDS ?= 300

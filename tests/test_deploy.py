@@ -150,16 +150,49 @@ def test_container_is_built_from_what_there_is(tmp_path: Path) -> None:
 
 
 # --- Alerts -------------------------------------------------------------------------------------------------------
+RULES = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())["groups"][0]["rules"]
+
+
+def test_every_alert_is_raised_by_what_it_says_and_not_before() -> None:
+    for words in ("check config --syntax-only prometheus.yml", "check rules alerts.yml", "test rules alerts_test.yml"):
+        done = subprocess.run(
+            ["promtool", *words.split()], cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    raised: dict[str, set[bool]] = {}
+    for group in yaml.safe_load((DEPLOY / "prometheus" / "alerts_test.yml").read_text())["tests"]:
+        for each in group["alert_rule_test"]:
+            raised.setdefault(each["alertname"], set()).add("exp_alerts" in each)
+    assert {rule["alert"] for rule in RULES} == raised.keys()
+    for name, tried in raised.items():
+        assert True in tried, name
+
+
+def test_prometheus_asks_where_the_units_answer() -> None:
+    jobs = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    asked = {job["job_name"]: job["static_configs"][0]["targets"] for job in jobs}
+    web = (DEPLOY / "systemd" / "refund-dashboard-web@.socket").read_text()
+    worker = (DEPLOY / "systemd" / "refund-dashboard-worker@.service").read_text()
+
+    [served] = re.findall(r"^ListenStream=(\S+)%i$", web, re.M)
+    [shown] = re.findall(r"^Environment=METRICS_LISTEN=(\S+)%i$", worker, re.M)
+
+    assert asked == {
+        "refund-dashboard-web": [f"{served}{number}" for number in (1, 2)],
+        "refund-dashboard-worker": [f"{shown}{number}" for number in (1, 2, 3)],
+    }
+
+
 def test_every_metric_of_an_alert_is_there(client: Client, db: None, settings: Any) -> None:
     settings.METRICS_TOKEN = "a-token"
-    rules = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())["groups"][0]["rules"]
     shown = client.get("/metrics", headers={"Authorization": "Bearer a-token"}).content.decode()
     there = set(re.findall(r"^# TYPE (\w+) ", shown, re.M))
 
-    named = {name for rule in rules for name in re.findall(r"dashboard_\w+", rule["expr"])}
+    named = {name for rule in RULES for name in re.findall(r"dashboard_\w+", rule["expr"])}
 
-    assert len(rules) > 10
+    assert len(RULES) > 10
     assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in named} - there == set()
-    for rule in rules:
+    for rule in RULES:
         assert rule["labels"]["severity"] in ("page", "ticket"), rule["alert"]
         assert rule["annotations"]["summary"], rule["alert"]
