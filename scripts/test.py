@@ -1,10 +1,12 @@
-"""`make test`: the suite on SQLite, then on a PostgreSQL of its own, then the coverage of both together.
+"""`make test`: the suite on SQLite, then on a PostgreSQL of its own, the coverage of both together, and a look at what was
+written to logs and metrics meanwhile.
 
 Chromium and Smartpay's own SDK (markers `browser`, `sdk`) run with SQLite only: the pages and the wire are the same.
 Arguments go to pytest (`make test ARGS="-k name"`); coverage is then not judged.
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,16 @@ RUNS = {
     "sqlite": "not postgresql",
     "postgresql": "not sqlite and not browser and not sdk",
 }
+LOGS_DIR = BASE_DIR / ".state" / "logs-of-the-tests"
+# Nothing of a person or of a key, by its form: all our own words are ASCII, and of ids only sessions are of such letters.
+REVEALING = {
+    "not ASCII, such as a name": r"[^\x00-\x7f]|\\u[0-9a-f]{4}",
+    "a mail": r"[\w.+-]+(?:@|%40)[\w-]+\.\w+",
+    "a key": r"sk_(?:test|live)_\w+|whsec_\w+|(?i:bearer|basic) [\w+/=-]{6,}",
+    "a signed token": r"\beyJ[\w-]+\.[\w-]+\.",
+    "a secret of the tests": r"a-secret-of-the-tests|not-a-secret|of-many-different-letters|the-token-of-prometheus",
+    "a session or a form's token": r"\b(?![0-9a-f]+\b)(?=\w*\d)(?:[A-Za-z0-9]{32}|[A-Za-z0-9]{64})\b",
+}
 INTERRUPTED, NO_TESTS = 2, 5  # pytest's words for it
 
 
@@ -29,6 +41,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches pytest too, which ends in its own time
     chosen = sys.argv[1:]
+    shutil.rmtree(LOGS_DIR, ignore_errors=True)
+    LOGS_DIR.mkdir(parents=True)
     if not chosen:
         shutil.rmtree(COVERAGE_DIR, ignore_errors=True)
         COVERAGE_DIR.mkdir(parents=True)
@@ -48,6 +62,8 @@ def main() -> int:
     failed = [database for database, code in ended.items() if code not in {0, NO_TESTS}]
     if not chosen and not coverage():
         failed.append("coverage")
+    if not kept_to_themselves():
+        failed.append("logs")
     for what in failed:
         print(f"make test: {what} FAILED")
     return bool(failed)
@@ -57,6 +73,7 @@ def pytest(database: str, url: str, chosen: list[str]) -> int:
     print(f"\n=== tests on {database} ===", flush=True)
     command = [sys.executable, "-m", "pytest", "-m", RUNS[database], *chosen]
     environment = os.environ | {"DATABASE_URL": url, "CHROMIUM": chromium.find() or ""}
+    environment |= {"PYTHONPATH": str(BASE_DIR / "tests" / "written"), "KEPT_LOGS": str(LOGS_DIR)}
     if not chosen:
         command += ["--numprocesses=2", "--cov", "--cov-report="]
         environment["COVERAGE_FILE"] = str(COVERAGE_DIR / database)
@@ -64,6 +81,24 @@ def pytest(database: str, url: str, chosen: list[str]) -> int:
     if code == INTERRUPTED:
         sys.exit(130)
     return code
+
+
+def kept_to_themselves() -> bool:
+    """Whether no process of the tests wrote a name, a mail, a key or a token to its log or its metrics.
+
+    Scanned is all that went through the site's own logging, in the process of the tests and in each that they started,
+    and what each had counted when it ended by itself. Who was killed had no time to tell its metrics.
+    """
+    print("\n=== what was written to logs and metrics ===", flush=True)
+    lines, found = 0, []
+    for file in sorted(LOGS_DIR.iterdir()):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            lines += 1
+            found += [(what, line) for what, form in REVEALING.items() if re.search(form, line)]
+    for what, line in found[:20]:
+        print(f"{what}: {line[:300]}")
+    print(f"processes={len(list(LOGS_DIR.iterdir()))} lines={lines} revealing={len(found)}")
+    return lines > 0 and not found
 
 
 def coverage() -> bool:

@@ -1,6 +1,8 @@
-"""deploy/ on one machine: nginx, two web servers, three workers and PostgreSQL, from the very files that are deployed.
+"""deploy/ on one machine: nginx, two web servers, three workers, PostgreSQL and Prometheus, from the very files that
+are deployed.
 
 What systemd does is done here: the commands are those of the units, their sockets stay open, who dies is started again.
+Prometheus lives sixty times as fast: what its rules call a minute is a second.
 """
 
 import os
@@ -11,7 +13,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -25,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from scripts import nginx
+from scripts.identity_provider import CLIENT_ID, CLIENT_SECRET
 from scripts.postgres import free_port
 from tests.kills.databases import PostgreSQL
 from tests.kills.people import Person
@@ -32,6 +38,7 @@ from tests.kills.world import FOUNDING, QUICK, World
 from tests.sandbox import ROOT, Sandbox
 
 DEPLOY = ROOT / "deploy"
+PROVIDER = "127.0.0.2"  # where the company's sign-in is: another machine, as far as the site can tell
 INSTALLED = "/opt/refund-dashboard/.venv/bin/python"
 
 
@@ -43,10 +50,10 @@ def command(unit: str) -> list[str]:
 
 
 def certificate(home: Path) -> None:
-    """A key and a certificate for 127.0.0.1 that vouches for itself."""
+    """A key and a certificate for this machine's addresses that vouches for itself."""
     key = ec.generate_private_key(ec.SECP256R1())
     name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")]), datetime.now(tz=UTC)
-    own = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    own = x509.SubjectAlternativeName([x509.IPAddress(ip_address(each)) for each in ("127.0.0.1", PROVIDER)])
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
     builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=1))
     signed = builder.add_extension(own, critical=False).sign(key, hashes.SHA256())
@@ -58,8 +65,13 @@ def certificate(home: Path) -> None:
     )
 
 
-def nginx_configuration(home: Path, *, port: int, plain: int, webs: tuple[int, int] = (8001, 8002)) -> Path:
-    """deploy/nginx with this machine's ports and files, inside the least that nginx wants around it."""
+def nginx_configuration(
+    home: Path, *, port: int, plain: int, webs: tuple[int, int] = (8001, 8002), provider: int = 0
+) -> Path:
+    """deploy/nginx with this machine's ports and files, inside the least that nginx wants around it.
+
+    Beside it, over TLS as well, the company's identity provider, which listens at the port `provider`.
+    """
     certificate(home)
     text = (DEPLOY / "nginx" / "refund-dashboard.conf").read_text()
     text = re.sub(r"^ *listen \[::\].*\n", "", text, flags=re.MULTILINE)
@@ -83,28 +95,55 @@ def nginx_configuration(home: Path, *, port: int, plain: int, webs: tuple[int, i
     user = "user root;\n" if os.geteuid() == 0 else ""
     (home / "nginx.conf").write_text(
         f"{user}daemon off;\npid {home}/nginx.pid;\nerror_log {home}/nginx.log;\nworker_processes 2;\n"
-        f"events {{}}\nhttp {{\n{places}    include {home}/site.conf;\n}}\n"
+        f"events {{}}\nhttp {{\n{places}    include {home}/site.conf;\n"
+        f"    server {{\n        listen {PROVIDER}:{port} ssl;\n        access_log off;\n"
+        f"        ssl_certificate {home}/site.pem;\n        ssl_certificate_key {home}/site.key;\n"
+        f"        location / {{\n            proxy_pass http://127.0.0.1:{provider};\n"
+        "            proxy_set_header Host $http_host;\n            proxy_set_header X-Forwarded-Proto https;\n"
+        "        }\n    }\n}\n"
     )
     return home / "nginx.conf"
 
 
-class Watching(requests.Session):
-    """A browser that keeps count of what did not come, or came as a fault."""
+def prometheus_configuration(home: Path, *, webs: list[int], workers: list[int], token: str) -> Path:
+    """deploy/prometheus with this machine's ports, and with seconds for minutes."""
+    (home / "token").write_text(token)
+    text = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
+    ports = dict(zip((8001, 8002, 9101, 9102, 9103), [*webs, *workers], strict=True))
+    for old, new in {
+        "interval: 15s": "interval: 500ms",
+        "/etc/prometheus/refund-dashboard.token": str(home / "token"),
+        **{f"127.0.0.1:{old}": f"127.0.0.1:{new}" for old, new in ports.items()},
+    }.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    (home / "prometheus.yml").write_text(text)
+    rules = (DEPLOY / "prometheus" / "alerts.yml").read_text()
+    rules = re.sub(r"\b(\d+)m\b", r"\1s", rules)
+    rules = re.sub(r"_seconds(\S*) > (\d+)", lambda found: f"_seconds{found[1]} > {int(found[2]) // 60}", rules)
+    rules = re.sub(r"\) > (\d{3,})", lambda found: f") > {int(found[1]) // 60}", rules)
+    (home / "alerts.yml").write_text(rules)
+    return home / "prometheus.yml"
 
-    def __init__(self, failed: Counter[str], answered: Counter[str]) -> None:
+
+class Watching(requests.Session):
+    """A browser that keeps count of what did not come, or came as a fault, and of how long each answer took."""
+
+    def __init__(self, failed: Counter[str], seconds: list[float]) -> None:
         super().__init__()
-        self.failed, self.answered = failed, answered
+        self.failed, self.seconds = failed, seconds
 
     def request(self, method: Any, url: Any, *args: Any, **options: Any) -> requests.Response:
         options["timeout"] = (
             120  # less than nginx's: on a busy machine a start takes long, and nobody is turned away
         )
+        began = time.monotonic()
         try:
             answer = super().request(method, url, *args, **options)
         except requests.RequestException as error:
             self.failed[f"{method} {type(error).__name__}"] += 1
             raise
-        self.answered[str(method)] += 1
+        self.seconds.append(time.monotonic() - began)
         if answer.status_code >= 500:
             self.failed[f"{method} {answer.status_code}"] += 1
         return answer
@@ -116,10 +155,12 @@ class Deployment(World):
 
     def __init__(self, home: Path, database: PostgreSQL, *, people: int = 4) -> None:
         self.home, self.database, self.server = home, database, database
-        port, plain = free_port(), free_port()
+        port, plain, provider, watching = free_port(), free_port(), free_port(), free_port()
+        shown = {name: free_port() for name in self.WORKERS}
         self._sockets = {name: socket.create_server(("127.0.0.1", 0), backlog=512) for name in self.WEBS}
         self.ports = {name: each.getsockname()[1] for name, each in self._sockets.items()}
         self.url = f"https://127.0.0.1:{port}"
+        self._prometheus = f"http://127.0.0.1:{watching}"
         self.sandbox = Sandbox()
         self.deaths_dir = home / "deaths"
         (self.deaths_dir / "died").mkdir(parents=True)
@@ -129,11 +170,12 @@ class Deployment(World):
             "HTTPS": "True", "ALLOWED_HOSTS": "127.0.0.1", "TRUSTED_PROXIES": "127.0.0.1",
             "SECRET_KEY": "long-enough-and-of-many-different-letters-0123456789-ABCDEFGHIJ",
             "SMARTPAY_API_URL": self.sandbox.url, "SMARTPAY_SECRET_KEY": self.sandbox.secret_key,
-            "OIDC_ISSUER": "https://login.example.jp", "METRICS_TOKEN": "the-token-of-prometheus",
+            "OIDC_ISSUER": f"https://{PROVIDER}:{port}", "OIDC_CA_BUNDLE": str(home / "site.pem"),
+            "OIDC_CLIENT_ID": CLIENT_ID, "OIDC_CLIENT_SECRET": CLIENT_SECRET, "METRICS_TOKEN": "the-token-of-prometheus",
             "SSO_RECHECK_SECONDS": "86400", "WEB_CONCURRENCY": "1",
         }  # fmt: skip
         self.failed: Counter[str] = Counter()
-        self.answered: Counter[str] = Counter()
+        self.seconds: list[float] = []
         self._processes: dict[str, subprocess.Popen[Any]] = {}
         self._lock = threading.RLock()
         self._told: set[str] = set()
@@ -141,12 +183,27 @@ class Deployment(World):
         self.ended_by_themselves: list[str] = []
         self.killed_from_outside = 0
         self._lock_payments = threading.Lock()
-        configuration = nginx_configuration(home, port=port, plain=plain, webs=tuple(self.ports.values()))
+        web_1, web_2 = self.ports.values()
+        proxy = nginx_configuration(home, port=port, plain=plain, webs=(web_1, web_2), provider=provider)
+        token = self.environment["METRICS_TOKEN"]
+        watched = prometheus_configuration(home, webs=[web_1, web_2], workers=[*shown.values()], token=token)
         self._commands = (
             {name: command("refund-dashboard-web@.service") for name in self.WEBS}
-            | {name: command("refund-dashboard-worker@.service") for name in self.WORKERS}
-            | {"nginx": [str(nginx.program()), "-p", str(home), "-c", str(configuration)]}
-        )
+            | {
+                name: ["env", f"METRICS_LISTEN=127.0.0.1:{listen}", *command("refund-dashboard-worker@.service")]
+                for name, listen in shown.items()
+            }
+            | {
+                "nginx": [str(nginx.program()), "-p", str(home), "-c", str(proxy)],
+                "prometheus": [
+                    "prometheus", f"--config.file={watched}", f"--storage.tsdb.path={home / 'series'}",
+                    f"--web.listen-address=127.0.0.1:{watching}", "--log.level=warn",
+                ],
+                "identity": [
+                    sys.executable, "-m", "scripts.identity_provider", "--port", str(provider), "--app-url", self.url,
+                ],
+            }
+        )  # fmt: skip
         sessions = self.manage("shell", "-v", "0", "-c", FOUNDING % people).splitlines()[-1]
         self._let_in_as_the_app()
         self.people = [self._person(session) for session in re.findall(r'"(\w+)"', sessions)]
@@ -169,7 +226,7 @@ class Deployment(World):
 
     def _person(self, session: str) -> Person:
         person = Person(self.url, session)
-        person._http = Watching(self.failed, self.answered)
+        person._http = Watching(self.failed, self.seconds)
         person._http.trust_env = False
         person._http.verify = str(self.home / "site.pem")
         person._http.headers["Referer"] = self.url
@@ -210,6 +267,33 @@ class Deployment(World):
             del self._processes[name]
             self._told.remove(name)
         self.until(lambda: name in self._processes, f"{name} is started")
+
+    @contextmanager
+    def without(self, *names: str) -> Iterator[None]:
+        """SIGKILL, and not started again for as long as this lasts."""
+        with self._lock:
+            self._told |= set(names)
+            for name in names:
+                self._kill(self._processes[name])
+        yield
+        with self._lock:
+            for name in names:
+                del self._processes[name]
+            self._told -= set(names)
+        self.wait_until_up()
+
+    def firing(self) -> set[str]:
+        """The alerts that Prometheus raises now."""
+        answer = requests.get(f"{self._prometheus}/api/v1/alerts", timeout=10).json()
+        return {each["labels"]["alertname"] for each in answer["data"]["alerts"] if each["state"] == "firing"}
+
+    def fired(self) -> Counter[str]:
+        """The alerts that Prometheus raised since it began, and for how many evaluations."""
+        query = {"query": 'sum by (alertname) (count_over_time(ALERTS{alertstate="firing"}[1d]))'}
+        answer = requests.get(f"{self._prometheus}/api/v1/query", query, timeout=10).json()
+        return Counter(
+            {each["metric"]["alertname"]: int(each["value"][1]) for each in answer["data"]["result"]}
+        )
 
     def wait_until_up(self) -> None:
         addresses = [f"http://127.0.0.1:{port}/readyz" for port in self.ports.values()]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import requests
 
@@ -15,6 +15,13 @@ from tests.sandbox import Sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 60  # seconds
+
+
+class Running(Protocol):
+    """What a browser's test needs of a site, wherever it runs."""
+
+    url: str
+    sandbox: Sandbox
 
 
 class Site:

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from scripts import chromium
-from tests.site import ROOT, Site
+from tests.site import ROOT, Running, Site
 
 pytestmark = pytest.mark.browser
 
@@ -47,9 +47,10 @@ def chrome() -> Iterator[Browser]:
 class Person:
     """Somebody at their own browser. `complaints`: what the browser held against our pages."""
 
-    def __init__(self, chrome: Browser, site: Site, role: str, **options: Any) -> None:
+    def __init__(self, chrome: Browser, site: Running, role: str, **options: Any) -> None:
         self.site = site
         options = {"locale": "ja-JP", "timezone_id": "Asia/Tokyo", "viewport": DESKTOP} | options
+        options["ignore_https_errors"] = True  # the drill's certificate vouches for itself
         self.context: BrowserContext = chrome.new_context(base_url=site.url, **options)
         self.context.set_default_timeout(15_000)  # milliseconds
         self.page: Page = self.context.new_page()
@@ -99,7 +100,7 @@ class Person:
         self.context.close()
 
 
-def refunds_of(site: Site, payment: str) -> list[dict[str, object]]:
+def refunds_of(site: Running, payment: str) -> list[dict[str, object]]:
     refunds, token = [], ""
     while True:
         page = site.sandbox.api(
@@ -110,7 +111,7 @@ def refunds_of(site: Site, payment: str) -> list[dict[str, object]]:
             return refunds
 
 
-def test_operator_refunds_auditor_reads_viewer_can_not(site: Site, chrome: Browser) -> None:
+def test_operator_refunds_auditor_reads_viewer_can_not(site: Running, chrome: Browser) -> None:
     found = site.sandbox.find("refundable", name="田中", min_amount=2000)
     operator = Person(chrome, site, "operator")
     page = operator.page

@@ -98,11 +98,15 @@ class PostgreSQL:
         assert self._process is not None
         self._process.wait(60)
 
-    def kill(self) -> None:
-        """SIGKILL to all of it, and a new start: only from the main thread."""
+    def crash(self) -> None:
+        """SIGKILL to all of it."""
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(60)
+
+    def kill(self) -> None:
+        """SIGKILL to all of it, and a new start: only from the main thread."""
+        self.crash()
         self.start()
 
     def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
