@@ -66,7 +66,7 @@ def certificate(home: Path) -> None:
 
 
 def nginx_configuration(
-    home: Path, *, port: int, plain: int, webs: tuple[int, int] = (8001, 8002), provider: int = 0
+    home: Path, *, port: int, plain: int, webs: tuple[int, int] = (8001, 8002), provider: int = 9
 ) -> Path:
     """deploy/nginx with this machine's ports and files, inside the least that nginx wants around it.
 
@@ -111,7 +111,7 @@ def prometheus_configuration(home: Path, *, webs: list[int], workers: list[int],
     text = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
     ports = dict(zip((8001, 8002, 9101, 9102, 9103), [*webs, *workers], strict=True))
     for old, new in {
-        "interval: 15s": "interval: 500ms",
+        "interval: 15s": "interval: 1s",
         "/etc/prometheus/refund-dashboard.token": str(home / "token"),
         **{f"127.0.0.1:{old}": f"127.0.0.1:{new}" for old, new in ports.items()},
     }.items():
