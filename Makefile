@@ -1,5 +1,5 @@
 # Every target sets up what it needs and is missing; see scripts/setup.
-.PHONY: help run test simulate kills check format translations screenshots mutants bench kills-sync
+.PHONY: help run test simulate kills check format translations screenshots mutants bench kills-sync drill
 
 help:
 	@echo "make run           everything on http://127.0.0.1:8000 (PORT=9000 moves it); Ctrl-C ends it"
@@ -7,6 +7,7 @@ help:
 	@echo "make simulate      lives of the refund engine in virtual time (SEEDS=300 FROM=1), on all cores"
 	@echo "make kills         the product killed 250 times, then held against Smartpay (KILLS_PG=200 KILLS_SQLITE=50)"
 	@echo "make kills-sync    a reading of Smartpay killed 20 times at random, then compared (SYNC_KILLS=20)"
+	@echo "make drill         deploy/ on this machine, each part killed in turn during 500 refunds (DRILL_REFUNDS=500)"
 	@echo "make check         format, lint, types, migrations, deployment, templates, translations, lock"
 	@echo "make format        rewrite the sources as make check wants them"
 	@echo "make translations  bring locale/ up to date with the sources"
@@ -32,6 +33,13 @@ simulate:
 kills:
 	@scripts/setup postgresql
 	@exec .venv/bin/python -m scripts.kills
+
+DRILL_REFUNDS ?= 500
+
+drill:
+	@scripts/setup postgresql nginx prometheus chromium fonts
+	@CHROMIUM=$$(.venv/bin/python -m scripts.chromium) DRILL_REFUNDS=$(DRILL_REFUNDS) \
+		exec .venv/bin/python -m pytest -q -s -n0 -m postgresql tests/test_drill.py
 
 SYNC_KILLS ?= 20
 

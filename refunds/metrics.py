@@ -67,7 +67,9 @@ class Standing(Collector):
         yield read
         yield whole
 
-        late = _gauge("job_late_seconds", "Since a job should have run again after it last ended well.", "job")
+        late = _gauge(
+            "job_late_seconds", "Since a job should have run again after it last ended well.", "job"
+        )
         for job in jobs.JOBS:
             done = JobRun.objects.filter(job=job.name, outcome=JobRun.Outcome.DONE)
             last = done.order_by("-started_at").values_list("started_at", flat=True).first()
@@ -77,7 +79,9 @@ class Standing(Collector):
             from procrastinate.contrib.django.models import ProcrastinateJob
 
             waiting_jobs = ProcrastinateJob.objects.filter(status="todo").count()
-            yield _gauge("job_queue_depth", "Jobs that no worker took yet: each at most once.", value=waiting_jobs)
+            yield _gauge(
+                "job_queue_depth", "Jobs that no worker took yet: each at most once.", value=waiting_jobs
+            )
 
         unsealed = (
             AuditEntry.objects.filter(seal__isnull=True).order_by("pk").values_list("at", flat=True).first()

@@ -1,5 +1,5 @@
-"""`make test`: the suite on SQLite, then on a PostgreSQL of its own, the coverage of both together, and a look at what was
-written to logs and metrics meanwhile.
+"""`make test`: the suite on SQLite, then on a PostgreSQL of its own, the coverage of both together, and a look at
+what was written to logs and metrics meanwhile.
 
 Chromium and Smartpay's own SDK (markers `browser`, `sdk`) run with SQLite only: the pages and the wire are the same.
 Arguments go to pytest (`make test ARGS="-k name"`); coverage is then not judged.
@@ -25,7 +25,7 @@ RUNS = {
     "postgresql": "not sqlite and not browser and not sdk",
 }
 LOGS_DIR = BASE_DIR / ".state" / "logs-of-the-tests"
-# Nothing of a person or of a key, by its form: all our own words are ASCII, and of ids only sessions are of such letters.
+# Of a person or of a key, by its form: all our own words are ASCII, and of ids only sessions have such letters.
 REVEALING = {
     "not ASCII, such as a name": r"[^\x00-\x7f]|\\u[0-9a-f]{4}",
     "a mail": r"[\w.+-]+(?:@|%40)[\w-]+\.\w+",

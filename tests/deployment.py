@@ -120,7 +120,9 @@ def prometheus_configuration(home: Path, *, webs: list[int], workers: list[int],
     (home / "prometheus.yml").write_text(text)
     rules = (DEPLOY / "prometheus" / "alerts.yml").read_text()
     rules = re.sub(r"\b(\d+)m\b", r"\1s", rules)
-    rules = re.sub(r"_seconds(\S*) > (\d+)", lambda found: f"_seconds{found[1]} > {int(found[2]) // 60}", rules)
+    rules = re.sub(
+        r"_seconds(\S*) > (\d+)", lambda found: f"_seconds{found[1]} > {int(found[2]) // 60}", rules
+    )
     rules = re.sub(r"\) > (\d{3,})", lambda found: f") > {int(found[1]) // 60}", rules)
     (home / "alerts.yml").write_text(rules)
     return home / "prometheus.yml"

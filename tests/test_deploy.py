@@ -154,9 +154,17 @@ RULES = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())["grou
 
 
 def test_every_alert_is_raised_by_what_it_says_and_not_before() -> None:
-    for words in ("check config --syntax-only prometheus.yml", "check rules alerts.yml", "test rules alerts_test.yml"):
+    for words in (
+        "check config --syntax-only prometheus.yml",
+        "check rules alerts.yml",
+        "test rules alerts_test.yml",
+    ):
         done = subprocess.run(
-            ["promtool", *words.split()], cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False
+            ["promtool", *words.split()],
+            cwd=DEPLOY / "prometheus",
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
 

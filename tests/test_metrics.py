@@ -134,7 +134,11 @@ def test_stopped_sending_and_a_silent_smartpay_are_told(
 def test_job_that_ends_well_no_more_is_told_by_how_late_it_is(operator: User, at: Any) -> None:
     job = jobs.BY_NAME["reconcile"]  # every ten minutes
     at.now = at.now.replace(minute=0, second=0, microsecond=0)
-    for minutes, outcome in ((0, JobRun.Outcome.DONE), (10, JobRun.Outcome.FAILED), (20, JobRun.Outcome.DIED)):
+    for minutes, outcome in (
+        (0, JobRun.Outcome.DONE),
+        (10, JobRun.Outcome.FAILED),
+        (20, JobRun.Outcome.DIED),
+    ):
         started_at = at.now + timedelta(minutes=minutes)
         JobRun.objects.create(job=job.name, started_at=started_at, outcome=outcome)
     at.advance(minutes=25)
@@ -142,7 +146,9 @@ def test_job_that_ends_well_no_more_is_told_by_how_late_it_is(operator: User, at
     told = scraped()
 
     assert told['dashboard_job_late_seconds{job="reconcile"}'] == 15 * 60
-    assert told['dashboard_job_late_seconds{job="seal"}'] == 0  # never ran: a matter of workers, not of the job
+    assert (
+        told['dashboard_job_late_seconds{job="seal"}'] == 0
+    )  # never ran: a matter of workers, not of the job
     assert told.get("dashboard_job_queue_depth", 0) == 0
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import requests
 
-from scripts.bench import databases, mirroring, recall
+from scripts.bench import databases, load, mirroring, recall
 from scripts.bench.databases import ROOT, run
 from scripts.parents import end_with_parent
 from scripts.postgres import free_port
@@ -280,7 +280,8 @@ def main() -> int:
                 print(written({(engine, size): tables[engine, size]}), flush=True)
         mirrored = mirroring.run(server)
         recalled = recall.run(server, environment(""))
-    missed = [*misses(tables, max(SIZES)), *mirrored.missed, *recalled.missed]
+        failed = load.measured(server, environment(""))
+    missed = [*misses(tables, max(SIZES)), *mirrored.missed, *recalled.missed, *failed]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     DOCUMENT.write_text(
         HEAD.format(

@@ -53,7 +53,11 @@ class Told:
 
 class Operator:
     def __init__(self, port: int, cookie: str, orders: list[str], number: int) -> None:
-        self._port, self._cookies, self._orders = port, {cookie.split("=")[0]: cookie.split("=")[1]}, orders
+        self._port, self._cookies, self._orders = (
+            port,
+            {cookie.split("=", maxsplit=1)[0]: cookie.split("=")[1]},
+            orders,
+        )
         self._draw = random.Random(number)  # noqa: S311
         self._token = ""
 
@@ -166,7 +170,11 @@ def measured(server: str, environment: dict[str, str]) -> list[str]:
     build = [sys.executable, "-m", "scripts.bench.data", str(ORDERS)]
     url = databases.on_postgresql(server, f"load-{ORDERS}", build, environment)
     # The limits of a deployment: each of these people stays below them.
-    environment |= {"DATABASE_URL": url, "LOG_LEVEL": "WARNING", "DJANGO_SETTINGS_MODULE": "dashboard.settings"}
+    environment |= {
+        "DATABASE_URL": url,
+        "LOG_LEVEL": "WARNING",
+        "DJANGO_SETTINGS_MODULE": "dashboard.settings",
+    }
     environment |= {"SEARCHES_PER_HOUR": "300", "ORDERS_PER_HOUR": "600", "REFUND_FORMS_PER_HOUR": "300"}
     cookies, orders = found(environment, max(OPERATORS))
     wrong = []
@@ -175,18 +183,27 @@ def measured(server: str, environment: dict[str, str]) -> list[str]:
         asyncio.run(alone(operators[0]))  # warms up
         for count in OPERATORS:
             idle, busy = asyncio.run(alone(operators[0])), asyncio.run(crowd(operators[:count]))
-            answers = sum(map(len, busy.seconds.values()))
-            print(f"\n{count} operators, {answers / SECONDS:.0f} pages a second, errors {busy.wrong.total()}\n")
-            print("| screen | pages | alone, p95 ms | busy, median ms | busy, p95 ms | p95 ÷ alone |\n|---|---|---|---|---|---|")
-            for screen in SCREENS:
-                if not busy.seconds[screen]:
-                    continue
-                one, all_ = idle.p95(screen) * 1000, busy.p95(screen) * 1000
-                median = statistics.median(busy.seconds[screen]) * 1000
-                print(f"| {screen} | {len(busy.seconds[screen])} | {one:.0f} | {median:.0f} | {all_:.0f} | {all_ / one:.1f} |")
+            print(table(count, idle, busy), flush=True)
             if told := busy.wrong + idle.wrong:
                 wrong.append(f"{count} operators: {dict(told)}")
     return wrong
+
+
+def table(count: int, alone: Told, busy: Told) -> str:
+    answers = sum(map(len, busy.seconds.values()))
+    lines = [
+        f"{count} operators, {answers / SECONDS:.0f} screens a second, errors {busy.wrong.total()}",
+        "",
+        "| screen | times | alone, p95 ms | busy, median ms | busy, p95 ms | p95 ÷ alone |",
+        "|---|---|---|---|---|---|",
+    ]
+    for screen in filter(busy.seconds.get, SCREENS):
+        median, slow, quiet = statistics.median(busy.seconds[screen]), busy.p95(screen), alone.p95(screen)
+        figures = (f"{each * 1000:.0f}" for each in (quiet, median, slow))
+        lines.append(
+            f"| {screen} | {len(busy.seconds[screen])} | {' | '.join(figures)} | {slow / quiet:.1f} |"
+        )
+    return "\n".join([*lines, ""])
 
 
 def main() -> int:
