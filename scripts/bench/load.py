@@ -2,9 +2,9 @@
 
     python -m scripts.bench.load         (LOAD_OPERATORS="1000 200", LOAD_SECONDS=60, WEB_CONCURRENCY=2)
 
-The web server is deploy/'s, with limits, trail and sessions as they are by default, on PostgreSQL. Whoever asks lives on
-the same cores. Smartpay is nobody's: an order's page is the mirror's, so that no third party is measured. `make bench`
-has it as well.
+The web server is deploy/'s, with limits, trail and sessions as they are by default, on PostgreSQL. Whoever asks lives
+on the same cores. Smartpay is nobody's: an order's page is the mirror's, so that no third party is measured. Part of
+`make bench`.
 """
 
 import asyncio
