@@ -11,7 +11,7 @@ from django.utils import timezone
 from playwright.sync_api import Browser
 
 from tests.npm import installed
-from tests.site import ROOT, Site
+from tests.site import ROOT, Running, Site
 from tests.test_journeys import DESKTOP, PHONE, Person, chrome, site
 
 __all__ = ["chrome", "site"]  # fixtures
@@ -40,7 +40,7 @@ def operator(chrome: Browser, site: Site) -> Iterator[Person]:
     person.context.close()
 
 
-def order(site: Site, skip: int = 40) -> dict[str, Any]:
+def order(site: Running, skip: int = 40) -> dict[str, Any]:
     found: dict[str, Any] = site.sandbox.find_all("refundable", limit=60, min_amount=3000)[skip]
     return found
 

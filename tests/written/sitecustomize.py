@@ -8,9 +8,10 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 KEPT = Path(os.environ["KEPT_LOGS"])
-emit = logging.StreamHandler.emit
+emit: Any = logging.StreamHandler.emit
 
 
 def keep(text: str) -> None:
@@ -18,7 +19,7 @@ def keep(text: str) -> None:
         file.write(f"{text}\n")
 
 
-def emit_and_keep(handler: logging.StreamHandler, record: logging.LogRecord) -> None:  # type: ignore[type-arg]
+def emit_and_keep(handler: logging.Handler, record: logging.LogRecord) -> None:
     emit(handler, record)
     if type(handler.formatter).__name__ == "ProcessorFormatter":  # ours, and not pytest's
         keep(handler.format(record))
@@ -31,5 +32,5 @@ def keep_metrics() -> None:
         keep(generate_latest(REGISTRY).decode())
 
 
-logging.StreamHandler.emit = emit_and_keep  # type: ignore[method-assign]
+logging.StreamHandler.emit = emit_and_keep  # type: ignore[assignment, method-assign]
 atexit.register(keep_metrics)
