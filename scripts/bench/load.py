@@ -209,6 +209,7 @@ def table(count: int, alone: Told, busy: Told) -> str:
 def main() -> int:
     from scripts.bench.__main__ import environment
 
+    run([sys.executable, "manage.py", "collectstatic", "--no-input", "-v", "0"], environment("sqlite://:memory:"))
     with databases.server() as server:
         wrong = measured(server, environment(""))
     for each in wrong:
