@@ -21,7 +21,9 @@ from tests.kills.databases import PostgreSQL, database
 pytestmark = pytest.mark.postgresql
 chrome = test_journeys.chrome
 REFUNDS = int(os.environ.get("DRILL_REFUNDS", "0"))  # 0: as many as there are while each part dies once
-PAUSE = 8.0 if REFUNDS else 1.5  # seconds between two deaths: in the short one a part may die while another starts
+PAUSE = (
+    8.0 if REFUNDS else 1.5
+)  # seconds between two deaths: in the short one a part may die while another starts
 SLOW = 1.0  # seconds
 
 
