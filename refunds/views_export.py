@@ -14,7 +14,8 @@ from refunds import audit, paging, search, spreadsheet
 from refunds.forms import OrderFilterForm, RefundFilterForm
 from refunds.models import Order, Refund, Search
 from refunds.search import Filters
-from refunds.views import may_see, own_search
+from refunds.views import may_see
+from refunds.views_orders import own_search
 
 CHUNK = 500  # rows read at a time: neither memory nor a transaction grows with the file
 

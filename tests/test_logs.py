@@ -210,7 +210,7 @@ def test_fault_is_reported_by_kind_and_place_alone(
         customer = "田中 太郎 tanaka@example.jp"
         raise ValueError(customer)
 
-    monkeypatch.setattr("refunds.views.services.read_order", broken)
+    monkeypatch.setattr("refunds.services.read_order", broken)
     client = sign_in(operator)
     client.raise_request_exception = False
 

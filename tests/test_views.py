@@ -212,7 +212,7 @@ def test_stale_confirmation_is_asked_for_anew(
     browser: Client, paid: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = browser.post(form_url(paid), typed(paid))
-    monkeypatch.setattr("refunds.views.CONFIRMATION_SECONDS", -1)
+    monkeypatch.setattr("refunds.views_asking.CONFIRMATION_SECONDS", -1)
 
     answer = browser.post(form_url(paid), hidden(page) | {"confirm": "1"})
 
@@ -638,7 +638,7 @@ def test_own_waiting_refund_is_withdrawn_by_a_button(
 def test_every_state_of_a_refund_says_what_it_means_for_the_money(
     browser: Client, ledger: list[Refund]
 ) -> None:
-    from refunds.views import _meaning
+    from refunds.views_refunds import _meaning
 
     for state in State:
         explanation, _what_now = _meaning(Refund(state=state))

@@ -1,0 +1,287 @@
+"""返金フォーム: the form, its confirmation, and the final button."""
+
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from typing import Any
+
+from django.contrib import messages
+from django.contrib.auth.decorators import permission_required
+from django.core import signing
+from django.http import Http404, HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_http_methods
+
+from dashboard import limits, opened
+from dashboard.sso import fresh_sign_in_required
+from refunds import audit, roles, services, smartpay
+from refunds.forms import RefundForm, SimilarForm
+from refunds.models import Order, Payment, Refund
+from refunds.templatetags.money import money
+from refunds.views import not_now, parked_fields, person, quick_client, see_other, uuid_of, viewed
+from refunds.views_orders import others_on, why_no_refund
+
+CONFIRMATION = "refunds.confirmation"  # the salt of its signature
+CONFIRMATION_SECONDS = 3600
+
+
+def not_too_often(view: Callable[[HttpRequest, str], HttpResponseBase]) -> Callable[..., HttpResponseBase]:
+    """Counts forms opened as orders, and posts by themselves; too many get the page as it was typed."""
+
+    @wraps(view)
+    def inner(request: HttpRequest, order_id: str) -> HttpResponseBase:
+        unjudged = request.method != "POST" or "all" in request.POST or "back" in request.POST
+        wait = limits.taken(request, limits.ORDERS if unjudged else limits.REFUND_FORMS)
+        if not wait:
+            return view(request, order_id)
+        # A customer's name is on it: past the limit it is drawn for whom it was drawn before.
+        seen = opened.goes_on(request)
+        return _as_typed(request, order_id, wait) if seen else limits.too_many(request, wait)
+
+    return inner
+
+
+def _as_typed(request: HttpRequest, order_id: str, wait: int) -> HttpResponse:
+    """429: the form or its confirmation; or the refund, where an earlier press of the button has made it."""
+    order = get_object_or_404(Order.objects.prefetch_related("payments"), order_id=order_id)
+    form = RefundForm(request.POST, payments=list(order.payments.all()))
+    if form.is_valid() and _made(request.POST["request_id"]):
+        return redirect("refunds:refund", form.request().request_id)
+    messages.warning(request, limits.explanation(wait))
+    if form.is_valid() and "confirm" in request.POST:
+        with suppress(services.RefundError):  # said when it may be posted again
+            page = _confirmation(
+                request, order, form.request(), similar_form=SimilarForm(request.POST), status=429
+            )
+            return limits.retry_after(page, wait)
+    return limits.retry_after(
+        _draw_form(request, order, _typed_form(request, form.payments), status=429), wait
+    )
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@permission_required(roles.REQUEST_REFUND, raise_exception=True)
+@not_too_often
+def refund_form(request: HttpRequest, order_id: str) -> HttpResponseBase:
+    """The form, its confirmation, and the refund: three answers of one address, told apart by what is posted."""
+    if smartpay.id_kind(order_id) is None:
+        raise Http404
+    order = get_object_or_404(Order.objects.prefetch_related("payments"), order_id=order_id)
+    payments = list(order.payments.all())
+    parked = parked_fields(request)
+    if request.method != "POST" and "confirm" not in parked:
+        if blocked := why_no_refund(request, order, payments):
+            messages.warning(request, blocked)
+            return redirect("refunds:order", order_id)
+        return _draw_form(request, order, _empty_form(request, order, payments))
+    # A confirmation whose sign-in had to be checked is drawn again, as if 返金する had been pressed.
+    form = RefundForm(request.POST or parked, payments=payments)
+    if "all" in request.POST or "back" in request.POST:
+        return _draw_form(request, order, _typed_form(request, payments))
+    if not form.is_valid():
+        codes = {name: [error.code for error in errors.as_data()] for name, errors in form.errors.items()}
+        audit.record(request.user, "refund.requested", order, refused=True, errors=codes)
+        return _draw_form(request, order, form, status=422)
+    asked = form.request()
+    try:
+        if made := services.find_request(asked, by=person(request)):
+            return redirect("refunds:refund", made.pk)
+        services.read_payment(asked.payment_id, client=quick_client())
+        if "confirm" not in request.POST:
+            return _confirmation(request, order, asked, similar_form=SimilarForm(initial=parked))
+        confirmed = (
+            fresh_sign_in_required(_confirmed) if services.needs_approval(asked.amount) else _confirmed
+        )
+        try:
+            return confirmed(request, order, asked)
+        except services.SimilarRefund as error:
+            _refused(request, order, asked, error)
+            return _confirmation(request, order, asked, similar_form=SimilarForm(request.POST), status=422)
+    except services.RequestReused as error:
+        audit.record(request.user, "refund.requested", error.refund, refused=True, why="request_id reused")
+        return render(request, "refunds/conflict.html", {"refund": error.refund}, status=409)
+    except (services.RefundError, smartpay.SmartpayError) as error:
+        if _made(
+            str(asked.request_id)
+        ):  # another click of this very form was quicker: nothing of it was in vain
+            return redirect("refunds:refund", asked.request_id)
+        return _not_taken(request, order, form, asked, error)
+
+
+def _not_taken(
+    request: HttpRequest,
+    order: Order,
+    form: RefundForm,
+    asked: services.Request,
+    error: services.RefundError | smartpay.SmartpayError,
+) -> HttpResponse:
+    """The form with what speaks against it; nothing was recorded and nothing sent."""
+    if isinstance(error, smartpay.SmartpayError):
+        form.add_error(None, not_now(error))
+        return _draw_form(request, order, form, status=503)
+    _refused(request, order, asked, error)
+    form.add_error(error.field, str(error))
+    for payment in form.payments:  # the figures beside the message are those it speaks of
+        payment.refresh_from_db()
+    return _draw_form(request, order, form, status=422)
+
+
+def _empty_form(request: HttpRequest, order: Order, payments: list[Payment]) -> RefundForm:
+    """A new form with a new id; or the one that was typed, with its own: after Back from the confirmation, or where
+    the sign-in had to be checked before the form was taken.
+
+    What was typed lives until its refund is made: then the next form is another refund.
+    """
+    draft = request.session.get("draft") or {}
+    typed = parked_fields(request) or (draft.get("fields") if draft.get("order") == order.order_id else None)
+    if typed and not _made(typed.get("request_id", "")):
+        return RefundForm(initial=typed, payments=payments)
+    open_ones = [payment.pk for payment in payments if payment.refundable()]
+    initial = {"request_id": uuid.uuid4(), "payment": open_ones[0] if len(open_ones) == 1 else None}
+    return RefundForm(initial=initial, payments=payments)
+
+
+def _made(request_id: str) -> bool:
+    """Whether the refund of this id exists; no id that can be read, no refund."""
+    refund_id = uuid_of(request_id)
+    return refund_id is not None and Refund.objects.filter(pk=refund_id).exists()
+
+
+def _typed_form(request: HttpRequest, payments: list[Payment]) -> RefundForm:
+    """The form as it was typed, unjudged; with 残額すべて, the amount is what is left of the payment chosen."""
+    typed = {name: request.POST.get(name, "") for name in RefundForm.base_fields}
+    form = RefundForm(initial=typed, payments=payments)
+    if "all" in request.POST and form.chosen:
+        form.initial["amount"] = form.chosen.refundable()
+    return form
+
+
+def _draw_form(request: HttpRequest, order: Order, form: RefundForm, status: int = 200) -> HttpResponse:
+    viewed(request, "order.viewed", order)
+    payment = form.chosen or (form.payments[0] if len(form.payments) == 1 else None)
+    context = {
+        "order": order,
+        "others": others_on(request, order),
+        "payments": form.payments,
+        "payment": payment,
+        "form": form,
+        "refundable": payment.refundable() if payment else None,
+    }
+    return render(request, "refunds/refund_form.html", context, status=status)
+
+
+def _confirmation(
+    request: HttpRequest,
+    order: Order,
+    asked: services.Request,
+    *,
+    similar_form: SimilarForm | None = None,
+    status: int = 200,
+) -> HttpResponse:
+    """What would happen, drawn by the server, signed over every field, the person and the balance shown."""
+    preview = services.preview_refund(asked, by=person(request))
+    viewed(request, "order.viewed", order)
+    fields = _fields(asked)
+    request.session["draft"] = {"order": order.order_id, "fields": fields}
+    shown = money(asked.amount, preview.payment.currency)
+    context = {
+        "order": order,
+        "payment": preview.payment,
+        "refund": {
+            "amount": asked.amount,
+            "currency": preview.payment.currency,
+            "reason_label": Refund.Reason(asked.reason).label,
+            "description": asked.description,
+            "memo": asked.memo,
+        },
+        "refundable_before": preview.refundable_before,
+        "refundable_after": preview.refundable_after,
+        "similar": [_similar(each, order) for each in preview.similar],
+        "similar_form": (similar_form or SimilarForm()) if preview.similar else None,
+        "fields": [*fields.items(), ("signature", _sign(request, fields, preview.refundable_before))],
+        "final_label": (
+            _("%(amount)s の返金を申請する") if preview.needs_approval else _("%(amount)s を返金する")
+        )
+        % {"amount": shown},
+        "needs_approval": preview.needs_approval,
+    }
+    return render(request, "refunds/refund_confirm.html", context, status=status)
+
+
+def _confirmed(request: HttpRequest, order: Order, asked: services.Request) -> HttpResponse:
+    """The final button: the money leaves here."""
+    signed = _signed(request, _fields(asked))
+    if signed is None:
+        raise services.RefundError(
+            _(
+                "確認画面の有効期限が切れたか、内容が変わっています。もう一度確認してください。何も送られていません。"
+            )
+        )
+    similar_form = SimilarForm(request.POST)
+    reason = similar_form.cleaned_data["similar_reason"] if similar_form.is_valid() else ""
+    refund = services.refund_payment(asked, refundable=signed, by=person(request), similar_reason=reason)
+    request.session.pop("draft", None)
+    return see_other("refunds:refund", refund.pk)
+
+
+def _fields(asked: services.Request) -> dict[str, str]:
+    """The form's fields as text: what is posted again, and what is signed."""
+    return {
+        "request_id": str(asked.request_id),
+        "payment": asked.payment_id,
+        "amount": str(asked.amount),
+        "reason": asked.reason,
+        "description": asked.description,
+        "memo": asked.memo,
+    }
+
+
+def _sign(request: HttpRequest, fields: dict[str, str], refundable: int) -> str:
+    digest = audit.keyed_hash("\0".join(fields.values()))
+    return signing.dumps([digest, request.user.pk, refundable], salt=CONFIRMATION)
+
+
+def _signed(request: HttpRequest, fields: dict[str, str]) -> int | None:
+    """The balance that was shown to this person with these fields; None if that is not what was signed."""
+    try:
+        digest, signed_for, refundable = signing.loads(
+            request.POST.get("signature", ""), salt=CONFIRMATION, max_age=CONFIRMATION_SECONDS
+        )
+    except (signing.BadSignature, ValueError):
+        return None
+    right = digest == audit.keyed_hash("\0".join(fields.values())) and signed_for == request.user.pk
+    return int(refundable) if right else None
+
+
+def _similar(each: services.Similar, order: Order) -> dict[str, Any]:
+    return {
+        "refund": each.refund,
+        "at": each.at,
+        "person": each.person,
+        "amount": each.amount,
+        "currency": each.currency,
+        "same_order": each.order_id == order.order_id,
+        "order_id": each.order_id,
+        "elsewhere": each.refund is None,
+        "url": reverse("refunds:refund", args=[each.refund.pk])
+        if each.refund
+        else reverse("refunds:order", args=[each.order_id]),
+    }
+
+
+def _refused(
+    request: HttpRequest, order: Order, asked: services.Request, error: services.RefundError
+) -> None:
+    audit.record(
+        request.user,
+        "refund.requested",
+        order,
+        refused=True,
+        why=type(error).__name__,
+        amount=asked.amount,
+        payment=asked.payment_id,
+    )

@@ -1,0 +1,203 @@
+"""Refunds: the ledger, and the one page of a refund, where it is followed, withdrawn and approved or rejected."""
+
+import uuid
+
+from django.contrib import messages
+from django.contrib.auth.decorators import permission_required
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_safe
+
+from dashboard.sso import fresh_sign_in_required, posted_from
+from refunds import audit, paging, roles, services, smartpay
+from refunds.forms import DecisionForm, RefundFilterForm
+from refunds.models import Control, Refund, SmartpayRefund
+from refunds.templatetags.money import money
+from refunds.views import may_see, not_now, parked_fields, person, viewed
+
+RENEW_SECONDS = {
+    Refund.State.QUEUED: 3,
+    Refund.State.SENDING: 3,
+    Refund.State.UNKNOWN: 3,
+    Refund.State.REVIEW: 15,
+}
+
+
+@require_safe
+@may_see
+def refund_list(request: HttpRequest) -> HttpResponse:
+    """The ledger, newest first: by state, person, period and amount."""
+    form = RefundFilterForm(request.GET)
+    refunds = form.refunds().select_related("payment__order", "requested_by")
+    rows, newer, older = paging.newest_first(refunds, "requested_at", request.GET.get("page", ""))
+    audit.record(request.user, "refunds.listed", None, shown=[str(refund.pk) for refund in rows])
+    context = {
+        "refunds": rows,
+        "filters": form,
+        "export_url": f"{reverse('refunds:refund_export')}?{paging.filters(request.GET)}",
+        "newer_url": paging.url(request.GET, newer),
+        "older_url": paging.url(request.GET, older),
+    }
+    return render(request, "refunds/refund_list.html", context)
+
+
+@require_safe
+@may_see
+def refund_detail(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
+    """The one page of a refund. Reading it again never sends anything."""
+    return _draw_refund(request, refund_of(refund_id), DecisionForm(initial=parked_fields(request)))
+
+
+def _refund_page(request: HttpRequest, refund_id: uuid.UUID) -> str:
+    return reverse("refunds:refund", args=[refund_id])
+
+
+def refund_of(refund_id: uuid.UUID) -> Refund:
+    related = Refund.objects.select_related("payment__order", "requested_by", "decided_by")
+    return get_object_or_404(related, pk=refund_id)
+
+
+def _draw_refund(
+    request: HttpRequest, refund: Refund, decision: DecisionForm, status: int = 200
+) -> HttpResponse:
+    viewed(request, "refund.viewed", refund)
+    waiting = refund.state == Refund.State.AWAITING_APPROVAL
+    mine = refund.requested_by_id == request.user.pk
+    explanation, what_now = _meaning(refund)
+    if (
+        refund.state == Refund.State.CANCELLED
+        and refund.seen.exclude(status=SmartpayRefund.Status.FAILED).exists()
+    ):
+        explanation = _("この返金は取り下げられましたが、Smartpay に同じ返金があります。")
+        what_now = _("システム担当者に連絡してください。もう一度返金しないでください。")
+    context = {
+        "refund": refund,
+        "order": refund.payment.order,
+        "attempts": refund.attempts.all(),
+        "evidence": refund.evidence.order_by("-at")[: paging.PAGE],
+        "explanation": explanation,
+        "what_now": what_now,
+        "held": _why_held(refund),
+        "judged": refund.review_decisions.select_related("person").order_by("id"),
+        "can_judge": refund.state == Refund.State.REVIEW and not why_not_my_case(request, refund),
+        "other_amount": _other_amount(refund),
+        "renew_seconds": RENEW_SECONDS.get(Refund.State(refund.state), 0),
+        "can_withdraw": mine and (waiting or refund.state == Refund.State.QUEUED),
+        "can_decide": waiting and not mine and request.user.has_perm(roles.APPROVE_REFUND),
+        "decision": decision,
+        "left_after": refund.refundable_before - refund.amount,
+        "approve_label": _("%(amount)s の返金を承認する") % {"amount": money(refund.amount, refund.currency)},
+    }
+    return render(request, "refunds/refund_detail.html", context, status=status)
+
+
+def _why_held(refund: Refund) -> str:
+    """Why a refund that could be sent is not sent now, in words; "" where nothing holds it."""
+    if refund.state not in (Refund.State.QUEUED, Refund.State.UNKNOWN):
+        return ""
+    if not Control.sends_are_on():
+        return _(
+            "返金の送信が停止されているため、いまは送信されません。再開されると、必要なら自動で送信します。"
+        )
+    if services.smartpay_is_silent():
+        return _(
+            "Smartpay から応答がない状態が続いているため、返金の送信を控えています。"
+            "応答が戻ると、必要なら自動で送信します。"
+        )
+    return ""
+
+
+def why_not_my_case(request: HttpRequest, refund: Refund) -> str:
+    """Why this person can't decide this case, in words; "" if they can."""
+    if not request.user.has_perm(roles.APPROVE_REFUND):
+        return _("判定できるのは承認者だけです。承認者二人に依頼してください。")
+    if refund.requested_by_id == request.user.pk:
+        return _("自分が申請した返金は判定できません。ほかの承認者二人が判定します。")
+    return ""
+
+
+def _other_amount(refund: Refund) -> int | None:
+    """What Smartpay says was refunded, where that is not what was asked for: people decided that it is this one."""
+    seen = SmartpayRefund.objects.filter(pk=refund.smartpay_id).first() if refund.smartpay_id else None
+    return seen.amount if seen and seen.counts and seen.amount != refund.amount else None
+
+
+def _meaning(refund: Refund) -> tuple[str, str]:
+    """What a state means for the money, and what happens next."""
+    return {
+        Refund.State.AWAITING_APPROVAL: (
+            _("もう一人の承認を待っています。まだ Smartpay に送られていません。"),
+            _("承認されるまで、この金額は返金可能額から差し引かれています。"),
+        ),
+        Refund.State.QUEUED: (
+            _("受け付けました。まだ Smartpay に送られていません。"),
+            _("順番が来ると自動で送信します。もう一度返金しないでください。"),
+        ),
+        Refund.State.SENDING: (
+            _("Smartpay に送信しています。返金されたかどうかはまだ分かりません。"),
+            _("応答を待っています。もう一度返金しないでください。"),
+        ),
+        Refund.State.UNKNOWN: (
+            _("Smartpay からはっきりした応答がありません。返金されたかどうかはまだ分かりません。"),
+            _("自動で確認しています。もう一度返金しないでください。"),
+        ),
+        Refund.State.REVIEW: (
+            _("Smartpay の表示と記録が食い違っています。返金されたかどうかは確定していません。"),
+            _("承認者二人が判定するまで、この支払いの返金はできません。もう一度返金しないでください。"),
+        ),
+        Refund.State.SUCCEEDED: (
+            _("Smartpay が返金を確認しました。"),
+            _("お客様には Smartpay からメールが届きます。"),
+        ),
+        Refund.State.REJECTED: (
+            _("Smartpay が返金を断りました。お金は動いていません。"),
+            _("内容を確かめて、必要なら注文からあらためて返金してください。"),
+        ),
+        Refund.State.NOT_EXECUTED: (
+            _("返金は行われていないことを確認しました。お金は動いていません。"),
+            _("必要なら注文からあらためて返金してください。"),
+        ),
+        Refund.State.CANCELLED: (_("この返金は送信されませんでした。お金は動いていません。"), ""),
+    }[Refund.State(refund.state)]
+
+
+@posted_from(_refund_page)
+@permission_required(roles.REQUEST_REFUND, raise_exception=True)
+def refund_withdraw(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
+    get_object_or_404(Refund, pk=refund_id)
+    try:
+        services.withdraw(refund_id, by=person(request))
+    except services.NotWaiting as error:
+        messages.warning(request, str(error))
+    return redirect("refunds:refund", refund_id)
+
+
+@posted_from(_refund_page)
+@permission_required(roles.APPROVE_REFUND, raise_exception=True)
+@fresh_sign_in_required
+def refund_decide(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
+    """承認する sends the refund; 却下する frees its amount. The sign-in has to be fresh for either."""
+    refund = refund_of(refund_id)
+    form = DecisionForm(request.POST)
+    if not form.is_valid():
+        return _draw_refund(request, refund, form, status=422)
+    note = form.cleaned_data["note"]
+    try:
+        if "approve" in request.POST:
+            services.approve(refund_id, by=person(request), note=note)
+        else:
+            services.reject(refund_id, by=person(request), note=note)
+    except services.NotWaiting as error:
+        messages.warning(request, str(error))
+    except services.RefundError as error:
+        form.add_error(error.field, str(error))
+        return _draw_refund(request, refund, form, status=422)
+    except smartpay.SmartpayError as error:
+        refund = refund_of(refund_id)
+        if refund.state != Refund.State.AWAITING_APPROVAL:  # another click was quicker
+            return redirect("refunds:refund", refund_id)
+        form.add_error(None, not_now(error))
+        return _draw_refund(request, refund, form, status=503)
+    return redirect("refunds:refund", refund_id)
