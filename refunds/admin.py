@@ -442,10 +442,23 @@ class PaymentAdmin(AuditorAdmin):
     search_fields = ("=id", "=order__order_id")
 
 
+class SeenStatusFilter(admin.SimpleListFilter):
+    """Smartpay's words, of which the column may hold any: no choices of it."""
+
+    title = _("状態")
+    parameter_name = "status"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(value, str(label)) for value, label in SmartpayRefund.Status.choices]
+
+    def queryset(self, request: HttpRequest, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
+        return queryset.filter(status=self.value()) if self.value() else queryset
+
+
 @admin.register(SmartpayRefund)
 class SmartpayRefundAdmin(AuditorAdmin):
-    list_display = ("created_at", "id", "of_payment", "amount", "currency", "status", "ours")
-    list_filter = ("status", ("ours", admin.EmptyFieldListFilter))
+    list_display = ("created_at", "id", "of_payment", "amount", "currency", "shown_status", "ours")
+    list_filter = (SeenStatusFilter, ("ours", admin.EmptyFieldListFilter))
     list_select_related = ("ours",)
     date_hierarchy = "created_at"
     search_fields = ("=id", "=payment__id", "=reference")
@@ -453,6 +466,10 @@ class SmartpayRefundAdmin(AuditorAdmin):
     @admin.display(description=_("支払いID"))
     def of_payment(self, seen: SmartpayRefund) -> str:
         return seen.payment_id
+
+    @admin.display(description=_("状態"), ordering="status")
+    def shown_status(self, seen: SmartpayRefund) -> str:
+        return str(dict(SmartpayRefund.Status.choices).get(seen.status, seen.status))
 
 
 @admin.register(Attempt)

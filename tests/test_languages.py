@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.template.loader import render_to_string
 from django.test import Client
 from django.urls import reverse
-from django.utils import translation
+from django.utils import timezone, translation
 
-from refunds import services, smartpay
-from refunds.models import Order, Refund
+from refunds import bulk, services, smartpay
+from refunds.models import Order, Reconciliation, Refund
 from tests.conftest import make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_approvals import fresh
@@ -22,7 +23,7 @@ from tests.test_approvals import fresh
 JAPANESE = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]+")
 ENGLISH = re.compile(
     r"\b(?:Refund|Refunded|Refunds|Order|Orders|Payment|Amount|Status|Reason|Search|Filter|Customer|Email|Back|Cancel"
-    r"|Issuer|Subject|refund status|Copy|Copied|None|Sent|Sending|Language|Sign|Not|The|the|is|was|of|to|ago)\b"
+    r"|Issuer|Subject|refund status|Copy|Copied|None|Sent|Sending|Language|Sign|Not|The|the|is|was|of|to|ago|succeeded|failed)\b"
 )
 SAID_BY = {"title", "aria-label", "placeholder", "data-label", "data-done", "data-lock", "data-over"}
 OWN_NAMES = ("日本語", "English")  # each language is offered under its own name, on every page
@@ -144,6 +145,57 @@ def test_pages_of_a_refund(language: str, paid: Order, sandbox: Sandbox) -> None
     } == {}
 
 
+@pytest.mark.parametrize("address", ["/approvals/", "/bulk/", "/reconciliation/", "/orders/?page=x"])
+def test_pages_of_an_approver(language: str, address: str, db: None) -> None:
+    page = speaking(language, "approver").get(address)
+
+    assert page.status_code == 200
+    assert foreign(language, page.content.decode()) == []
+
+
+def test_what_differs_on_a_day(language: str, paid: Order) -> None:
+    day = Reconciliation.objects.create(
+        day=timezone.localdate(),
+        compared_at=timezone.now(),
+        read_at=timezone.now(),
+        equal=1,
+        only_ours=0,
+        only_theirs=3,
+        differing=0,
+        ours_total=100,
+        theirs_total=1600,
+    )
+    for status in ("succeeded", "failed", ""):
+        day.found.create(
+            kind="only_theirs",
+            order_id=paid.order_id,
+            smartpay_id=f"refund_test_{status}",
+            payment_id=paid.payments.all()[0].pk,
+            theirs_amount=500,
+            theirs_status=status,
+            currency="JPY",
+            at=timezone.now(),
+        )
+    page = speaking(language, "approver").get(f"/reconciliation/{day}/")
+
+    assert page.status_code == 200
+    assert foreign(language, page.content.decode(), paid) == []
+
+
+def test_file_of_refunds(language: str, paid: Order) -> None:
+    lines = f"order,amount\n{paid.order_id},100\norder_test_none,1\n{paid.order_id},x\n"
+    file = SimpleUploadedFile("m.csv", lines.encode(), "text/csv")
+    browser = speaking(language, "operator")
+    checking = browser.post("/bulk/", {"file": file}, follow=True)
+    bulk.work()
+    checked = browser.get(checking.request["PATH_INFO"])
+    running = browser.post(checking.request["PATH_INFO"], {"do": "start"}, follow=True)
+
+    for page in (checking, checked, running):
+        assert page.status_code == 200
+        assert foreign(language, page.content.decode(), paid) == []
+
+
 def test_approval_and_its_withdrawal(language: str, paid: Order, settings: Any) -> None:
     settings.REFUND_APPROVAL_ABOVE = 100
     browser = speaking(language, "operator")
@@ -208,7 +260,17 @@ def test_pages_drawn_without_a_view(language: str, template: str) -> None:
 def test_admin(language: str, paid: Order) -> None:
     confirm(speaking(language, "operator"), paid)
     browser = speaking(language, "auditor")
-    models = ["auditentry", "refund", "order", "payment", "smartpayrefund", "attempt", "search", "control"]
+    models = [
+        "auditentry",
+        "refund",
+        "order",
+        "payment",
+        "smartpayrefund",
+        "attempt",
+        "search",
+        "control",
+        "jobrun",
+    ]
     addresses = ["/admin/", *(f"/admin/refunds/{model}/" for model in models), "/admin/dashboard/user/"]
     addresses.append(f"/admin/dashboard/user/{browser.session['_auth_user_id']}/change/")
     addresses.append(reverse("admin:refunds_refund_change", args=[Refund.objects.get().pk]))
