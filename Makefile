@@ -62,7 +62,7 @@ translations:
 
 screenshots:
 	@scripts/setup chromium fonts
-	@SCREENSHOTS=docs/screenshots .venv/bin/python -m pytest -q tests/test_journeys.py
+	@SCREENSHOTS=docs/screenshots .venv/bin/python -m pytest -q tests/test_journeys.py tests/test_keyboard.py
 
 mutants:
 	@scripts/setup

@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.site import ROOT, Site
-from tests.test_journeys import Person, chrome, refunds_of, site
+from tests.test_journeys import SCREENSHOTS, Person, chrome, refunds_of, site
 
 __all__ = ["chrome", "site"]  # fixtures
 pytestmark = pytest.mark.browser
@@ -228,7 +227,7 @@ def test_nothing_shifts_while_a_page_is_drawn(site: Site, chrome: Browser) -> No
     operator.leave()
 
 
-def test_paper_has_the_whole_ids_and_nothing_to_press(site: Site, chrome: Browser, tmp_path: Path) -> None:
+def test_paper_has_the_whole_ids_and_nothing_to_press(site: Site, chrome: Browser) -> None:
     operator = Person(chrome, site, "operator")
     page = operator.page
     operator.open_refund_form(site.sandbox.find("refundable", min_amount=2000, skip=17)["order"])
@@ -240,5 +239,5 @@ def test_paper_has_the_whole_ids_and_nothing_to_press(site: Site, chrome: Browse
 
     expect(page.get_by_text("返金控え")).to_be_visible()
     assert page.get_by_role("button").locator("visible=true").count() == 0
-    page.screenshot(path=ROOT / ".state" / "refund-paper.png")
+    page.screenshot(path=SCREENSHOTS / "refund-paper.png")
     operator.leave()
