@@ -714,6 +714,18 @@ def test_reserved_rest_and_refunds_made_elsewhere_are_told(
     assert "処理中の返金に充てられています" in page
 
 
+def test_long_history_is_folded_and_loses_nothing(browser: Client, paid: Order, sandbox: Sandbox) -> None:
+    for number in range(40):
+        sandbox.refund_elsewhere(paid.payments.get().pk, 1, description=f"返品 {number:02}")
+
+    page = browser.get(f"/orders/{paid.order_id}/").content.decode()
+
+    open_ones, folded = page.split('<details class="older">')
+    assert "これより前の 12 件" in folded  # of the order, its payment and forty
+    assert open_ones.count("<q>返品 ") == 30
+    assert folded.count("<q>返品 ") == 10
+
+
 # --- Reads are recorded, and cost the same for one row and for many -----------------------------------------
 
 
