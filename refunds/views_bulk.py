@@ -18,7 +18,7 @@ from refunds import audit, bulk, bulk_file, csv_file, paging, roles, services, s
 from refunds.bulk import Share
 from refunds.forms import BulkStartForm, BulkUploadForm, DecisionForm
 from refunds.models import Bulk, BulkLine, Refund
-from refunds.templatetags.money import money
+from refunds.templatetags.money import grouped, money
 from refunds.views import may_see, person, see_other, viewed
 
 RENEW_SECONDS = {Bulk.State.CHECKING: 2, Bulk.State.RUNNING: 3, Bulk.State.PAUSED: 15}
@@ -197,7 +197,7 @@ def _draw(
         "to_refund": _sum([share for name, share in tally.items() if name not in NOT_REFUNDED]),
         "needs_approval": services.needs_approval(ready.total),
         "start_label": _("%(count)s 件、%(amount)s を返金する")
-        % {"count": ready.lines, "amount": money(ready.total, "JPY")},
+        % {"count": grouped(ready.lines), "amount": money(ready.total, "JPY")},
         "start_form": start_form or BulkStartForm(initial=request.parked),  # type: ignore[attr-defined]
         "decision_form": decision_form or DecisionForm(initial=request.parked),  # type: ignore[attr-defined]
         "renew_seconds": RENEW_SECONDS.get(Bulk.State(kept.state), 0),

@@ -28,6 +28,12 @@ def money(amount: int | Literal[""] | None, currency: str = "JPY") -> str:
 
 
 @register.filter
+def grouped(number: int) -> str:
+    """`10,000`, in both languages."""
+    return f"{number:,}"
+
+
+@register.filter
 def short_id(value: object) -> str:
     """`order_test_bA1znhGULw5lROfDTpHChv` as `order_test_bA1z…HChv`; the prefix is kept, short ids stay whole."""
     text = str(value)
