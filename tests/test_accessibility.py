@@ -24,7 +24,7 @@ DJANGOS = {
     "runOnly": WCAG,
     "resultTypes": ["violations"],
 }  # its admin has a search box without a visible label
-STILL = "document.getAnimations().every((each) => each.playState !== 'running')"
+STILL = "Promise.allSettled(document.getAnimations().map((each) => each.finished))"
 RUN = """async (rules) => (await axe.run(document, rules)).violations.map(
     (each) => `${each.id}: ${each.help}\\n` + each.nodes.map((node) => `    ${node.html}`).join("\\n"))"""
 
@@ -154,7 +154,7 @@ def violations(page: Page, axe: str, rules: dict[str, Any] = OURS) -> dict[tuple
             # Without motion: half-way between two colours there is no contrast.
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
             page.set_viewport_size(size)  # type: ignore[arg-type]
-            page.wait_for_function(STILL)  # Django's admin moves all the same
+            page.evaluate(STILL)  # Django's admin moves all the same
             page.evaluate(axe)
             if said := page.evaluate(RUN, rules):
                 found[scheme, size["width"]] = said
