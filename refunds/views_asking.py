@@ -50,7 +50,7 @@ def _as_typed(request: HttpRequest, order_id: str, wait: int) -> HttpResponse:
     order = get_object_or_404(Order.objects.prefetch_related("payments"), order_id=order_id)
     form = RefundForm(request.POST, payments=list(order.payments.all()))
     if form.is_valid() and _made(request.POST["request_id"]):
-        return redirect("refunds:refund", form.request().request_id)
+        return see_other("refunds:refund", form.request().request_id)
     messages.warning(request, limits.explanation(wait))
     if form.is_valid() and "confirm" in request.POST:
         with suppress(services.RefundError):  # said when it may be posted again
@@ -89,7 +89,7 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponseBase:
     asked = form.request()
     try:
         if made := services.find_request(asked, by=person(request)):
-            return redirect("refunds:refund", made.pk)
+            return see_other("refunds:refund", made.pk)
         services.read_payment(asked.payment_id, client=quick_client())
         if "confirm" not in request.POST:
             return _confirmation(request, order, asked, similar_form=SimilarForm(initial=parked))
@@ -108,7 +108,7 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponseBase:
         if _made(
             str(asked.request_id)
         ):  # another click of this very form was quicker: nothing of it was in vain
-            return redirect("refunds:refund", asked.request_id)
+            return see_other("refunds:refund", asked.request_id)
         return _not_taken(request, order, form, asked, error)
 
 
