@@ -258,7 +258,7 @@ const words = (element) => element.textContent.replace(/\s+/g, " ");
 function ready(root) {
   const refund = root.querySelector("[data-renew]");
   if (refund) refund.words = words(refund);
-  if (navigator.clipboard) for (const button of root.querySelectorAll("[data-copy]")) button.hidden = false;
+  if (navigator.clipboard) for (const button of root.querySelectorAll("[data-copy]")) button.removeAttribute("data-waits");
   for (const key of root.querySelectorAll(".search-key, [data-keys], [data-print]")) key.hidden = false;
   for (const row of root.querySelectorAll("[data-rows] tbody tr")) row.dataset.href = row.querySelector("a").href;
   for (const form of root.querySelectorAll("[data-refund]")) refundForm(form);

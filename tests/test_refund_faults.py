@@ -676,7 +676,7 @@ def test_slower_click_is_never_told_that_nothing_was_sent(
 
     answer = browser.post(page, last)
 
-    assert (answer.status_code, answer["Location"]) == (302, f"/refunds/{last['request_id']}/")
+    assert (answer.status_code, answer["Location"]) == (303, f"/refunds/{last['request_id']}/")
 
 
 def test_slower_approval_is_told_what_the_quicker_one_did(
