@@ -53,6 +53,7 @@ def configuration(level: str, secrets: Iterable[str]) -> dict[str, Any]:
             "urllib3": {"level": "ERROR"},
             "mozilla_django_oidc": {"level": "WARNING"},
             "procrastinate": {"level": "WARNING"},  # a line for each job and each look into the queue
+            "werkzeug": {"level": "WARNING"},  # the pretended provider: addresses, tokens and all
         },
     }
 

@@ -46,7 +46,7 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def observed(seen: smartpay.Refund, *, read_at: datetime, kind: str) -> None:
-    assert kind == Evidence.Kind.LIST
+    assert kind in {Evidence.Kind.LIST, Evidence.Kind.READ}
     mirror.record_refund(seen, read_at=read_at)
 
 
@@ -637,6 +637,20 @@ def test_what_a_whole_list_lacks_is_read_and_said_where_smartpay_denies_it(
     sync(client, full=True)
     assert not Order.objects.exclude(vanished_at=None).exists()
     assert not SmartpayRefund.objects.exclude(vanished_at=None).exists()
+
+
+def test_refund_that_a_whole_list_lacks_is_read_and_counted_as_it_is_now() -> None:
+    paid = order_of("order_test_3", payment_of("order_test_3"), created_at=CREATED + timedelta(minutes=3))
+    client: Any = Lists(orders=[paid], refunds=[refund_of()])
+    sync(client)
+    long_ago()
+    client.lists["refunds"] = []
+    client.unlisted = [refund_of(status="failed")]
+
+    assert not [line for line in sync(client, full=True) if "vanished" in line]
+
+    assert SmartpayRefund.objects.get().status == "failed"
+    assert Payment.objects.get().external == 0
 
 
 def test_a_row_that_was_read_a_moment_ago_is_not_missed_yet() -> None:
