@@ -19,7 +19,7 @@ from refunds.bulk import Share
 from refunds.forms import BulkStartForm, BulkUploadForm, DecisionForm
 from refunds.models import Bulk, BulkLine, Refund
 from refunds.templatetags.money import grouped, money
-from refunds.views import may_see, person, see_other, viewed
+from refunds.views import may_see, parked_fields, person, see_other, viewed
 
 RENEW_SECONDS = {Bulk.State.CHECKING: 2, Bulk.State.RUNNING: 3, Bulk.State.PAUSED: 15}
 PAUSABLE = (Bulk.State.RUNNING, Bulk.State.PAUSED)
@@ -198,8 +198,8 @@ def _draw(
         "needs_approval": services.needs_approval(ready.total),
         "start_label": _("%(count)s 件、%(amount)s を返金する")
         % {"count": grouped(ready.lines), "amount": money(ready.total, "JPY")},
-        "start_form": start_form or BulkStartForm(initial=request.parked),  # type: ignore[attr-defined]
-        "decision_form": decision_form or DecisionForm(initial=request.parked),  # type: ignore[attr-defined]
+        "start_form": start_form or BulkStartForm(initial=parked_fields(request)),
+        "decision_form": decision_form or DecisionForm(initial=parked_fields(request)),
         "renew_seconds": RENEW_SECONDS.get(Bulk.State(kept.state), 0),
         "mine": mine,
         "can_decide": not mine and request.user.has_perm(roles.APPROVE_REFUND),
