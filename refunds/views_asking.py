@@ -49,8 +49,8 @@ def _as_typed(request: HttpRequest, order_id: str, wait: int) -> HttpResponse:
     """429: the form or its confirmation; or the refund, where an earlier press of the button has made it."""
     order = get_object_or_404(Order.objects.prefetch_related("payments"), order_id=order_id)
     form = RefundForm(request.POST, payments=list(order.payments.all()))
-    if form.is_valid() and _made(request.POST["request_id"]):
-        return see_other("refunds:refund", form.request().request_id)
+    if form.is_valid() and services.was_recorded(asked := form.request()):
+        return see_other("refunds:refund", asked.request_id)
     messages.warning(request, limits.explanation(wait))
     if form.is_valid() and "confirm" in request.POST:
         with suppress(services.RefundError):  # said when it may be posted again
@@ -105,9 +105,7 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponseBase:
         audit.record(request.user, "refund.requested", error.refund, refused=True, why="request_id reused")
         return render(request, "refunds/conflict.html", {"refund": error.refund}, status=409)
     except (services.RefundError, smartpay.SmartpayError) as error:
-        if _made(
-            str(asked.request_id)
-        ):  # another click of this very form was quicker: nothing of it was in vain
+        if services.was_recorded(asked):  # another click of this very form was quicker
             return see_other("refunds:refund", asked.request_id)
         return _not_taken(request, order, form, asked, error)
 
@@ -138,17 +136,13 @@ def _empty_form(request: HttpRequest, order: Order, payments: list[Payment]) -> 
     """
     draft = request.session.get("draft") or {}
     typed = parked_fields(request) or (draft.get("fields") if draft.get("order") == order.order_id else None)
-    if typed and not _made(typed.get("request_id", "")):
-        return RefundForm(initial=typed, payments=payments)
+    if typed:
+        refund_id = uuid_of(typed.get("request_id", ""))
+        if refund_id is None or not Refund.objects.filter(pk=refund_id).exists():
+            return RefundForm(initial=typed, payments=payments)
     open_ones = [payment.pk for payment in payments if payment.refundable()]
     initial = {"request_id": uuid.uuid4(), "payment": open_ones[0] if len(open_ones) == 1 else None}
     return RefundForm(initial=initial, payments=payments)
-
-
-def _made(request_id: str) -> bool:
-    """Whether the refund of this id exists; no id that can be read, no refund."""
-    refund_id = uuid_of(request_id)
-    return refund_id is not None and Refund.objects.filter(pk=refund_id).exists()
 
 
 def _typed_form(request: HttpRequest, payments: list[Payment]) -> RefundForm:

@@ -82,6 +82,38 @@ def test_twenty_clicks_at_once_are_one_refund(sandbox: Sandbox) -> None:
     assert Refund.objects.count() == len(posts(sandbox)) == 1
 
 
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_nobody_is_told_that_nothing_was_recorded_while_it_is_being_recorded(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = mirrored(sandbox, "refundable", min_amount=2000).order
+    browser = sign_in(make_user("operator"))
+    last = hidden(browser.post(form_url(order), typed(order))) | {"confirm": "1"}
+    inserted, go_on = threading.Event(), threading.Event()
+    record, answers = audit.record, []
+
+    def slowly(actor: Any, action: str, *about: Any, **data: Any) -> AuditEntry:
+        entry = record(actor, action, *about, **data)
+        if action == "refund.requested":
+            inserted.set()
+            assert go_on.wait(20)
+        return entry
+
+    def press(nth: int) -> None:
+        if nth:  # Smartpay is away when the button is pressed again, before the first press has committed
+            assert inserted.wait(20)
+            sandbox.fault("html", method="GET", path="", times=None)
+            threading.Timer(3, go_on.set).start()
+        answers.append(browser.post(form_url(order), last))
+
+    monkeypatch.setattr(audit, "record", slowly)
+    at_once(2, press)
+
+    page = reverse("refunds:refund", args=[last["request_id"]])
+    assert [(answer.status_code, answer.headers.get("Location")) for answer in answers] == [(303, page)] * 2
+
+
 def test_form_that_was_used_for_something_else_is_on_the_trail(
     payment: Payment, operator: User, sandbox: Sandbox
 ) -> None:

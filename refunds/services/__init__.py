@@ -25,6 +25,7 @@ from refunds.services.asking import (
     refunded_today,
     request_refund,
     similar_refunds,
+    was_recorded,
     withdraw,
 )
 from refunds.services.control import set_sends, smartpay_is_silent, watch
@@ -95,6 +96,7 @@ __all__ = [
     "similar_refunds",
     "smartpay_is_silent",
     "take_turn",
+    "was_recorded",
     "watch",
     "withdraw",
 ]

@@ -95,6 +95,18 @@ def find_request(request: Request, *, by: User) -> Refund | None:
     return refund
 
 
+@retried
+def was_recorded(request: Request) -> bool:
+    """Whether this very form made its refund, told only when nobody can still be about to record it.
+
+    An earlier press may be between its row and its commit, perhaps in a process that died meanwhile: whoever is to be
+    told that nothing was recorded waits for it.
+    """
+    with transaction.atomic(durable=True):
+        Payment.objects.select_for_update().get(pk=request.payment_id)
+        return Refund.objects.filter(pk=request.request_id).exists()
+
+
 def preview_refund(request: Request, *, by: User) -> Preview:
     """Tell what the request would do. Raises PermissionDenied and the RefundErrors of request_refund()."""
     payment = Payment.objects.select_related("order").get(pk=request.payment_id)
