@@ -4,7 +4,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 import structlog
@@ -31,6 +31,7 @@ METHODS = ["GET", "HEAD", "POST", "OPTIONS"]
 UNUSED = ["camera", "display-capture", "geolocation", "microphone", "payment", "usb"]
 
 type GetResponse = Callable[[HttpRequest], HttpResponseBase]
+type Address = IPv4Address | IPv6Address
 
 
 class LanguageBySwitch:
@@ -77,22 +78,32 @@ class CallersAddress:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        if not self.is_ours(request.META["REMOTE_ADDR"]):
+        caller = address_of(request.META["REMOTE_ADDR"])
+        if not self.is_ours(caller):
             request.META.pop("HTTP_X_REQUEST_ID", None)
         for hop in reversed(request.headers.get("X-Forwarded-For", "").split(",")):
-            if not self.is_ours(request.META["REMOTE_ADDR"]):
+            before = address_of(hop)
+            if before is None or not self.is_ours(caller):
                 break
-            try:
-                request.META["REMOTE_ADDR"] = str(ip_address(hop.strip()))
-            except ValueError:
-                break
+            caller = before
+        if caller is not None:
+            request.META["REMOTE_ADDR"] = str(caller)
         return self.get_response(request)
 
-    def is_ours(self, address: str) -> bool:
-        try:
-            return any(ip_address(address) in network for network in settings.TRUSTED_PROXIES)
-        except ValueError:  # a socket's file
-            return False
+    def is_ours(self, address: Address | None) -> bool:
+        return address is not None and any(address in network for network in settings.TRUSTED_PROXIES)
+
+
+def address_of(text: str) -> Address | None:
+    """The address; None for what is none, such as a socket's file.
+
+    A socket that speaks both calls 192.0.2.1 ::ffff:192.0.2.1: all such together would be one network of IPv6.
+    """
+    try:
+        address = ip_address(text.strip())
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
 class Watched:

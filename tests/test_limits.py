@@ -379,6 +379,9 @@ def test_codes_are_tried_a_few_times_only_and_each_is_on_the_trail(few: None, cl
         ("10.0.0.1", "<script>\x1b[31m", "10.0.0.1"),
         ("192.0.2.9", "198.51.100.1", "192.0.2.9"),  # no proxy of ours
         ("", "198.51.100.1", ""),
+        ("::ffff:10.0.0.1", "192.0.2.7", "192.0.2.7"),  # a socket that speaks IPv4 and IPv6
+        ("10.0.0.1", "::ffff:192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.9", "198.51.100.1", "192.0.2.9"),
     ],
 )
 def test_only_our_proxies_say_who_called(settings: Any, remote: str, forwarded: str, caller: str) -> None:
