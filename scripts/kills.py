@@ -20,7 +20,7 @@ from tests.kills.crowd import Crowd, crowd
 from tests.kills.databases import database
 from tests.kills.files import refund_by_file
 from tests.kills.lives import HEARD, PLANS, Lives, Reaper
-from tests.kills.world import Tally, World
+from tests.kills.world import QUICK, Tally, World
 
 PROMISED = 150  # seconds until a refund whose process died is settled, with the settings of production
 TEN = (
@@ -105,7 +105,8 @@ def files(vendor: str) -> Tally:
     with (
         opened(vendor) as place,
         database(vendor, place.path) as server,
-        World(place.path, server) as world,
+        # Nobody touches the page for longer than a session may be idle.
+        World(place.path, server, settings=QUICK | {"SSO_IDLE_SECONDS": "7200"}) as world,
     ):
         lines = int(os.environ.get("KILLS_LINES", "10000"))
         return refund_by_file(world, lines=lines, kills=20, every=20, patience=3600)
