@@ -6,14 +6,15 @@ from datetime import datetime
 from typing import Any
 
 from django.http import StreamingHttpResponse
-from django.utils import timezone
+from django.utils import timezone, translation
 
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # what Excel may take for the beginning of a formula
 
 
 def download(name: str, heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> StreamingHttpResponse:
-    """The table as a file, sent as it is made."""
-    response = StreamingHttpResponse(lines(heading, rows), content_type="text/csv; charset=utf-8")
+    """The table as a file, sent as it is made, in the language of the request: by then that is over."""
+    spoken = _in_language(translation.get_language(), lines(heading, rows))
+    response = StreamingHttpResponse(spoken, content_type="text/csv; charset=utf-8")
     response["Content-Disposition"] = f'attachment; filename="{name}"'
     return response
 
@@ -28,6 +29,15 @@ def lines(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str
     yield "\ufeff" + writer.writerow(heading)
     for row in rows:
         yield writer.writerow([cell(value) for value in row])
+
+
+def _in_language(language: str | None, made: Iterator[str]) -> Iterator[str]:
+    while True:
+        with translation.override(language):
+            line = next(made, None)
+        if line is None:
+            return
+        yield line
 
 
 def cell(value: Any) -> str:

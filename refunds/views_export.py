@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+from django.db.models import QuerySet
 from django.forms import Form
 from django.http import HttpRequest, StreamingHttpResponse
 from django.utils import timezone
-from django.utils.translation import get_language, override
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
@@ -31,19 +31,17 @@ def order_export(request: HttpRequest) -> StreamingHttpResponse:
         _("注文日時"), _("注文ID"), _("ショップ注文番号"), _("お客様名"), _("メールアドレス"), _("通貨"), _("金額"),
         _("返金済み額"), _("状態"), _("返金状況"),
     ]  # fmt: skip
-    return spreadsheet.download(_name("orders"), heading, _orders(typed, filters, _language()))
+    return spreadsheet.download(_name("orders"), heading, _orders(typed, filters))
 
 
-def _orders(typed: Search | None, filters: Filters, language: str) -> Iterator[list[Any]]:
+def _orders(typed: Search | None, filters: Filters) -> Iterator[list[Any]]:
     cursor = ""
     while True:
         if typed:
             page = search.find(typed.text, filters=filters, cursor=cursor, limit=CHUNK)
         else:
             page = search.list_orders(filters, cursor, limit=CHUNK)
-        with override(language):
-            rows = [_order(order) for order in page.orders]
-        yield from rows
+        yield from map(_order, page.orders)
         if not (cursor := page.older):
             return
 
@@ -74,17 +72,15 @@ def refund_export(request: HttpRequest) -> StreamingHttpResponse:
         _("返金額"), _("状態"), _("理由"), _("説明"), _("申請者"), _("承認者"), _("承認日時"), _("確定日時"),
         _("Smartpay 返金ID"), _("エラーコード"), _("エラー内容"),
     ]  # fmt: skip
-    return spreadsheet.download(_name("refunds"), heading, _refunds(refunds, _language()))
+    return spreadsheet.download(_name("refunds"), heading, _refunds(refunds))
 
 
-def _refunds(refunds: Any, language: str) -> Iterator[list[Any]]:
+def _refunds(refunds: QuerySet[Refund]) -> Iterator[list[Any]]:
     refunds = refunds.select_related("payment__order", "requested_by", "decided_by")
     cursor = ""
     while True:
         page, _newer, cursor = paging.newest_first(refunds, "requested_at", cursor, size=CHUNK)
-        with override(language):
-            rows = [_refund(refund) for refund in page]
-        yield from rows
+        yield from map(_refund, page)
         if not cursor:
             return
 
@@ -120,8 +116,3 @@ def _recorded(form: Form) -> dict[str, str]:
 
 def _name(what: str) -> str:
     return f"{what}-{timezone.localtime():%Y%m%d-%H%M%S}.csv"
-
-
-def _language() -> str:
-    """That of the request: while the file is sent, the request is over."""
-    return get_language() or "ja"

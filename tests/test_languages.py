@@ -196,6 +196,22 @@ def test_file_of_refunds(language: str, paid: Order) -> None:
         assert foreign(language, page.content.decode(), paid) == []
 
 
+@pytest.mark.parametrize("address", ["/orders/export/", "/refunds/export/", "/bulk/{}/result/"])
+def test_files_for_excel(language: str, paid: Order, address: str) -> None:
+    browser = speaking(language, "operator")
+    confirm(browser, paid)
+    asker = make_user("operator", name="H. H.")
+    lines = f"order,amount\n{paid.order_id},100\norder_test_none,1\n"
+    file, _is_new = bulk.upload("m.csv", lines.encode(), by=asker)
+    bulk.work()
+
+    answer = browser.get(address.format(file.pk))
+
+    told = b"".join(answer.streaming_content).decode("utf-8-sig")  # type: ignore[attr-defined]
+    assert paid.order_id in told
+    assert foreign(language, told, paid) == []
+
+
 def test_approval_and_its_withdrawal(language: str, paid: Order, settings: Any) -> None:
     settings.REFUND_APPROVAL_ABOVE = 100
     browser = speaking(language, "operator")
