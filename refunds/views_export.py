@@ -35,15 +35,21 @@ def order_export(request: HttpRequest) -> StreamingHttpResponse:
 
 
 def _orders(typed: Search | None, filters: Filters) -> Iterator[list[Any]]:
-    cursor = ""
+    """The rows; a last one says so where there were more matches than were looked at."""
+    cursor, partial = "", False
     while True:
         if typed:
             page = search.find(typed.text, filters=filters, cursor=cursor, limit=CHUNK)
         else:
             page = search.list_orders(filters, cursor, limit=CHUNK)
+        if cursor and not page.newer:
+            break  # what was left fits the filters no more, so that this is the first page again
         yield from map(_order, page.orders)
+        partial = partial or page.partial
         if not (cursor := page.older):
-            return
+            break
+    if partial:
+        yield [_("一部のみ"), _("一致が多いため、すべては探していません。言葉を足して検索してください。")]
 
 
 def _order(order: Order) -> list[Any]:

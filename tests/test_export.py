@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from dashboard.models import User
-from refunds import views_export
-from refunds.models import AuditEntry, Payment, Refund, Search
+from refunds import search, views_export
+from refunds.models import AuditEntry, Order, Payment, Refund, Search
 from tests.conftest import make_order, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_services import mirrored, refund
@@ -53,6 +53,39 @@ def test_file_holds_what_was_filtered_and_searched(viewer: User) -> None:
 
     assert [row["注文ID"] for row in found] == [wanted.order_id]
     assert sign_in(make_user("viewer")).get(f"/orders/export/?search={kept.pk}").status_code == 404
+
+
+def test_no_order_is_in_the_file_twice_though_those_behind_it_change_meanwhile(
+    viewer: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views_export, "CHUNK", 2)
+    newest, second, oldest = (make_order(1000, age=age) for age in (1, 2, 3))
+    answer = sign_in(viewer).get("/orders/export/?status=succeeded")
+    stream = iter(answer.streaming_content)  # type: ignore[attr-defined]
+
+    sent = [next(stream) for _line in ("the heading", "an order", "the last of its page")]
+    Order.objects.filter(pk=oldest.pk).update(status="canceled")
+    sent += stream
+
+    rows = csv.DictReader(io.StringIO(b"".join(sent).decode("utf-8-sig")))
+    assert [row["注文ID"] for row in rows] == [newest.order_id, second.order_id]
+
+
+@pytest.mark.parametrize("bound", [2, 1000])
+def test_file_of_a_search_says_where_it_is_not_all(
+    viewer: User, monkeypatch: pytest.MonkeyPatch, bound: int
+) -> None:
+    monkeypatch.setattr(search, "CANDIDATES", bound)
+    monkeypatch.setattr(views_export, "CHUNK", 2)
+    made = [make_order(1000, name=f"田中{number} 太郎", age=number) for number in range(8)]
+    kept = Search.objects.create(person=viewer, text="田中", created_at=made[0].created_at)
+
+    *rows, last = rows_of(viewer, f"/orders/export/?search={kept.pk}")
+
+    if bound < len(made):
+        assert (last["注文日時"], last["注文ID"][:7]) == ("一部のみ", "一致が多いため")
+    else:
+        assert [row["注文ID"] for row in (*rows, last)] == [order.order_id for order in made]
 
 
 def test_refunds_are_in_the_file_with_who_asked(payment: Payment, operator: User, viewer: User) -> None:
