@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dashboard.models import User
-from refunds import search, views_export
+from refunds import audit, search, views_export
 from refunds.models import AuditEntry, Order, Payment, Refund, Search
 from tests.conftest import make_order, make_user, sign_in
 from tests.sandbox import Sandbox
@@ -127,6 +127,17 @@ def test_file_that_was_taken_along_is_on_the_trail_and_what_was_typed_is_not(vie
 
     entry = AuditEntry.objects.get(action="orders.exported")
     assert entry.data == {"filters": {"status": "succeeded"}}
+
+
+def test_whose_names_were_taken_along_can_be_asked_when_the_search_is_gone(viewer: User) -> None:
+    """The file alone, without a look at its page: a search is kept for a month, its hash as long as the trail."""
+    browser = sign_in(viewer)
+    found = browser.post("/orders/search/", {"q": "田中"})["Location"]
+
+    browser.get(found.replace("/orders/", "/orders/export/"))
+
+    data = AuditEntry.objects.get(action="orders.exported").data
+    assert data["words"] == audit.keyed_hash("田中")
 
 
 def test_nothing_in_the_file_is_a_formula(viewer: User) -> None:
