@@ -20,6 +20,7 @@ import structlog
 from croniter import croniter
 from django.conf import settings
 from django.db import connection
+from django.db.models import Max
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
@@ -53,10 +54,15 @@ def seal() -> None:
 
 
 def forget_runs() -> None:
-    """Keep the runs of a day, and those that failed for a month."""
-    now = clock.now()
-    JobRun.objects.filter(started_at__lt=now - FAILURES_KEPT).delete()
-    JobRun.objects.filter(started_at__lt=now - RUNS_KEPT, outcome=JobRun.Outcome.DONE).delete()
+    """Keep the runs of a day, those that failed for a month, and each job's last that ended well.
+
+    By that last one a job is late (metrics.py), for however long it fails.
+    """
+    now, done = clock.now(), JobRun.objects.filter(outcome=JobRun.Outcome.DONE).order_by()
+    last = list(done.values("job").annotate(last=Max("pk")).values_list("last", flat=True))
+    old = JobRun.objects.exclude(pk__in=last)
+    old.filter(started_at__lt=now - FAILURES_KEPT).delete()
+    old.filter(started_at__lt=now - RUNS_KEPT, outcome=JobRun.Outcome.DONE).delete()
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,18 @@ def test_failures_are_remembered_for_longer(db: None, at: Clock) -> None:
 
     jobs.forget_runs()
 
-    assert sorted(JobRun.objects.values_list("job", flat=True)) == ["0 done", "2 failed"]
+    assert sorted(JobRun.objects.values_list("job", flat=True)) == ["0 done", "2 done", "2 failed"]
+
+
+def test_last_run_that_ended_well_is_remembered_for_as_long_as_the_job_fails(db: None, at: Clock) -> None:
+    for days in (40, 39, 0):
+        outcome = Outcome.DONE if days else Outcome.FAILED
+        JobRun.objects.create(job="probe", started_at=at.now - timedelta(days=days), outcome=outcome)
+
+    jobs.forget_runs()
+
+    assert ended() == [(Outcome.DONE, ""), (Outcome.FAILED, "")]
+    assert JobRun.objects.earliest("pk").started_at == at.now - timedelta(days=39)
 
 
 def test_every_schedule_has_a_next_turn_within_its_hour() -> None:
