@@ -11,7 +11,7 @@ import fcntl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -95,12 +95,17 @@ JOBS = [
     Job("forget_runs", _("実行記録の整理"), forget_runs, "25 * * * *", "runs"),
 ]
 BY_NAME = {job.name: job for job in JOBS}
+NOBODY_ELSE = nullcontext()
 
 
-def run(job: Job) -> None:
-    """Run it, and write down that it ran. What it raises is an alarm, and its next turn another try."""
+def run(job: Job, alone: AbstractContextManager[None] = NOBODY_ELSE) -> None:
+    """Run it, and write down that it ran. What it raises is an alarm, and its next turn another try.
+
+    alone: held meanwhile, where no queue holds the jobs apart.
+    """
     try:
-        _recorded(job)
+        with alone:
+            _recorded(job)
     except smartpay.SmartpayError as error:
         log.warning("job.unread", job=job.name, outcome=error.outcome, http_status=error.http_status)
     except Exception:
@@ -135,8 +140,7 @@ def keep_time(stop: threading.Event) -> None:
 
 def _on_time(job: Job, stop: threading.Event) -> None:
     while not stop.is_set():
-        with _alone(job.alone):
-            run(job)
+        run(job, _alone(job.alone))
         stop.wait(job.next_at(datetime.now(UTC)).timestamp() - time.time())
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -93,6 +94,24 @@ def test_last_run_that_ended_well_is_remembered_for_as_long_as_the_job_fails(db:
 
     assert ended() == [(Outcome.DONE, ""), (Outcome.FAILED, "")]
     assert JobRun.objects.earliest("pk").started_at == at.now - timedelta(days=39)
+
+
+def test_timer_outlives_a_state_dir_that_can_not_be_written(
+    db: None, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    settings.STATE_DIR = tmp_path / "in the way"
+    settings.STATE_DIR.write_text("")
+    stop = threading.Event()
+
+    def mend(_seconds: float) -> None:
+        settings.STATE_DIR = tmp_path
+
+    monkeypatch.setattr(stop, "wait", mend)
+
+    jobs._on_time(job(stop.set), stop)
+
+    assert ended() == [(Outcome.DONE, "")]
+    assert [line.msg["event"] for line in caplog.records if line.levelname == "ERROR"] == ["job.failed"]
 
 
 def test_every_schedule_has_a_next_turn_within_its_hour() -> None:
