@@ -171,6 +171,8 @@ def _kind(seen: SmartpayRefund) -> Difference.Kind | None:
         return (
             Kind.DIFFERING if ours.state == Refund.State.SUCCEEDED and ours.smartpay_id == seen.pk else None
         )
+    if seen.status not in ("", SmartpayRefund.Status.SUCCEEDED):
+        return Kind.DIFFERING  # neither done nor failed
     here = (ours.state, ours.smartpay_id, ours.payment_id, ours.amount, ours.currency)
     there = (Refund.State.SUCCEEDED, seen.pk, seen.payment_id, seen.amount, seen.currency)
     return None if here == there else Kind.DIFFERING

@@ -110,7 +110,7 @@ def test_refund_that_smartpay_does_not_show_is_only_ours(
     ]
 
 
-@pytest.mark.parametrize("values", [{"amount": 999}, {"status": "failed"}])
+@pytest.mark.parametrize("values", [{"amount": 999}, {"status": "failed"}, {"status": "reversed"}])
 def test_refund_that_smartpay_shows_otherwise_differs(
     seeded: set[str], sandbox: Sandbox, operator: User, values: dict[str, Any]
 ) -> None:
