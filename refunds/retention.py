@@ -4,7 +4,9 @@ Orders, payments, refunds and the trail stay. mirror.py keeps a later reading fr
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 
+from django.db import transaction
 from django.db.models import Q
 
 from refunds import audit, clock, mirror, search
@@ -31,12 +33,21 @@ def prune(*, dry_run: bool = False) -> Removed:
     if dry_run:
         return Removed(mirror.outdated_customers().count(), searches.count())
     orders = 0
-    while forgotten := mirror.forget_customers():
+    while forgotten := _forget_some(before):
         orders += forgotten
-        audit.record(None, "personal_data.removed", None, orders=forgotten, before=str(before))
-    if before:
-        SavedSearch.objects.filter(search__created_at__lt=before).delete()
-    deleted = searches.delete()[1].get(Search._meta.label, 0)
-    if deleted:
-        audit.record(None, "personal_data.removed", None, searches=deleted)
+    with transaction.atomic():
+        if before:
+            SavedSearch.objects.filter(search__created_at__lt=before).delete()
+        deleted = searches.delete()[1].get(Search._meta.label, 0)
+        if deleted:
+            audit.record(None, "personal_data.removed", None, searches=deleted)
     return Removed(orders, deleted)
+
+
+def _forget_some(before: datetime | None) -> int:
+    """Remove the customers of some old orders, together with the entry that tells of it; return of how many."""
+    with transaction.atomic():
+        forgotten = mirror.forget_customers()
+        if forgotten:
+            audit.record(None, "personal_data.removed", None, orders=forgotten, before=str(before))
+    return forgotten

@@ -9,7 +9,7 @@ from django.core.management import call_command
 from django.forms.models import model_to_dict
 
 from dashboard.models import User
-from refunds import mirror, retention, search, services, smartpay
+from refunds import audit, mirror, retention, search, services, smartpay
 from refunds.models import AuditEntry, Fragment, Order, Refund, Search
 from tests.conftest import make_order, sign_in
 from tests.sandbox import Sandbox
@@ -107,6 +107,26 @@ def test_searches_go_after_a_month(db: None, operator: User, settings: Any) -> N
 
     assert list(Search.objects.values_list("text", flat=True)) == ["29"]
     assert entries() == [{"searches": 1}]
+
+
+def test_nothing_goes_without_its_entry_on_the_trail(
+    db: None, operator: User, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = kept(3 * YEAR, settings)
+    before = of(old)
+    Search.objects.create(person=operator, text="田中", created_at=datetime.now(UTC) - timedelta(days=31))
+
+    def die(*_told: Any, **_more: Any) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as dying:
+        dying.setattr(audit, "record", die)
+        for _time in range(2):
+            with pytest.raises(SystemExit):
+                retention.prune()
+            assert of(old) == before
+            settings.RETENTION_DAYS = None  # only searches are left to be removed
+    assert Search.objects.count() == 1
 
 
 def test_nothing_goes_without_a_number_of_days(db: None, settings: Any) -> None:
