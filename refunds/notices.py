@@ -16,13 +16,20 @@ from refunds.models import Attempt, Notice, Refund
 SHOWN = timedelta(hours=24)
 MAILED = timedelta(hours=1)  # after that the start page has told it; mail set up later tells nothing old
 BATCH = 20
+# Answers that settle a refund, or make it a case for people. Any other left it 結果不明; so did a sender that died.
+CLEAR = (
+    Attempt.Outcome.EXECUTED,
+    Attempt.Outcome.FAILED,
+    Attempt.Outcome.REFUSED,
+    Attempt.Outcome.CONTRADICTION,
+)
 
 log = structlog.get_logger(__name__)
 
 
 def found_out(since: timedelta) -> QuerySet[Refund]:
     """Refunds settled within this time whose outcome was not clear at first, the latest first."""
-    unclear = Attempt.objects.filter(refund=OuterRef("pk"), outcome=Attempt.Outcome.AMBIGUOUS)
+    unclear = Attempt.objects.filter(refund=OuterRef("pk")).exclude(outcome__in=CLEAR)
     settled = Refund.objects.filter(settled_at__gte=clock.now() - since).exclude(state__in=Refund.RESERVING)
     return settled.filter(Exists(unclear)).order_by("-settled_at")
 

@@ -7,12 +7,22 @@ import pytest
 from django.core import mail
 
 from dashboard.models import User
-from refunds import notices
+from refunds import notices, services
 from refunds.models import Attempt, Notice, Payment, Refund
+from refunds.services import sending
 from scripts.postgres import free_port
-from tests.conftest import sign_in
+from tests.conftest import Clock, sign_in
 from tests.sandbox import Sandbox
-from tests.test_services import mirrored, refund
+from tests.test_services import ask, mirrored, refund, work
+
+
+NOT_CLEAR: dict[str, dict[str, Any]] = {
+    "html": {},
+    "reset": {"executed": False},
+    "rate_limited": {},
+    "conflict": {},
+    "forbidden": {},
+}
 
 
 @pytest.fixture
@@ -64,6 +74,43 @@ def test_mail_that_fails_is_not_sent_again(mails: Any, found_out: Refund, settin
     settings.MAILERS = {"default": {"BACKEND": smtp, "OPTIONS": {"host": "127.0.0.1", "port": free_port()}}}
     assert notices.send_due() == 1
     assert (Notice.objects.count(), notices.send_due()) == (1, 0)
+
+
+@pytest.mark.parametrize("fault", ["the sender died", *NOT_CLEAR])
+def test_every_refund_that_was_unknown_is_told(
+    db: None, operator: User, sandbox: Sandbox, at: Clock, fault: str
+) -> None:
+    payment: Payment = mirrored(sandbox, "refundable", min_amount=2000)
+    if fault == "the sender died":
+        made = services.request_refund(ask(payment, 100), refundable=payment.refundable(), by=operator)
+        sending.begin_attempt(made.pk, owner="")
+    else:
+        sandbox.fault(fault, **NOT_CLEAR[fault])
+        made = refund(payment, operator, 100)
+        assert made.state == Refund.State.UNKNOWN
+    sandbox.clear_faults()
+    assert made not in notices.found_out(notices.SHOWN)
+
+    for _turn in range(3):
+        at.advance(hours=1)
+        work()
+
+    made.refresh_from_db()
+    assert made.state == Refund.State.SUCCEEDED
+    assert made in notices.found_out(notices.SHOWN)
+
+
+def test_refund_that_was_clear_at_once_is_no_news(db: None, operator: User, sandbox: Sandbox) -> None:
+    payment: Payment = mirrored(sandbox, "refundable", min_amount=2000)
+    made = [refund(payment, operator, 100)]
+    sandbox.fault("status_failed")
+    made.append(refund(payment, operator, 100, similar_reason="x"))
+    sandbox.refund_elsewhere(payment.pk, payment.captured - 100)
+    made.append(refund(payment, operator, 100, similar_reason="x"))
+    outcomes = [each.attempts.get().outcome for each in made]
+    assert outcomes == [Attempt.Outcome.EXECUTED, Attempt.Outcome.FAILED, Attempt.Outcome.REFUSED]
+
+    assert list(notices.found_out(notices.SHOWN)) == []
 
 
 def test_start_page_tells_what_was_found_out(found_out: Refund, operator: User, approver: User) -> None:
