@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 
 import structlog
 from django import forms
@@ -19,6 +20,7 @@ from django.core.exceptions import PermissionDenied
 from django.db import IntegrityError, transaction
 from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Sum
 from django.utils.translation import gettext as _
+from django.utils.translation import override
 
 from dashboard.models import User
 from refunds import audit, bulk_file, clock, roles, services
@@ -372,17 +374,15 @@ class _Check:
         amount = left if line.amount_text in ALL_THAT_IS_LEFT else _amount(line.amount_text)
         if amount is None:
             return Problem.AMOUNT
-        reasons = {"": Refund.Reason.REQUESTED_BY_CUSTOMER} | {
-            word: reason for reason in Refund.Reason for word in (reason.value, str(reason.label))
-        }
-        if line.reason_text not in reasons:
+        reason = _reasons().get(line.reason_text)
+        if reason is None:
             return Problem.REASON
         if not _is_description(line.description):
             return Problem.DESCRIPTION
         if left <= 0:
             return Problem.NOTHING_LEFT
         line.payment, line.amount, line.refundable = payment, amount, left
-        line.reason = reasons[line.reason_text]
+        line.reason = reason
         return Problem.TOO_HIGH if amount > left else None
 
     def _order(self, line: BulkLine) -> Order | BulkLine.Problem:
@@ -442,6 +442,18 @@ def _amount(text: str) -> int | None:
         return YenField().clean(text)
     except forms.ValidationError:
         return None
+
+
+@cache
+def _reasons() -> dict[str, Refund.Reason]:
+    """Each word for a reason: none, Smartpay's own, and what the template calls it, in whatever language."""
+    words = {"": Refund.Reason.REQUESTED_BY_CUSTOMER}
+    for reason in Refund.Reason:
+        words[reason.value] = reason
+        for language, _name in settings.LANGUAGES:
+            with override(language):
+                words[str(reason.label)] = reason
+    return words
 
 
 def _is_description(text: str) -> bool:

@@ -7,6 +7,7 @@ import uuid
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.core.exceptions import PermissionDenied
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
@@ -806,7 +807,20 @@ def test_lines_are_paged_and_filtered(
     assert browser.get(f"/bulk/{kept.pk}/?after=51").content.decode().count("<tr>") == 11
 
 
-def test_template_is_a_file_that_can_be_filled_in(operator: User) -> None:
-    data = b"".join(sign_in(operator).get("/bulk/template/").streaming_content)  # type: ignore[attr-defined]
+@pytest.mark.parametrize("language", ["ja", "en"])
+def test_template_is_a_file_that_can_be_filled_in(
+    payments: list[Payment], operator: User, language: str
+) -> None:
+    browser = sign_in(operator)
+    browser.cookies[settings.LANGUAGE_COOKIE_NAME] = language
+    data = b"".join(browser.get("/bulk/template/").streaming_content)  # type: ignore[attr-defined]
+    first, second, *_ = (payment.order for payment in payments)
+    filled = data.decode().replace("order_…", first.order_id).replace(",EC-1001", f"{second.order_id},")
 
-    assert [line.number for line in bulk_file.read(data)] == [2, 3]
+    kept, _is_new = bulk.upload("返金.csv", filled.encode(), by=operator)
+    bulk.work()
+
+    assert list(kept.lines.order_by("number").values_list("number", "state", "amount")) == [
+        (2, Line.READY, 1000),
+        (3, Line.READY, payments[1].refundable()),
+    ]
