@@ -399,9 +399,15 @@ class _Check:
             return (
                 Problem.ORDERS_DIFFER if line.reference_text and order.order_id not in by_reference else order
             )
-        if len(by_reference) > 1:
+        # The attempts that a shopper left unpaid carry it too.
+        paid = [
+            order
+            for order in by_reference.values()
+            if order.status not in Order.UNPAID or order.payments.all()
+        ]
+        if len(paid) > 1:
             return Problem.ORDERS
-        return next(iter(by_reference.values()), Problem.ORDER)
+        return next(iter(paid or by_reference.values()), Problem.ORDER)
 
     def _look_at_payment(self, line: BulkLine) -> BulkLine.Problem | None:
         assert line.payment is not None and line.amount is not None  # noqa: PT018, S101  (understood)

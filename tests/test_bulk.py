@@ -15,6 +15,7 @@ from django.test import Client
 
 from dashboard.models import User
 from refunds import audit, bulk, bulk_file, csv_file, services
+from refunds.folding import fold
 from refunds.models import AuditEntry, Bulk, BulkLine, Payment, Refund
 from tests.conftest import Clock, make_order, make_user, sign_in
 from tests.sandbox import Sandbox
@@ -471,6 +472,23 @@ def test_reference_is_taken_to_the_letter(db: None, operator: User) -> None:
     kept = checked(operator, ",ｓｈｏｐ_2,1,,", ",SHOP_2,2,,", ",sho・p_2,3,,")
 
     assert problems(kept) == ["", Problem.ORDER, Problem.ORDER]
+
+
+def test_reference_is_that_of_the_order_that_was_paid(db: None, operator: User) -> None:
+    """Whoever pays at the third attempt leaves two orders of the same reference behind."""
+    orders = [make_order(1000), make_order(status="failed"), make_order(status="requires_authorization")]
+    left = [make_order(status="rejected"), make_order(status="failed")]
+    odd = [make_order(1000), make_order(500, status="failed")]  # a payment counts, whatever the status
+    for reference, alike in (("EC-1", orders), ("EC-2", left), ("EC-3", odd)):
+        for order in alike:
+            order.reference, order.reference_folded = reference, fold(reference)
+            order.save(update_fields=["reference", "reference_folded"])
+
+    kept = checked(operator, ",EC-1,100,,", ",EC-2,100,,", ",EC-3,100,,", f"{odd[1].order_id},EC-3,100,,")
+
+    assert problems(kept) == ["", Problem.NOT_PAID, Problem.ORDERS, ""]
+    [payment] = orders[0].payments.all()
+    assert kept.lines.get(number=2).payment == payment
 
 
 def test_pause_between_two_lines_is_no_fault_and_resuming_goes_on_at_once(
