@@ -15,7 +15,6 @@ from tests.conftest import Clock, sign_in
 from tests.sandbox import Sandbox
 from tests.test_services import ask, mirrored, refund, work
 
-
 NOT_CLEAR: dict[str, dict[str, Any]] = {
     "html": {},
     "reset": {"executed": False},
