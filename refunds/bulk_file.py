@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 
@@ -19,6 +20,8 @@ MOST_LINES = 10_000
 MOST_BYTES = 5 * 1024 * 1024
 # Characters. Looked at before anything is done with a cell: to normalise a long one takes its square in time.
 LONGEST = {"order": 255, "reference": 255, "amount": 40, "description": 400, "reason": 40}
+# Windows and the others take these characters of Shift_JIS for different ones of Unicode. As NFKC leaves them.
+TWINS = str.maketrans("〜−‖—\\", "~-∥―¥")
 BEFORE_COMMA, AFTER_COMMA = re.compile(r"\W*\d{1,3}"), re.compile(r"\d{3}(\.\d+)?\s?円?\W*")
 
 HEADINGS = {
@@ -83,7 +86,13 @@ def _lines(rows: Iterator[list[str]]) -> list[Written]:
 
 def digest(lines: list[Written]) -> str:
     """SHA-256 of what the lines say, in hex: whatever the encoding, the heading's words and the other columns."""
-    return hashlib.sha256(json.dumps([astuple(line) for line in lines]).encode()).hexdigest()
+    said = [[cell if isinstance(cell, int) else _as_read(cell) for cell in astuple(line)] for line in lines]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def _as_read(cell: str) -> str:
+    """What stays of a text, whatever program saves it in whatever encoding."""
+    return unicodedata.normalize("NFKC", cell).translate(TWINS)
 
 
 def _places(heading: list[str]) -> dict[str, int]:

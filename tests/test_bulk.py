@@ -3,6 +3,7 @@
 import csv
 import io
 import threading
+import unicodedata
 import uuid
 from typing import Any
 
@@ -101,6 +102,22 @@ def test_file_is_the_same_whatever_wrote_it(encoding: str, head: str, separator:
     ]
     plain = file_of('order_1,,"1,000",髙﨑様 欠品,', ",EC-1,残額,,")
     assert bulk_file.digest(lines) == bulk_file.digest(bulk_file.read(plain))
+
+
+def test_file_that_another_program_saved_again_is_the_same() -> None:
+    """A Mac takes a letter apart, and names some characters of Shift_JIS as Windows does not."""
+    said = "がパ 10〜20−5‖—¥£"
+    windows = "がパ 10～20－5∥―".encode("cp932") + b"\\" + "￡".encode("cp932")
+    files = [
+        file_of(f"a,,100,{said},"),
+        file_of(f"a,,100,{unicodedata.normalize('NFD', said)},"),
+        file_of("a,,100,").decode().encode("cp932") + windows + b",",
+    ]
+
+    assert len({bulk_file.digest(bulk_file.read(file)) for file in files}) == 1
+    assert bulk_file.read(files[0])[0].description == said
+    other = file_of("a,,100,がバ 10〜20−5‖—¥£,")
+    assert bulk_file.digest(bulk_file.read(other)) != bulk_file.digest(bulk_file.read(files[0]))
 
 
 def test_columns_that_are_not_ours_are_left_alone() -> None:
