@@ -31,6 +31,8 @@ HEADINGS = {
     "description": ("説明", "description"),
     "reason": ("理由", "reason"),
 }
+# What was refunded already, as this tool writes it out: a list of that is no request to refund it all again.
+WRITTEN_OUT = {"受付番号", "refund number", "返金済み額", "refunded"}
 TEMPLATE = ("注文ID", "ショップ注文番号", "返金額", "説明", "理由")
 
 
@@ -101,5 +103,12 @@ def _places(heading: list[str]) -> dict[str, int]:
     if "amount" not in found or not {"order", "reference"} & found.keys():
         raise BadFile(
             _("1行目に列の名前がありません。「注文ID」か「ショップ注文番号」と、「返金額」が必要です。")
+        )
+    if written_out := next((cell for cell in heading if csv_file.folded(cell) in WRITTEN_OUT), None):
+        raise BadFile(
+            _(
+                "このツールが書き出したファイルのようです(列「%(column)s」)。返金する行だけを、ひな形に書き写してください。"
+            )
+            % {"column": written_out.strip()}
         )
     return found

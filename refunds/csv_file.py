@@ -42,12 +42,17 @@ def places(heading: Sequence[str], headings: Mapping[str, Sequence[str]]) -> dic
     for place, cell in enumerate(heading):
         if len(cell) > LONGEST_HEADING:
             raise BadFile(_("1行目の列の名前が長すぎます。"))
-        name = ours.get(unicodedata.normalize("NFKC", cell).strip().casefold())
+        name = ours.get(folded(cell))
         if name in found:
             raise BadFile(_("1行目に同じ列が二つあります: %(column)s") % {"column": cell})
         if name:
             found[name] = place
     return found
+
+
+def folded(heading: str) -> str:
+    """The word above a column without width, case and blanks around it."""
+    return unicodedata.normalize("NFKC", heading).strip().casefold()
 
 
 def _encoding(file: BinaryIO) -> str:

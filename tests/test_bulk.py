@@ -775,6 +775,21 @@ def test_bad_file_is_told_beside_its_field(operator: User) -> None:
     assert not Bulk.objects.exists()
 
 
+@pytest.mark.parametrize("language", ["ja", "en"])
+@pytest.mark.parametrize("address", ["/orders/export/", "/refunds/export/", "/bulk/{}/result/"])
+def test_file_that_was_written_out_here_is_no_request_to_refund_what_stands_in_it(
+    payments: list[Payment], operator: User, at: Clock, language: str, address: str
+) -> None:
+    kept = until_done(started(operator, line_for(payments[0])), at)
+    browser = sign_in(operator)
+    browser.cookies[settings.LANGUAGE_COOKIE_NAME] = language
+    written = b"".join(browser.get(address.format(kept.pk)).streaming_content)  # type: ignore[attr-defined]
+    assert payments[0].order.order_id in written.decode()
+
+    assert upload(browser, written).status_code == 422
+    assert Bulk.objects.get() == kept
+
+
 def test_same_file_again_opens_the_first(payments: list[Payment], operator: User) -> None:
     browser = sign_in(operator)
     first = upload(browser, file_of(line_for(payments[0])))
