@@ -51,14 +51,24 @@ def reconcile_due() -> None:
     due = datetime.combine(timezone.localdate(clock.now()), DUE_AT, timezone.get_default_timezone())
     if clock.now() < due:
         due -= timedelta(days=1)
+    if mirror.scanned_at() is None:
+        return  # nothing was ever read to its end, which is the sweeps' to do
     yesterday = due.date() - timedelta(days=1)
-    if Reconciliation.objects.filter(day=yesterday, read_at__gte=due).exists() or mirror.scanned_at() is None:
-        return  # done; or nothing was ever read to its end, which is the sweeps' to do
-    newest = Reconciliation.objects.filter(day__lt=yesterday).values_list("day", flat=True).first()
-    first = yesterday - timedelta(days=DAYS - 1)
-    reconcile(
-        min(first, newest + timedelta(days=1)) if newest else first, yesterday, client=smartpay.client()
-    )
+    if first := _first_to_compare(yesterday, due):
+        reconcile(first, yesterday, client=smartpay.client())
+
+
+def _first_to_compare(last: date, due: datetime) -> date | None:
+    """The first day that is to be compared; None where all were: each after its end, the last DAYS after `due`."""
+    read_at = dict(Reconciliation.objects.filter(day__lte=last).values_list("day", "read_at"))
+    lately = last - timedelta(days=DAYS - 1)
+    day = min([lately, *read_at])
+    while day <= last:
+        _begins, ends = _span(day)
+        if day not in read_at or read_at[day] < (ends if day < lately else due):
+            return day
+        day += timedelta(days=1)
+    return None
 
 
 def _read_everything(client: smartpay.Client) -> datetime:

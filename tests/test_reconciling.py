@@ -183,7 +183,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, settings: Any, sandbox: Sandbox) -> l
             for n in range((last - first).days + 1)
             if not Reconciliation.objects.filter(day=first + timedelta(n)).exists()
         )  # fmt: skip
-        Reconciliation.objects.update(read_at=clock.now())
+        Reconciliation.objects.filter(day__range=(first, last)).update(read_at=clock.now())
 
     monkeypatch.setattr(reconciling, "reconcile", reconcile)
     monkeypatch.setattr(mirror, "scanned_at", clock.now)
@@ -202,6 +202,34 @@ def test_it_is_due_once_a_day_after_four(db: None, at: Clock, calls: list[Any]) 
 def test_days_that_were_missed_are_made_up_for(db: None, at: Clock, calls: list[Any]) -> None:
     at.now = datetime(2026, 4, 10, 5, 0, tzinfo=TOKYO)
     reconciling.reconcile_due()
+    at.advance(days=20)
+
+    reconciling.reconcile_due()
+
+    assert calls[-1] == (date(2026, 4, 10), date(2026, 4, 29))
+
+
+def test_one_day_that_somebody_compared_is_neither_the_week_nor_those_before_it(
+    db: None, at: Clock, calls: list[Any]
+) -> None:
+    at.now = datetime(2026, 4, 10, 5, 0, tzinfo=TOKYO)
+    reconciling.reconcile_due()
+    at.advance(days=20)
+    reconciling.reconcile(date(2026, 4, 29), date(2026, 4, 29), client=smartpay.client())
+
+    for _turn in range(2):
+        reconciling.reconcile_due()
+
+    assert calls[2:] == [(date(2026, 4, 10), date(2026, 4, 29))]
+
+
+def test_day_that_was_compared_before_its_end_is_compared_again(
+    db: None, at: Clock, calls: list[Any]
+) -> None:
+    at.now = datetime(2026, 4, 10, 5, 0, tzinfo=TOKYO)
+    reconciling.reconcile_due()
+    at.now = datetime(2026, 4, 10, 12, 0, tzinfo=TOKYO)
+    reconciling.reconcile(date(2026, 4, 10), date(2026, 4, 10), client=smartpay.client())
     at.advance(days=20)
 
     reconciling.reconcile_due()
