@@ -51,6 +51,8 @@ PROBLEMS: dict[type[services.RefundError], BulkLine.Problem] = {
 HAS_ROW = Exists(Refund.objects.filter(pk=OuterRef("request_id")))
 IS_BLOCKED = Exists(Refund.objects.filter(payment=OuterRef("payment"), state__in=Refund.BLOCKING))
 WHAT_IS_CHECKED = ["payment", "amount", "reason", "refundable", "is_similar", "state", "problem"]
+# A line's refund waits for approval of its own only where the limit was lowered after its file was started.
+NEVER_SENT = (Refund.State.AWAITING_APPROVAL, Refund.State.QUEUED)
 DECISION = ("decided_by", "decided_at", "decision_note")
 
 
@@ -202,7 +204,7 @@ def cancel(bulk_id: uuid.UUID, *, by: User) -> Bulk:
         _stop(bulk, Bulk.State.CANCELLED)
         bulk.save(update_fields=["state", "ended_at"])
         audit.record(by, "bulk.cancelled", bulk)
-    for refund in _rows(bulk).filter(state=Refund.State.QUEUED, first_sent_at=None, requested_by=by):
+    for refund in _rows(bulk).filter(state__in=NEVER_SENT, first_sent_at=None, requested_by=by):
         try:
             services.withdraw(refund.pk, by=by)
         except services.NotWaiting:
@@ -487,7 +489,7 @@ def _ask(bulk: Bulk) -> None:
     ready = bulk.lines.filter(state=Line.READY)
     if not ready.exists():
         # A case for people may stay one for days: the file does not wait for it.
-        if not _rows(bulk).filter(state__in=[Refund.State.QUEUED, *Refund.IN_FLIGHT]).exists():
+        if not _rows(bulk).filter(state__in=[*NEVER_SENT, *Refund.IN_FLIGHT]).exists():
             _finish(bulk)
         return
     # Those behind a refund that is not settled wait for that one, and shall hold up no other payment's.

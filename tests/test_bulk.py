@@ -671,6 +671,22 @@ def test_nobody_approves_their_own_file_and_a_rejection_wants_a_reason(
     assert (kept.state, states(kept)) == (Bulk.State.REJECTED, [Line.LEFT_OUT])
 
 
+def test_file_is_not_done_while_a_line_waits_for_approval_of_its_own(
+    payments: list[Payment], operator: User, settings: Any
+) -> None:
+    """The limit was lowered after the file was started."""
+    kept = started(operator, line_for(payments[0]))
+    settings.REFUND_APPROVAL_ABOVE = 50
+    for _round in range(3):
+        bulk.work()
+    kept.refresh_from_db()
+    assert (kept.state, Refund.objects.get().state) == (Bulk.State.RUNNING, Refund.State.AWAITING_APPROVAL)
+
+    bulk.cancel(kept.pk, by=operator)
+
+    assert Refund.objects.get().label == "取り下げ"
+
+
 def test_day_of_a_person_has_a_limit_for_files_too(
     payments: list[Payment], operator: User, settings: Any
 ) -> None:
