@@ -7,7 +7,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django import forms
-from django.db.models import QuerySet
+from django.contrib.auth.models import Group
+from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -323,7 +324,9 @@ class RefundFilterForm(PeriodForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        people = User.objects.filter(groups__name__in=["operator", "approver"]).distinct().order_by("name")
+        may = Exists(Group.objects.filter(user=OuterRef("pk"), name__in=["operator", "approver"]))
+        did = Exists(Refund.objects.filter(requested_by=OuterRef("pk")))  # whoever left, too
+        people = User.objects.filter(may | did).order_by("name")
         self.fields["person"].queryset = people  # type: ignore[attr-defined]
 
     def refunds(self) -> QuerySet[Refund]:

@@ -103,6 +103,18 @@ def test_refunds_are_in_the_file_with_who_asked(payment: Payment, operator: User
     assert rows_of(viewer, "/refunds/export/?state=review") == []
 
 
+def test_refunds_of_a_person_who_left_can_still_be_asked_for(
+    payment: Payment, operator: User, viewer: User
+) -> None:
+    gone = make_user("operator", name="退職 次郎")
+    refund(payment, operator, 100)
+    refund(payment, gone, 200, similar_reason="x")
+    gone.groups.clear()
+
+    assert "退職 次郎" in sign_in(viewer).get("/refunds/").content.decode()
+    assert [row["返金額"] for row in rows_of(viewer, f"/refunds/export/?person={gone.pk}")] == ["200"]
+
+
 def test_many_refunds_are_read_in_few_queries(
     payment: Payment,
     operator: User,
