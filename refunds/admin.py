@@ -35,7 +35,7 @@ from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_POST, require_safe
 
 from dashboard.models import User
-from refunds import audit, audit_export, clock, jobs, sealing, search
+from refunds import audit, audit_export, clock, jobs, mirror, roles, sealing, search
 from refunds.models import (
     Attempt,
     AuditEntry,
@@ -63,6 +63,7 @@ log = structlog.get_logger(__name__)
 
 MOST_ROWS = 10_000  # what a list counts and pages through; past it, a filter is the way
 WAYS_TO_SHOW = {ALL_VAR, ERROR_FLAG, IS_FACETS_VAR, ORDER_VAR, PAGE_VAR}  # with numbers, or True
+COLLECTIONS = {mirror.ORDERS: _("注文"), mirror.SESSIONS: _("お客様情報"), mirror.REFUNDS: _("返金")}
 VERIFY_SECONDS = 10.0  # of one press of the button; a long trail takes several
 
 for model in [*admin.site._registry]:
@@ -101,6 +102,15 @@ def kept_search(query: str) -> Search | None:
 
 def hash_of_words(kept: Search | None) -> str:
     return audit.keyed_hash(search.fold(kept.text)) if kept else ""
+
+
+def _plainly(value: object) -> str:
+    """A value of an entry as it is read: no quotes and brackets of ours."""
+    if isinstance(value, bool):
+        return str(_("はい") if value else _("いいえ"))
+    if isinstance(value, list):
+        return " ".join(_plainly(each) for each in value)
+    return str(value)
 
 
 def _address(page: str, query: QueryDict) -> str:
@@ -255,7 +265,10 @@ class AuditEntryAdmin(AuditorAdmin):
 
     @admin.display(description=_("内容"))
     def summary(self, entry: AuditEntry) -> str:
-        return Truncator(", ".join(f"{name}: {value}" for name, value in entry.data.items())).chars(120)
+        parts = (
+            f"{name}: {_plainly(value)}" for name, value in entry.data.items() if value not in ("", [], {})
+        )
+        return Truncator(", ".join(parts)).chars(120)
 
     @admin.display(description=_("内容"))
     def contents(self, entry: AuditEntry) -> str:
@@ -372,6 +385,40 @@ class PaymentInline(AuditorInline):
     show_change_link = True
 
 
+class WordsFilter(admin.SimpleListFilter):
+    """A filter in words, where the column itself has no choices to name its values by."""
+
+    words: list[tuple[str, Any]]  # value, label
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(value, str(label)) for value, label in self.words]
+
+    def queryset(self, request: HttpRequest, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
+        return queryset.filter(**{str(self.parameter_name): self.value()}) if self.value() else queryset
+
+
+class RefundStatusFilter(WordsFilter):
+    """A generated column."""
+
+    title = _("返金状況")
+    parameter_name = "refund_status"
+    words = Order.RefundStatus.choices
+
+
+class SeenStatusFilter(WordsFilter):
+    """Smartpay's words, of which the column may hold any."""
+
+    title = _("状態")
+    parameter_name = "status"
+    words = SmartpayRefund.Status.choices
+
+
+class JobFilter(WordsFilter):
+    title = _("処理")
+    parameter_name = "job"
+    words = [(job.name, job.label) for job in jobs.JOBS]
+
+
 @admin.register(Order)
 class OrderAdmin(AuditorAdmin):
     list_display = (
@@ -383,7 +430,7 @@ class OrderAdmin(AuditorAdmin):
         "status",
         "refunded_how",
     )
-    list_filter = ("status", "refund_status", "customer_source")
+    list_filter = ("status", RefundStatusFilter, "customer_source")
     search_fields = ("order_id",)  # opens the box; what is typed goes the way of 注文一覧
     search_help_text = _("注文ID・ショップ注文番号・お客様名・メールアドレス")
     fields = (
@@ -442,19 +489,6 @@ class PaymentAdmin(AuditorAdmin):
     search_fields = ("=id", "=order__order_id")
 
 
-class SeenStatusFilter(admin.SimpleListFilter):
-    """Smartpay's words, of which the column may hold any: no choices of it."""
-
-    title = _("状態")
-    parameter_name = "status"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(value, str(label)) for value, label in SmartpayRefund.Status.choices]
-
-    def queryset(self, request: HttpRequest, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
-        return queryset.filter(status=self.value()) if self.value() else queryset
-
-
 @admin.register(SmartpayRefund)
 class SmartpayRefundAdmin(AuditorAdmin):
     list_display = ("created_at", "id", "of_payment", "amount", "currency", "shown_status", "ours")
@@ -499,7 +533,7 @@ class UserAdmin(AuditorAdmin):
 
     @admin.display(description=_("役割"))
     def role_list(self, user: User) -> str:
-        return ", ".join(user.role_names)
+        return _("、").join(str(roles.LABELS[role]) for role in user.role_names)
 
 
 @admin.register(Control)
@@ -510,7 +544,7 @@ class ControlAdmin(AuditorAdmin):
 @admin.register(SyncCursor)
 class SyncCursorAdmin(AuditorAdmin):
     list_display = (
-        "collection",
+        "label",
         "scan_started_at",
         "seen",
         "last_started_at",
@@ -518,13 +552,17 @@ class SyncCursorAdmin(AuditorAdmin):
         "last_read_at",
     )
 
+    @admin.display(description=_("一覧"), ordering="collection")
+    def label(self, cursor: SyncCursor) -> str:
+        return str(COLLECTIONS.get(cursor.collection, cursor.collection))
+
 
 @admin.register(JobRun)
 class JobRunAdmin(AuditorAdmin):
     """The runs of the background work, under its schedule with the last run and the last failure of each job."""
 
     list_display = ("label", "started_at", "ended_at", "outcome", "error")
-    list_filter = ("job", "outcome")
+    list_filter = (JobFilter, "outcome")
 
     @admin.display(description=_("処理"), ordering="job")
     def label(self, run: JobRun) -> str:

@@ -77,7 +77,7 @@ def problem_text(problem: smartpay.SmartpayError) -> str:
     if isinstance(problem, smartpay.KeyRefused):
         return _("Smartpay が API キーを受け付けません。システム担当者に連絡してください。")
     if isinstance(problem, smartpay.NotFound):
-        return _("Smartpay にこの注文は見つかりません。システム担当者に連絡してください。")
+        return _("Smartpay にこの注文は見つかりません。")
     return _("Smartpay から応答がありません。時間をおいて開き直してください。")
 
 
@@ -86,6 +86,11 @@ def not_now(error: smartpay.SmartpayError) -> str:
     if isinstance(error, smartpay.KeyRefused):
         return _(
             "Smartpay が API キーを受け付けないため、いまは返金できません。何も送られていません。"
+            "システム担当者に連絡してください。"
+        )
+    if isinstance(error, smartpay.NotFound):
+        return _(
+            "Smartpay にこの支払いは見つからないため、返金できません。何も送られていません。"
             "システム担当者に連絡してください。"
         )
     return _(

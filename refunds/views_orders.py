@@ -20,6 +20,7 @@ from refunds.models import AuditEntry, Order, Payment, Refund, SavedSearch, Sear
 from refunds.views import may_see, parked_fields, person, problem_text, see_other
 
 NOW = timedelta(minutes=5)  # of 「いま開いています」
+LATE = timedelta(minutes=15)  # read every minute, the list is not: who looks for a new order has to know
 
 
 @require_safe
@@ -47,6 +48,7 @@ def order_list(request: HttpRequest) -> HttpResponse:
         audit.record(request.user, "orders.listed", None, shown=shown)
         if "search" in request.session:
             del request.session["search"]
+    now, synced_at = timezone.now(), mirror.freshness()
     context = {
         "orders": result.orders,
         "search": typed,
@@ -61,8 +63,9 @@ def order_list(request: HttpRequest) -> HttpResponse:
         "clear_filters_url": "?"
         + urlencode({"search": typed.pk if typed else "", "status": search.ANY_STATUS}),
         "partial": result.partial,
-        "synced_at": mirror.freshness(),
-        "now": timezone.now(),
+        "synced_at": synced_at,
+        "late": synced_at is not None and now - synced_at > LATE,
+        "now": now,
     }
     return render(request, "refunds/order_list.html", context)
 
@@ -194,6 +197,8 @@ def why_no_refund(request: HttpRequest, order: Order, payments: list[Payment]) -
     """Why this person can't refund this order now, in words; "" if they can."""
     if not request.user.has_perm(roles.REQUEST_REFUND):
         return _("返金の権限がありません。返金は返金担当者に依頼してください。")
+    if order.vanished_at:
+        return _("Smartpay にこの注文が見つからないため返金できません。システム担当者に連絡してください。")
     if not payments:
         if order.status == Order.Status.REQUIRES_CAPTURE:
             return _("売上がまだ確定していないため返金できません。Smartpay で注文をキャンセルしてください。")

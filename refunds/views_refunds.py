@@ -159,8 +159,28 @@ def _meaning(refund: Refund) -> tuple[str, str]:
             _("返金は行われていないことを確認しました。お金は動いていません。"),
             _("必要なら注文からあらためて返金してください。"),
         ),
-        Refund.State.CANCELLED: (_("この返金は送信されませんでした。お金は動いていません。"), ""),
+        Refund.State.CANCELLED: (
+            _("この返金は送信されませんでした。お金は動いていません。"),
+            _why_cancelled(refund),
+        ),
     }[Refund.State(refund.state)]
+
+
+def _why_cancelled(refund: Refund) -> str:
+    return {
+        Refund.Cancelled.WITHDRAWN: _("申請した人が取り下げました。"),
+        Refund.Cancelled.REFUSED: _("承認者が却下しました。"),
+        Refund.Cancelled.EXPIRED: _(
+            "承認されないまま期限が過ぎました。必要なら、あらためて申請してください。"
+        ),
+        Refund.Cancelled.BALANCE: _(
+            "送信の前に返金可能額が変わりました。残額を確かめて、必要なら申請し直してください。"
+        ),
+        Refund.Cancelled.ENTITLEMENT: _(
+            "送信の前に、申請した人の権限がなくなりました。必要なら別の担当者が申請し直してください。"
+        ),
+        "": "",
+    }[refund.cancelled_because]
 
 
 @posted_from(_refund_page)

@@ -199,7 +199,7 @@ def test_nothing_is_decided_while_smartpay_can_not_be_read(
 
 def test_approver_finds_what_waits_and_approves_it(waiting: Refund, approver: User, sandbox: Sandbox) -> None:
     browser = fresh(approver)
-    assert "承認を待っている返金が 1 件" in browser.get("/").content.decode()
+    assert "承認を待っている返金が 1&nbsp;件" in browser.get("/").content.decode()
     assert f"/refunds/{waiting.pk}/" in browser.get("/approvals/").content.decode()
     assert "¥1,000 の返金を承認する" in browser.get(f"/refunds/{waiting.pk}/").content.decode()
 

@@ -763,9 +763,9 @@ def test_operator_uploads_looks_starts_and_downloads(
     assert "確認中" in browser.get(page).content.decode()
     bulk.work()
     told = browser.get(page).content.decode()
-    assert "1 件、合計" in told
+    assert "1&nbsp;件、合計" in told
     assert "¥300" in told
-    assert "返金できない 1 行" in told
+    assert "返金できない 1&nbsp;行" in told
 
     assert browser.post(page, {"do": "start"}).status_code == 303
     until_done(Bulk.objects.get(), at)
@@ -824,7 +824,7 @@ def test_approver_decides_on_the_page_with_a_fresh_sign_in(
     page = f"/bulk/{kept.pk}/"
 
     assert page in sign_in(approver).get("/approvals/").content.decode()
-    assert "1 件あります" in sign_in(approver).get("/").content.decode()
+    assert "1&nbsp;件あります" in sign_in(approver).get("/").content.decode()
     stale = sign_in(approver).post(page, {"do": "approve"})
     assert "/oidc/step-up/" in stale["Location"]
     browser = fresh(approver)

@@ -23,6 +23,7 @@ from tests.test_approvals import fresh
 JAPANESE = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]+")
 ENGLISH = re.compile(
     r"\b(?:Refund|Refunded|Refunds|Order|Orders|Payment|Amount|Status|Reason|Search|Filter|Customer|Email|Back|Cancel"
+    r"|none|partial|full|processing|(?:viewer|operator|approver|auditor)(?!-)|sweep|seal|reconcile|notices|orders|True|False"
     r"|Issuer|Subject|refund status|Copy|Copied|None|Sent|Sending|Language|Sign|Not|The|the|is|was|of|to|ago|succeeded|failed)\b"
 )
 SAID_BY = {"title", "aria-label", "placeholder", "data-label", "data-done", "data-lock", "data-over"}
@@ -285,6 +286,7 @@ def test_admin(language: str, paid: Order) -> None:
         "attempt",
         "search",
         "control",
+        "synccursor",
         "jobrun",
     ]
     addresses = ["/admin/", *(f"/admin/refunds/{model}/" for model in models), "/admin/dashboard/user/"]

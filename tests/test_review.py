@@ -256,7 +256,7 @@ def test_refund_larger_than_asked_leaves_less(
     assert payment.refundable() == payment.captured - 1300
     told = sign_in(approver).get(f"/refunds/{case.pk}/").content.decode()
     assert "¥1,300" in told
-    assert "承認 二郎 さん" in told
+    assert "承認 二郎&nbsp;さん" in told
 
 
 def test_refund_smaller_than_asked_is_never_told_too_high(
@@ -513,7 +513,7 @@ def test_cases_wait_on_the_start_page_and_among_the_approvals(
     case, _there = case_without_reference(payment, operator, sandbox, at)
     browser = fresh(approver)
 
-    assert "要調査)が 1 件" in browser.get(reverse("refunds:start")).content.decode()
+    assert "要調査)が 1&nbsp;件" in browser.get(reverse("refunds:start")).content.decode()
     assert str(case.pk) in browser.get(reverse("refunds:approvals")).content.decode()
 
 

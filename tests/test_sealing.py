@@ -807,7 +807,7 @@ def test_button_verifies_the_trail_and_is_recorded(browser: Client, trail: list[
     page = text(browser.post(VERIFY))
 
     assert "監査記録は、封印されたときのままです。" in page
-    assert "確認できた記録: 10 件" in page
+    assert "確認できた記録: 10&nbsp;件" in page
     assert "控えた封印がない" not in page
     kept = AuditEntry.objects.latest("id")
     assert (kept.action, kept.actor, kept.data) == (
@@ -848,7 +848,7 @@ def test_button_says_how_far_it_came_and_goes_on(
 
 @pytest.mark.parametrize("after", ["", "x", "-1", "9" * 40, "１", "0"])
 def test_whatever_it_should_go_on_from(browser: Client, trail: list[int], after: str) -> None:
-    assert "確認できた記録: 10 件" in text(browser.post(VERIFY, {"after": after}))
+    assert "確認できた記録: 10&nbsp;件" in text(browser.post(VERIFY, {"after": after}))
 
 
 def test_button_tells_that_the_kept_head_can_not_be_read(browser: Client, trail: list[int]) -> None:

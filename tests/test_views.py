@@ -225,7 +225,7 @@ def test_similar_refund_is_shown_and_asks_for_a_reason(
     confirm(browser, paid)
 
     page = browser.post(form_url(paid), typed(paid, amount="500"))
-    assert "返金 花子 さんが同じ注文で" in text(page)
+    assert "返金 花子&nbsp;さんが同じ注文で" in text(page)
     assert 'name="similar_reason"' in text(page)
     for empty in ("", "   "):
         refused = browser.post(form_url(paid), hidden(page) | {"confirm": "1", "similar_reason": empty})
@@ -721,7 +721,7 @@ def test_long_history_is_folded_and_loses_nothing(browser: Client, paid: Order, 
     page = browser.get(f"/orders/{paid.order_id}/").content.decode()
 
     open_ones, folded = page.split('<details class="older">')
-    assert "これより前の 12 件" in folded  # of the order, its payment and forty
+    assert "これより前の 12&nbsp;件" in folded  # of the order, its payment and forty
     assert open_ones.count("<q>返品 ") == 30
     assert folded.count("<q>返品 ") == 10
 

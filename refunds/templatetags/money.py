@@ -51,14 +51,16 @@ def minute(moment: datetime) -> str:
 
 @register.filter
 def ago(moment: datetime | None, now: datetime | None = None) -> str:
-    """`12 秒前`, `3 分前`, `5 時間前`; after a day the date and time; empty when never."""
+    """`12 秒前`, `3 分前`, `5 時間前` in one piece; after a day the date and time; empty when never."""
     if moment is None:
         return ""
     seconds = max(1, int(((now or timezone.now()) - moment).total_seconds()))
     if seconds < 60:
-        return ngettext("%(count)d 秒前", "%(count)d 秒前", seconds) % {"count": seconds}
-    if seconds < 3600:
-        return ngettext("%(count)d 分前", "%(count)d 分前", seconds // 60) % {"count": seconds // 60}
-    if seconds < 86400:
-        return ngettext("%(count)d 時間前", "%(count)d 時間前", seconds // 3600) % {"count": seconds // 3600}
-    return timezone.localtime(moment).strftime("%Y/%m/%d %H:%M")
+        said = ngettext("%(count)d 秒前", "%(count)d 秒前", seconds) % {"count": seconds}
+    elif seconds < 3600:
+        said = ngettext("%(count)d 分前", "%(count)d 分前", seconds // 60) % {"count": seconds // 60}
+    elif seconds < 86400:
+        said = ngettext("%(count)d 時間前", "%(count)d 時間前", seconds // 3600) % {"count": seconds // 3600}
+    else:
+        said = timezone.localtime(moment).strftime("%Y/%m/%d %H:%M")
+    return said.replace(" ", "\N{NO-BREAK SPACE}")
