@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from datetime import UTC, datetime, timedelta
 from html import unescape
 from typing import Any
 
@@ -10,10 +11,11 @@ from django.db import connection
 from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 
 from dashboard.models import User
-from refunds import audit, services, smartpay
-from refunds.models import AuditEntry, Order, Payment, Refund, Search
+from refunds import audit, mirror, services, smartpay
+from refunds.models import AuditEntry, Order, Payment, Refund, Search, SyncCursor
 from tests.conftest import make_order, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_approvals import fresh
@@ -370,6 +372,37 @@ def test_pages_work_from_the_mirror_while_smartpay_does_not(
     assert not Refund.objects.exists()
 
 
+def test_order_that_vanished_says_so_and_offers_no_refund_until_it_is_there_again(
+    browser: Client, paid: Order, sandbox: Sandbox
+) -> None:
+    Order.objects.filter(pk=paid.pk).update(vanished_at=datetime(2026, 11, 20, 3, 10, tzinfo=UTC))
+    sandbox.fault("error", method="GET", path=f"/v1/orders/{paid.order_id}", status=404, times=None)
+    address = reverse("refunds:order", args=[paid.order_id])
+
+    vanished = text(browser.get(address))
+    assert "Smartpay にこの注文は見つかりません(2026/11/20 12:10 に確認)" in vanished
+    assert "この注文が見つからないため返金できません" in vanished
+    assert form_url(paid) not in vanished
+    assert browser.get(form_url(paid))["Location"] == address
+
+    sandbox.clear_faults()
+    there = text(browser.get(address))
+    assert form_url(paid) in there
+    assert "見つかりません" not in there
+
+
+def test_payment_that_smartpay_does_not_have_is_not_called_silence(
+    browser: Client, paid: Order, sandbox: Sandbox
+) -> None:
+    payment = paid.payments.get().pk
+    sandbox.fault("error", method="GET", path=f"/v1/payments/{payment}", status=404, times=None)
+
+    answer = browser.post(form_url(paid), typed(paid))
+
+    assert answer.status_code == 503
+    assert "この支払いは見つからないため、返金できません。何も送られていません。" in text(answer)
+
+
 def test_unknown_outcome_is_told_and_the_page_renews_itself(
     browser: Client, paid: Order, sandbox: Sandbox, quick: None
 ) -> None:
@@ -537,6 +570,15 @@ def test_empty_search_is_the_list_and_long_ones_are_cut(browser: Client) -> None
     assert len(Search.objects.get().text) == 200
 
 
+@pytest.mark.parametrize(("minutes", "late"), [(14, False), (16, True)])
+def test_list_says_when_it_is_late(browser: Client, minutes: int, late: bool) -> None:
+    make_order()
+    read_at = timezone.now() - timedelta(minutes=minutes)
+    SyncCursor.objects.update_or_create(pk=mirror.ORDERS, defaults={"last_read_at": read_at})
+
+    assert ("それ以降の注文は、まだ並んでいません" in text(browser.get("/orders/"))) is late
+
+
 def test_hits_hidden_by_a_filter_are_told(browser: Client) -> None:
     order = make_order(name="未払 太郎", status="requires_authorization")
     address = browser.post("/orders/search/", {"q": "未払"})["Location"]
@@ -643,6 +685,11 @@ def test_every_state_of_a_refund_says_what_it_means_for_the_money(
     for state in State:
         explanation, _what_now = _meaning(Refund(state=state))
         assert explanation
+    causes = [
+        _meaning(Refund(state=State.CANCELLED, cancelled_because=cause))[1] for cause in Refund.Cancelled
+    ]
+    assert all(causes)
+    assert len(set(causes)) == len(Refund.Cancelled)
 
 
 # --- Who sees what ------------------------------------------------------------------------------------------
