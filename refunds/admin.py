@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl
 
@@ -111,6 +112,11 @@ def _plainly(value: object) -> str:
     if isinstance(value, list):
         return " ".join(_plainly(each) for each in value)
     return str(value)
+
+
+def _in_words(names: Iterable[str]) -> str:
+    """Roles, also those that a later version may have taken away."""
+    return _("、").join(str(roles.LABELS.get(name, name)) for name in names)
 
 
 def _address(page: str, query: QueryDict) -> str:
@@ -245,7 +251,7 @@ class AuditEntryAdmin(AuditorAdmin):
     fields = (
         "at",
         "actor",
-        "roles",
+        "actors_roles",
         "action",
         "outcome",
         "object_type",
@@ -258,6 +264,10 @@ class AuditEntryAdmin(AuditorAdmin):
         "previous_seal",
         "seal",
     )
+
+    @admin.display(description=_("役割"))
+    def actors_roles(self, entry: AuditEntry) -> str:
+        return _in_words(entry.roles.split(",") if entry.roles else [])
 
     @admin.display(description=_("対象"))
     def target(self, entry: AuditEntry) -> str:
@@ -533,7 +543,7 @@ class UserAdmin(AuditorAdmin):
 
     @admin.display(description=_("役割"))
     def role_list(self, user: User) -> str:
-        return _("、").join(str(roles.LABELS[role]) for role in user.role_names)
+        return _in_words(user.role_names)
 
 
 @admin.register(Control)
