@@ -276,7 +276,9 @@ class AuditEntryAdmin(AuditorAdmin):
     @admin.display(description=_("内容"))
     def summary(self, entry: AuditEntry) -> str:
         parts = (
-            f"{name}: {_plainly(value)}" for name, value in entry.data.items() if value not in ("", [], {})
+            f"{name}: {_plainly(value)}"
+            for name, value in entry.data.items()
+            if value not in (None, "", [], {})
         )
         return Truncator(", ".join(parts)).chars(120)
 
