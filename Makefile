@@ -13,7 +13,7 @@ help:
 	@echo "make translations  bring locale/ up to date with the sources"
 	@echo "make screenshots   make docs/screenshots anew, by the browser tests"
 	@echo "make mutants       whether the tests notice small changes of the modules that move money"
-	@echo "make bench         pages at 10,000 and 1,000,000 orders (BENCH_ORDERS=\"10000 100000\"), beside Django's admin"
+	@echo "make bench         pages at 10,000 and 1,000,000 orders (BENCH_ORDERS=\"10000 100000\"), refunds, events; PARTS=recall"
 
 run:
 	@scripts/setup
@@ -70,4 +70,4 @@ mutants:
 
 bench:
 	@scripts/setup postgresql
-	@exec .venv/bin/python -m scripts.bench
+	@exec .venv/bin/python -m scripts.bench $(PARTS)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,9 @@ def initialise(where: Path, home: Path, password: str, who: dict[str, Any]) -> N
 
 
 @contextlib.contextmanager
-def running(where: Path, home: Path, who: dict[str, Any]) -> Iterator[int]:
+def running(
+    where: Path, home: Path, who: dict[str, Any], settings: Sequence[str] = NOT_DURABLE
+) -> Iterator[int]:
     port = free_port()
     command = [
         str(where / "postgres"),
@@ -105,7 +107,7 @@ def running(where: Path, home: Path, who: dict[str, Any]) -> Iterator[int]:
         "-p",
         str(port),
     ]
-    for setting in NOT_DURABLE:
+    for setting in settings:
         command += ["-c", setting]
     with (home / "log").open("wb") as log:
         # A session of its own: Ctrl-C ends the tests first, and they end the server.

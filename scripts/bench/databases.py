@@ -1,33 +1,37 @@
 """Where the data sets stand: SQLite files and a PostgreSQL server's directory below .state/bench, built once."""
 
 import contextlib
+import hashlib
 import os
-import subprocess
-import sys
+import sqlite3
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
 from scripts import postgres
+from scripts.bench.site import HOME, PYTHON, ROOT, environment, run
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-HOME = ROOT / ".state" / "bench"
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one part of the bench says in Markdown, and the bars that it missed, in words."""
-
-    text: str
-    missed: list[str]
+ENGINES = ("SQLite", "PostgreSQL")
+SIZES = [int(size) for size in os.environ.get("BENCH_ORDERS", "10000 1000000").replace(",", " ").split()]
+MADE_OF = ("refunds/migrations", "refunds/folding.py", "refunds/variants.py", "refunds/fragments.py",
+           "refunds/sandbox/names.py", "scripts/bench/data.py")  # fmt: skip
 
 
 @contextlib.contextmanager
-def server() -> Iterator[str]:
-    """The bench's own PostgreSQL server, whose data stays; gives the URL of its databases, without a name."""
+def server(*, durable: bool = False) -> Iterator[str]:
+    """The bench's own PostgreSQL server, whose data stays; gives the URL of its databases, without a name.
+
+    durable: what is committed is on the disk, as in production.
+    """
+    with postgres.running(*_place(), settings=() if durable else postgres.NOT_DURABLE) as port:
+        yield f"postgres://refunds:bench@127.0.0.1:{port}/"
+
+
+def _place() -> tuple[Path, Path, dict[str, Any]]:
+    """PostgreSQL's programs, the server's directory, made where it is not there, and whom it runs as."""
     where = postgres.programs()
     if where is None:
         raise postgres.PostgresError("The PostgreSQL server (initdb, postgres) is not installed.")
@@ -39,32 +43,47 @@ def server() -> Iterator[str]:
         if who:
             os.chown(home, who["user"], who["group"])
         postgres.initialise(where, home, "bench", who)
-    with postgres.running(where, home, who) as port:
-        yield f"postgres://refunds:bench@127.0.0.1:{port}/"
+    return where, home, who
 
 
-def sqlite(name: str, build: list[str], environment: dict[str, str]) -> str:
-    """The URL of a data set, which the command makes where it is not there."""
-    file = HOME / f"{name}.sqlite3"
-    if not file.exists():
+def orders(server_url: str, engine: str, count: int) -> str:
+    """The URL of a data set of so many orders, made where it is not there."""
+    command = [PYTHON, "-m", "scripts.bench.data", str(count)]
+    return data_set(
+        server_url, engine, f"orders-{count}", MADE_OF, lambda url: run(command, environment(url))
+    )
+
+
+def data_set(
+    server_url: str, engine: str, name: str, made_of: Sequence[str], build: Callable[[str], object]
+) -> str:
+    """The URL of a data set, which `build` fills where it is not there, or where what it is made of has changed."""
+    name, stamp = f"{name}-", _stamp(made_of)
+    if engine == "SQLite":
         HOME.mkdir(parents=True, exist_ok=True)
-        building = file.with_suffix(".building")
-        for left in HOME.glob(f"{building.name}*"):
-            left.unlink()
-        run(build, environment | {"DATABASE_URL": f"sqlite:///{building}"})
-        building.rename(file)
-    return f"sqlite:///{file}"
-
-
-def on_postgresql(server_url: str, name: str, build: list[str], environment: dict[str, str]) -> str:
+        file, building = HOME / f"{name}{stamp}.sqlite3", HOME / "building.sqlite3"
+        if not file.exists():
+            for old in (*HOME.glob(f"{name}*"), *HOME.glob(f"{building.name}*")):
+                old.unlink()
+            build(f"sqlite:///{building}")
+            building.rename(file)
+        return f"sqlite:///{file}"
     with psycopg.connect(f"{server_url}postgres", autocommit=True) as connection:
-        names = {each for (each,) in connection.execute("SELECT datname FROM pg_database")}
-        if name not in names:
-            connection.execute("DROP DATABASE IF EXISTS building")
+        names = [each for (each,) in connection.execute("SELECT datname FROM pg_database")]
+        if f"{name}{stamp}" not in names:
+            for old in names:
+                if old == "building" or old.startswith(name):
+                    connection.execute(f'DROP DATABASE "{old}"')
             connection.execute("CREATE DATABASE building")
-            run(build, environment | {"DATABASE_URL": f"{server_url}building"})
-            connection.execute(f'ALTER DATABASE building RENAME TO "{name}"')
-    return f"{server_url}{name}"
+            build(f"{server_url}building")
+            connection.execute(f'ALTER DATABASE building RENAME TO "{name}{stamp}"')
+    return f"{server_url}{name}{stamp}"
+
+
+def _stamp(made_of: Sequence[str]) -> str:
+    """Another one when any of these files, or files of these directories, is another."""
+    files = [file for each in made_of for file in (sorted((ROOT / each).glob("*.py")) or [ROOT / each])]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
 @contextlib.contextmanager
@@ -81,9 +100,19 @@ def empty(server_url: str, engine: str) -> Iterator[str]:
         connection.execute("DROP DATABASE empty WITH (FORCE)")
 
 
-def run(command: list[str], environment: dict[str, str]) -> str:
-    """What the command prints; one that fails ends the bench."""
-    done = subprocess.run(command, check=False, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"bench: {' '.join(command[:4])} failed.")
-    return done.stdout
+def connect(url: str) -> sqlite3.Connection | psycopg.Connection[Any]:
+    """The driver's own connection, each statement committed, as durable as the product's."""
+    if not url.startswith("sqlite:///"):
+        return psycopg.connect(url, autocommit=True)
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"), timeout=20, isolation_level=None)
+    connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;")
+    return connection
+
+
+def drop_from_page_cache() -> None:
+    """Have the system forget the files of all data sets, so that they are read from the disk. No server may run."""
+    os.sync()  # what is not written yet would stay
+    for file in (*HOME.glob("*.sqlite3*"), *(_place()[1] / "data").rglob("*")):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

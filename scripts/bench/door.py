@@ -37,6 +37,7 @@ def main() -> None:
         "payment": some.order_id.replace("order", "payment"),
         "mail": some.email,
         "reference": some.reference,
+        "beginning": some.order_id[: len("order_test_") + 5],
         "tail": some.order_id[-5:],
     }
     print(json.dumps(found))

@@ -1,6 +1,6 @@
 """Operators at work: 1,000 people who read a page, think for five seconds and go on, beside one person alone.
 
-    python -m scripts.bench.load         (LOAD_OPERATORS="1000 200", LOAD_SECONDS=60, WEB_CONCURRENCY=2)
+    python -m scripts.bench load         (LOAD_OPERATORS="1000 200", LOAD_SECONDS=60, WEB_CONCURRENCY=2)
 
 The web server is deploy/'s, with limits, trail and sessions as they are by default, on PostgreSQL. Whoever asks lives
 on the same cores. Smartpay is nobody's: an order's page is the mirror's, so that no third party is measured. Part of
@@ -12,23 +12,15 @@ import json
 import os
 import random
 import re
-import signal
 import statistics
-import subprocess
-import sys
 import time
-import urllib.parse
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-
-import requests
+from urllib.parse import urlencode, urlsplit
 
 from scripts.bench import databases
-from scripts.bench.databases import ROOT, run
-from scripts.parents import end_with_parent
-from scripts.postgres import free_port
+from scripts.bench.site import PYTHON, Part, environment, served
+from scripts.bench.site import run as output
 
 OPERATORS = [int(number) for number in os.environ.get("LOAD_OPERATORS", "1000").split()]
 SECONDS = float(os.environ.get("LOAD_SECONDS", "60"))
@@ -88,7 +80,7 @@ class Operator:
                     [self._token] = re.findall(r'name="csrfmiddlewaretoken" value="(\w+)"', text)[:1] or [""]
                     began = time.monotonic()
                 typed = {"q": self._draw.choice(TYPED), "csrfmiddlewaretoken": self._token}
-                status, text = await self._ask("POST", "/orders/search/", urllib.parse.urlencode(typed))
+                status, text = await self._ask("POST", "/orders/search/", urlencode(typed))
                 if status == 302:
                     status, text = await self._ask("GET", text)
         if status == 200:
@@ -117,36 +109,9 @@ class Operator:
         return int(headers[9:12] or 0), text
 
 
-@contextmanager
-def served(environment: dict[str, str]) -> Iterator[int]:
-    """The web server of deploy/; its port."""
-    port = free_port()
-    command = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "dashboard.wsgi"]
-    command += ["--bind", f"127.0.0.1:{port}"]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        preexec_fn=lambda: end_with_parent(signal.SIGTERM),  # noqa: PLW1509
-    )
-    try:
-        while True:
-            if process.poll() is not None:
-                sys.exit("load: the server did not start.")
-            try:
-                requests.get(f"http://127.0.0.1:{port}/healthz", timeout=60)
-                break
-            except requests.ConnectionError:
-                time.sleep(0.1)
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def found(environment: dict[str, str], count: int) -> tuple[list[str], list[str]]:
+def found(inside: dict[str, str], count: int) -> tuple[list[str], list[str]]:
     """Cookies of so many people who are signed in, and orders to look at."""
-    told = json.loads(run([sys.executable, "-m", "scripts.bench.people", str(count)], environment))
+    told = json.loads(output([PYTHON, "-m", "scripts.bench.people", str(count)], inside))
     return told["cookies"], told["orders"]
 
 
@@ -166,28 +131,36 @@ async def crowd(operators: list[Operator]) -> Told:
     return told
 
 
-def measured(server: str, environment: dict[str, str]) -> list[str]:
-    """Print a table for each number of operators; what went wrong, in words."""
-    build = [sys.executable, "-m", "scripts.bench.data", str(ORDERS)]
-    url = databases.on_postgresql(server, f"load-{ORDERS}", build, environment)
+def run() -> Part:
+    """A table for each number of operators; any error is a bar missed."""
+    with databases.server() as server:
+        return measured(databases.orders(server, "PostgreSQL", ORDERS))
+
+
+def measured(url: str) -> Part:
     # The limits of a deployment: each of these people stays below them.
-    environment |= {
-        "DATABASE_URL": url,
-        "LOG_LEVEL": "WARNING",
-        "DJANGO_SETTINGS_MODULE": "dashboard.settings",
-    }
-    environment |= {"SEARCHES_PER_HOUR": "300", "ORDERS_PER_HOUR": "600", "REFUND_FORMS_PER_HOUR": "300"}
-    cookies, orders = found(environment, max(*OPERATORS, ALONE))
-    wrong = []
-    with served(environment) as port:
-        operators = [Operator(port, cookie, orders, number) for number, cookie in enumerate(cookies)]
+    inside = environment(
+        url,
+        DJANGO_SETTINGS_MODULE="dashboard.settings",
+        SEARCHES_PER_HOUR="300",
+        ORDERS_PER_HOUR="600",
+        REFUND_FORMS_PER_HOUR="300",
+    )
+    cookies, orders = found(inside, max(*OPERATORS, ALONE))
+    tables, wrong = ["## Operators at work", ""], []
+    with served(inside) as site:
+        operators = [
+            Operator(urlsplit(site).port or 0, cookie, orders, number)
+            for number, cookie in enumerate(cookies)
+        ]
         asyncio.run(alone(operators))  # warms up
         for count in OPERATORS:
             idle, busy = asyncio.run(alone(operators)), asyncio.run(crowd(operators[:count]))
-            print(table(count, idle, busy), flush=True)
+            tables.append(table(count, idle, busy))
+            print(tables[-1], flush=True)
             if told := busy.wrong + idle.wrong:
                 wrong.append(f"{count} operators: {dict(told)}")
-    return wrong
+    return Part("\n".join(tables), wrong)
 
 
 def table(count: int, alone: Told, busy: Told) -> str:
@@ -205,21 +178,3 @@ def table(count: int, alone: Told, busy: Told) -> str:
             f"| {screen} | {len(busy.seconds[screen])} | {' | '.join(figures)} | {slow / quiet:.1f} |"
         )
     return "\n".join([*lines, ""])
-
-
-def main() -> int:
-    from scripts.bench.__main__ import environment
-
-    run(
-        [sys.executable, "manage.py", "collectstatic", "--no-input", "-v", "0"],
-        environment("sqlite://:memory:"),
-    )
-    with databases.server() as server:
-        wrong = measured(server, environment(""))
-    for each in wrong:
-        print(each)
-    return bool(wrong)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,18 +5,19 @@ import os
 import sys
 
 from scripts.bench import databases
-from scripts.bench.databases import Part
+from scripts.bench.site import Part
+from scripts.bench.site import run as output
 
 ORDERS = 20_000
 READING, MOST_MEMORY = 0.6, 200  # of the bare client's rate; MB
 WRITING = {"SQLite": 0.07, "PostgreSQL": 0.04}  # of executemany, of COPY
 
 
-def run(server: str) -> Part:
+def run() -> Part:
     lines, missed = ["## The mirror", ""], []
     for engine, writing in WRITING.items():
-        with databases.empty(server, engine) as url:
-            printed = databases.run(
+        with databases.server() as server, databases.empty(server, engine) as url:
+            printed = output(
                 [sys.executable, "-m", "scripts.sync_scale", "--orders", str(ORDERS)],
                 os.environ | {"DATABASE_URL": url},
             )

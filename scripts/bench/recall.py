@@ -3,27 +3,24 @@
 import json
 import os
 import random
-import sys
 
 import django
 
 from scripts.bench import databases
-from scripts.bench.databases import Part
+from scripts.bench.site import PYTHON, Part, environment
+from scripts.bench.site import run as output
 
 ORDERS = 100_000
-QUERIES = 10_000
+QUERIES = int(os.environ.get("BENCH_QUERIES", "10000"))
 
 
-def run(server: str, environment: dict[str, str]) -> Part:
+def run() -> Part:
     """Ask the queries of both databases."""
-    build = [sys.executable, "-m", "scripts.bench.data", str(ORDERS)]
     lines, missed = ["## Recall", ""], []
-    for engine, url in (
-        ("SQLite", databases.sqlite(f"orders-{ORDERS}", build, environment)),
-        ("PostgreSQL", databases.on_postgresql(server, f"orders-{ORDERS}", build, environment)),
-    ):
-        inside = environment | {"DATABASE_URL": url}
-        told = json.loads(databases.run([sys.executable, "-m", "scripts.bench.recall"], inside))
+    for engine in databases.ENGINES:
+        with databases.server() as server:
+            inside = environment(databases.orders(server, engine, ORDERS))
+            told = json.loads(output([PYTHON, "-m", "scripts.bench.recall"], inside))
         lines.append(
             f"{engine}: {QUERIES:,} drawn queries on {ORDERS:,} orders, two pages of 50 each: "
             f"{told['wrong']} wrong, {told['partial']} said that they were partial."
@@ -44,7 +41,7 @@ def main() -> None:
     rows = list(Order.objects.exclude(status__in=Order.UNPAID))
     plain, draw = Plain(rows), random.Random(20261123)  # noqa: S311
     told = {"wrong": 0, "partial": 0}
-    for _ in range(int(os.environ.get("BENCH_QUERIES", QUERIES))):
+    for _ in range(QUERIES):
         right, partial = is_right(plain, draw_query(draw, rows), 50)
         told["wrong"] += not right
         told["partial"] += partial
