@@ -12,12 +12,13 @@ import platform
 import sys
 from datetime import UTC, datetime
 
-from scripts.bench import load, mirroring, pages, recall
+from scripts.bench import load, mirroring, pages, recall, refunding
 from scripts.bench.site import ROOT, collect_static
 
 DOCUMENT = ROOT / "docs" / "performance.md"
 PARTS = {
     "pages": pages.run,
+    "refunding": refunding.run,
     "mirroring": mirroring.run,
     "recall": recall.run,
     "load": load.run,
