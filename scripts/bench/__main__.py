@@ -12,12 +12,13 @@ import platform
 import sys
 from datetime import UTC, datetime
 
-from scripts.bench import lag, load, mirroring, pages, recall, refunding
+from scripts.bench import lag, load, mirroring, oscar, pages, recall, refunding
 from scripts.bench.site import ROOT, collect_static
 
 DOCUMENT = ROOT / "docs" / "performance.md"
 PARTS = {
     "pages": pages.run,
+    "oscar": oscar.run,
     "refunding": refunding.run,
     "lag": lag.run,
     "mirroring": mirroring.run,
