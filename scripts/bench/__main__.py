@@ -12,13 +12,14 @@ import platform
 import sys
 from datetime import UTC, datetime
 
-from scripts.bench import lag, load, mirroring, oscar, pages, recall, refunding
+from scripts.bench import first_touch, lag, load, mirroring, oscar, pages, recall, refunding
 from scripts.bench.site import ROOT, collect_static
 
 DOCUMENT = ROOT / "docs" / "performance.md"
 PARTS = {
     "pages": pages.run,
     "oscar": oscar.run,
+    "first_touch": first_touch.run,
     "refunding": refunding.run,
     "lag": lag.run,
     "mirroring": mirroring.run,
