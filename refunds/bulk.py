@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 NAMESPACE = uuid.UUID("5d3c4c1e-0f6f-4c53-9a53-0d9a1b7c6e2f")  # of the refunds' ids; never changes
 CHUNK, CHUNKS = 100, 5  # lines checked in one transaction, and how many of these in one turn
-AHEAD = 20  # refunds of a file that wait to be sent: so many go on after a pause
+AHEAD = 20  # refunds of a file that wait to be sent, or are 結果不明: so many go on after a pause
 LEASE = timedelta(seconds=60)  # a worker that is silent for so long has died
 DESCRIPTION = PlainText(limit=DESCRIPTION_LENGTH, required=False)
 ALL_THAT_IS_LEFT = {"残額", "残額すべて", "全額", "rest"}
@@ -492,9 +492,11 @@ def _ask(bulk: Bulk) -> None:
         if not _rows(bulk).filter(state__in=[*NEVER_SENT, *Refund.IN_FLIGHT]).exists():
             _finish(bulk)
         return
-    # Those behind a refund that is not settled wait for that one, and shall hold up no other payment's.
+    # Those behind a refund that is not settled wait for that one, and shall hold up no other payment's. But where one
+    # after the other becomes 結果不明, no more of them shall.
     queued = _rows(bulk).filter(state__in=[Refund.State.QUEUED, Refund.State.SENDING])
-    waiting = queued.exclude(IS_BLOCKED).count()
+    unknown = _rows(bulk).filter(state=Refund.State.UNKNOWN)
+    waiting = queued.exclude(IS_BLOCKED).count() + unknown.count()
     for line in ready.exclude(IS_BLOCKED).order_by("number")[: max(0, AHEAD - waiting)]:
         try:
             _ask_for(bulk, line)

@@ -403,6 +403,31 @@ def test_few_wait_to_be_sent_so_that_a_pause_is_soon_one(
     assert Refund.objects.filter(state="succeeded").count() == 4
 
 
+@pytest.mark.parametrize("fault", ["rate_limited", "forbidden"])
+def test_file_that_meets_a_wall_does_not_run_all_its_lines_against_it(
+    payments: list[Payment],
+    operator: User,
+    sandbox: Sandbox,
+    at: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+) -> None:
+    monkeypatch.setattr(bulk, "AHEAD", 2)
+    kept = started(operator, *[line_for(payment) for payment in payments])
+    sandbox.fault(fault, times=None)
+    for _round in range(4):
+        bulk.work()
+        work()
+        at.advance(seconds=1)
+    assert bulk.tally(kept) == {"ready": bulk.Share(2, 200), "unknown": bulk.Share(2, 200)}
+
+    sandbox.clear_faults()
+    at.advance(hours=1)
+
+    until_done(kept, at)
+    assert executed(sandbox, payments) == [100] * 4
+
+
 def test_line_whose_balance_moved_is_refused_and_the_others_go_on(
     payments: list[Payment], operator: User, at: Clock
 ) -> None:
