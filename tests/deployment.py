@@ -1,5 +1,5 @@
-"""deploy/ on one machine: nginx, two web servers, three workers, PostgreSQL and Prometheus, from the very files that
-are deployed.
+"""deploy/ on one machine: nginx, two web servers, three workers, PostgreSQL, Prometheus and its blackbox exporter, from
+the very files that are deployed.
 
 What systemd does is done here: the commands are those of the units, their sockets stay open, who dies is started again.
 Prometheus lives sixty times as fast: what its rules call a minute is a second.
@@ -8,14 +8,16 @@ Prometheus lives sixty times as fast: what its rules call a minute is a second.
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -24,6 +26,7 @@ from typing import Any
 
 import psycopg
 import requests
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -34,19 +37,46 @@ from scripts.identity_provider import CLIENT_ID, CLIENT_SECRET
 from scripts.postgres import free_port
 from tests.kills.databases import PostgreSQL
 from tests.kills.people import Person
-from tests.kills.world import FOUNDING, QUICK, World
+from tests.kills.world import FOUNDING, QUICK, Tally, World
 from tests.sandbox import ROOT, Sandbox
 
 DEPLOY = ROOT / "deploy"
 PROVIDER = "127.0.0.2"  # where the company's sign-in is: another machine, as far as the site can tell
 INSTALLED = "/opt/refund-dashboard/.venv/bin/python"
+CODE = ("manage.py", "dashboard", "refunds", "templates", "static", "locale", "deploy")
+NEXT_COLUMN = (
+    'models.CharField(max_length=10, default="next", db_default="before")'  # of the code that wrote the row
+)
+NEXT_MIGRATION = f"""
+from django.db import migrations, models
 
 
-def command(unit: str) -> list[str]:
+class Migration(migrations.Migration):
+    dependencies = [("refunds", "%s")]
+    operations = [migrations.AddField("refund", "version", {NEXT_COLUMN})]
+"""
+
+
+def commands(unit: str) -> list[list[str]]:
     """What a unit starts, with this Python."""
     text = (DEPLOY / "systemd" / unit).read_text()
-    [line] = re.findall(r"^ExecStart=(.+)$", text, re.MULTILINE)
-    return [sys.executable if word == INSTALLED else word for word in shlex.split(line)]
+    lines = re.findall(r"^ExecStart=(.+)$", text, re.MULTILINE)
+    return [[sys.executable if word == INSTALLED else word for word in shlex.split(line)] for line in lines]
+
+
+def next_version(place: Path) -> None:
+    """The product with one column more in the ledger, which it writes itself: as a later version might have it."""
+    place.mkdir()
+    for name in CODE:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, place / name)
+    models = place / "refunds" / "models.py"
+    column = "    external_before = models"  # of the ledger alone
+    assert models.read_text().count(column) == 1
+    models.write_text(models.read_text().replace(column, f"    version = {NEXT_COLUMN}\n{column}"))
+    migrations = place / "refunds" / "migrations"
+    last = max(each.stem for each in migrations.glob("0*.py"))
+    (migrations / "9999_next.py").write_text(NEXT_MIGRATION % last)
 
 
 def certificate(home: Path) -> None:
@@ -55,7 +85,7 @@ def certificate(home: Path) -> None:
     name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")]), datetime.now(tz=UTC)
     own = x509.SubjectAlternativeName([x509.IPAddress(ip_address(each)) for each in ("127.0.0.1", PROVIDER)])
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=1))
+    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=90))
     signed = builder.add_extension(own, critical=False).sign(key, hashes.SHA256())
     (home / "site.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     (home / "site.key").write_bytes(
@@ -105,14 +135,20 @@ def nginx_configuration(
     return home / "nginx.conf"
 
 
-def prometheus_configuration(home: Path, *, webs: list[int], workers: list[int], token: str) -> Path:
+def prometheus_configuration(
+    home: Path, *, webs: list[int], workers: list[int], front: int, site: str, token: str
+) -> Path:
     """deploy/prometheus with this machine's ports, and with seconds for minutes."""
+    probe = yaml.safe_load((DEPLOY / "prometheus" / "blackbox.yml").read_text())
+    probe["modules"]["refund_dashboard"]["http"]["tls_config"] = {"ca_file": str(home / "site.pem")}
+    (home / "blackbox.yml").write_text(yaml.safe_dump(probe))
     (home / "token").write_text(token)
     text = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
-    ports = dict(zip((8001, 8002, 9101, 9102, 9103), [*webs, *workers], strict=True))
+    ports = dict(zip((8001, 8002, 9101, 9102, 9103, 9115), [*webs, *workers, front], strict=True))
     for old, new in {
         "interval: 15s": "interval: 1s",
         "/etc/prometheus/refund-dashboard.token": str(home / "token"),
+        "https://refunds.example.jp": site,
         **{f"127.0.0.1:{old}": f"127.0.0.1:{new}" for old, new in ports.items()},
     }.items():
         assert old in text, old
@@ -157,7 +193,9 @@ class Deployment(World):
 
     def __init__(self, home: Path, database: PostgreSQL, *, people: int = 4) -> None:
         self.home, self.database, self.server = home, database, database
-        port, plain, provider, watching = free_port(), free_port(), free_port(), free_port()
+        self._code = ROOT
+        self.in_browser: set[uuid.UUID] = set()
+        port, plain, provider, watching, front = (free_port() for _ in range(5))
         shown = {name: free_port() for name in self.WORKERS}
         self._sockets = {name: socket.create_server(("127.0.0.1", 0), backlog=512) for name in self.WEBS}
         self.ports = {name: each.getsockname()[1] for name, each in self._sockets.items()}
@@ -188,18 +226,29 @@ class Deployment(World):
         web_1, web_2 = self.ports.values()
         proxy = nginx_configuration(home, port=port, plain=plain, webs=(web_1, web_2), provider=provider)
         token = self.environment["METRICS_TOKEN"]
-        watched = prometheus_configuration(home, webs=[web_1, web_2], workers=[*shown.values()], token=token)
+        watched = prometheus_configuration(
+            home, webs=[web_1, web_2], workers=[*shown.values()], front=front, site=self.url, token=token
+        )
+        self.alerts = {
+            **{name: ("RefundWebDown", f"127.0.0.1:{port}") for name, port in self.ports.items()},
+            **{name: ("RefundWorkerDown", f"127.0.0.1:{port}") for name, port in shown.items()},
+            "nginx": ("RefundFrontDown", f"127.0.0.1:{front}"),
+            "postgresql": ("RefundWebDown", f"127.0.0.1:{web_1}"),
+        }
+        [web] = commands("refund-dashboard-web@.service")
+        [worker] = commands("refund-dashboard-worker@.service")
         self._commands = (
-            {name: command("refund-dashboard-web@.service") for name in self.WEBS}
-            | {
-                name: ["env", f"METRICS_LISTEN=127.0.0.1:{listen}", *command("refund-dashboard-worker@.service")]
-                for name, listen in shown.items()
-            }
+            dict.fromkeys(self.WEBS, web)
+            | {name: ["env", f"METRICS_LISTEN=127.0.0.1:{listen}", *worker] for name, listen in shown.items()}
             | {
                 "nginx": [str(nginx.program()), "-p", str(home), "-c", str(proxy)],
                 "prometheus": [
                     "prometheus", f"--config.file={watched}", f"--storage.tsdb.path={home / 'series'}",
                     f"--web.listen-address=127.0.0.1:{watching}", "--log.level=warn",
+                ],
+                "blackbox": [
+                    "prometheus-blackbox-exporter", f"--config.file={home / 'blackbox.yml'}",
+                    f"--web.listen-address=127.0.0.1:{front}", "--log.level=error",
                 ],
                 "identity": [
                     sys.executable, "-m", "scripts.identity_provider", "--port", str(provider), "--app-url", self.url,
@@ -244,7 +293,7 @@ class Deployment(World):
         with (self.home / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 words,
-                cwd=ROOT,
+                cwd=self._code if name in (*self.WEBS, *self.WORKERS) else ROOT,
                 env=environment,
                 stdout=log,
                 stderr=log,
@@ -253,9 +302,12 @@ class Deployment(World):
             )
 
     def kill(self, name: str) -> None:
-        """SIGKILL, with all its children; it is started again."""
+        """SIGKILL, with all its children; it is started again. "postgresql": only from the main thread."""
         with self._lock:
-            self._kill(self._processes[name])
+            if name == "postgresql":
+                self.server.kill()
+            else:
+                self._kill(self._processes[name])
             self.killed_from_outside += 1
 
     def restart(self, name: str) -> None:
@@ -270,9 +322,26 @@ class Deployment(World):
             self._told.remove(name)
         self.until(lambda: name in self._processes, f"{name} is started")
 
+    def upgrade(self) -> None:
+        """What the upgrade's unit does, with the next version's code, which whoever is started from now on has."""
+        code = self.home / "next"
+        next_version(code)
+        owner = self.environment | {"DATABASE_URL": self.database.url}
+        for words in commands("refund-dashboard-upgrade.service"):
+            done = subprocess.run(words, cwd=code, env=owner, check=False, capture_output=True, text=True)
+            assert done.returncode == 0, (words, done.stderr[-600:])
+        self._code = code
+
     @contextmanager
     def without(self, *names: str) -> Iterator[None]:
-        """SIGKILL, and not started again for as long as this lasts."""
+        """SIGKILL, and not started again for as long as this lasts. "postgresql": only from the main thread."""
+        self.killed_from_outside += len(names)
+        if names == ("postgresql",):
+            self.server.crash()
+            yield
+            self.server.start()
+            self.wait_until_up()
+            return
         with self._lock:
             self._told |= set(names)
             for name in names:
@@ -284,10 +353,20 @@ class Deployment(World):
             self._told -= set(names)
         self.wait_until_up()
 
-    def firing(self) -> set[str]:
-        """The alerts that Prometheus raises now."""
+    def firing(self) -> set[tuple[str, str]]:
+        """The alerts that Prometheus raises now: their names, and the address they are about; "" for none."""
         answer = requests.get(f"{self._prometheus}/api/v1/alerts", timeout=10).json()
-        return {each["labels"]["alertname"] for each in answer["data"]["alerts"] if each["state"] == "firing"}
+        raised = [each["labels"] for each in answer["data"]["alerts"] if each["state"] == "firing"]
+        return {(each["alertname"], each.get("instance", "")) for each in raised}
+
+    def stays_away(self, part: str) -> float:
+        """SIGKILL, and a start only when Prometheus has told of it; how many seconds that took."""
+        alert = self.alerts[part]
+        self.until(lambda: alert not in self.firing(), f"calm before {part} dies", 60)
+        since = time.monotonic()
+        with self.without(part):
+            self.until(lambda: alert in self.firing(), f"{alert} is raised", 60)
+            return time.monotonic() - since
 
     def fired(self) -> Counter[str]:
         """The alerts that Prometheus raised since it began, and for how many evaluations."""
@@ -296,6 +375,25 @@ class Deployment(World):
         return Counter(
             {each["metric"]["alertname"]: int(each["value"][1]) for each in answer["data"]["result"]}
         )
+
+    def tally(self, asked: Sequence[uuid.UUID]) -> Tally:
+        """And every row of the ledger is of a button that one of the people pressed, whom nothing else was told of it."""
+        tally = super().tally(asked)
+        pressed = {refund: status for person in self.people for refund, status in person.pressed.items()}
+        for row in self.database.rows("SELECT id FROM refunds_refund"):
+            status = pressed.get(row["id"], None if row["id"] not in self.in_browser else 303)
+            if status is None:
+                tally.add("untold", f"{row['id']}: nobody pressed for it")
+            elif status not in (302, 303):
+                tally.add("untold", f"{row['id']}: its person was answered {status} and gave up")
+        return tally
+
+    def _judge_alarms(self, tally: Tally) -> None:
+        """But nobody starts without the database: who tries ends, and is started again until it is there."""
+        self.ended_by_themselves = [
+            ended for ended in self.ended_by_themselves if "connection to server at" not in ended
+        ]
+        super()._judge_alarms(tally)
 
     def wait_until_up(self) -> None:
         addresses = [f"http://127.0.0.1:{port}/readyz" for port in self.ports.values()]

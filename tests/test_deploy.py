@@ -98,6 +98,13 @@ def test_whoever_stops_a_process_waits_for_its_refund() -> None:
         assert int(compose["services"][name]["stop_grace_period"].removesuffix("s")) > longest
 
 
+def test_who_can_not_start_is_started_again_for_ever() -> None:
+    """A database that comes up a minute after the machine must not leave the site down for the night."""
+    for name in ("web", "worker"):
+        unit = (DEPLOY / f"systemd/refund-dashboard-{name}@.service").read_text()
+        assert re.findall(r"^(?:Restart|StartLimitIntervalSec)=(\S+)$", unit, re.M) == ["0", "always"]
+
+
 def test_readyz_says_no_while_the_machine_is_taken_out(client: Client, db: None) -> None:
     (settings.STATE_DIR / "draining").touch()
 
@@ -168,6 +175,12 @@ def test_every_alert_is_raised_by_what_it_says_and_not_before() -> None:
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
+    done = subprocess.run(
+        ["prometheus-blackbox-exporter", "--config.check", "--config.file=blackbox.yml"],
+        cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
     raised: dict[str, set[bool]] = {}
     for group in yaml.safe_load((DEPLOY / "prometheus" / "alerts_test.yml").read_text())["tests"]:
         for each in group["alert_rule_test"]:
@@ -189,6 +202,7 @@ def test_prometheus_asks_where_the_units_answer() -> None:
     assert asked == {
         "refund-dashboard-web": [f"{served}{number}" for number in (1, 2)],
         "refund-dashboard-worker": [f"{shown}{number}" for number in (1, 2, 3)],
+        "refund-dashboard-front": ["127.0.0.1:9115"],  # where Debian's exporter listens
     }
 
 

@@ -13,11 +13,15 @@ PATIENCE = 120  # seconds until a person gives up
 
 
 class Person:
-    """One browser. `answers`: (status, seconds) of each final POST that was answered."""
+    """One browser. `answers`: (status, seconds) of each final POST that was answered.
+
+    `pressed`: of each refund whose last button was pressed, the status of the last answer to it; 0 while none came.
+    """
 
     def __init__(self, url: str, session: str) -> None:
         self.url = url
         self.answers: list[tuple[int, float]] = []
+        self.pressed: dict[uuid.UUID, int] = {}
         self._http = requests.Session()
         self._http.trust_env = False
         self._http.cookies.set("session", session)
@@ -69,10 +73,13 @@ class Person:
         """Press the last button; again, if the site dies meanwhile: the very same form, as a reload sends it."""
         if "similar_reason" in page:
             fields["similar_reason"] = "別の商品の返品"
+        refund_id = uuid.UUID(fields["request_id"])
         while True:
             began = time.monotonic()
+            self.pressed.setdefault(refund_id, 0)
             answer = self._post(address, fields)
             if answer is not None:
+                self.pressed[refund_id] = answer.status_code
                 self.answers.append((answer.status_code, time.monotonic() - began))
                 if answer.status_code < 500 or time.monotonic() > ends:
                     return answer

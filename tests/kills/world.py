@@ -81,6 +81,7 @@ class Tally:
     lost: int = 0
     wrong: int = 0
     stuck: int = 0
+    untold: int = 0
     slowest_recovery: float = 0
     faults: list[str] = field(default_factory=list)
     deaths: Counter[str] = field(default_factory=Counter)
@@ -97,7 +98,7 @@ class Tally:
     def __str__(self) -> str:
         return (
             f"kills={self.kills} refunds={self.refunds} twice={self.twice} lost={self.lost} wrong={self.wrong} "
-            f"stuck={self.stuck} slowest_recovery={self.slowest_recovery:.1f}"
+            f"stuck={self.stuck} untold={self.untold} slowest_recovery={self.slowest_recovery:.1f}"
         )
 
     def __add__(self, other: "Tally") -> "Tally":
@@ -108,6 +109,7 @@ class Tally:
             lost=self.lost + other.lost,
             wrong=self.wrong + other.wrong,
             stuck=self.stuck + other.stuck,
+            untold=self.untold + other.untold,
             slowest_recovery=max(self.slowest_recovery, other.slowest_recovery),
             faults=self.faults + other.faults,
             deaths=self.deaths + other.deaths,
