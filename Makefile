@@ -20,7 +20,7 @@ run:
 	@exec .venv/bin/python -m scripts.run
 
 test:
-	@scripts/setup postgresql nginx systemd prometheus chromium fonts
+	@scripts/setup postgresql nginx systemd prometheus pgbouncer chromium fonts
 	@exec .venv/bin/python -m scripts.test $(ARGS)
 
 SEEDS ?= 300
@@ -39,7 +39,7 @@ DRILL_REFUNDS ?= 500
 drill:
 	@scripts/setup postgresql nginx prometheus chromium fonts
 	@CHROMIUM=$$(.venv/bin/python -m scripts.chromium) DRILL_REFUNDS=$(DRILL_REFUNDS) \
-		exec .venv/bin/python -m pytest -q -s -n0 -m postgresql tests/test_drill.py
+		exec .venv/bin/python -m pytest -q -s -n0 -m postgresql -o faulthandler_timeout=1800 tests/test_drill.py
 
 SYNC_KILLS ?= 20
 

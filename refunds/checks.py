@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.checks import Error, Tags, register
+from django.db import connection
 
 from refunds import smartpay, webhooks
 
@@ -62,3 +63,22 @@ def money(app_configs: Any, **kwargs: Any) -> list[Error]:
             )
         )
     return errors
+
+
+@register(Tags.security)
+def durability(app_configs: Any, **kwargs: Any) -> list[Error]:
+    """What was committed before money moves is on the disk. settings.py asks for it; a pool may not pass that on."""
+    if connection.vendor != "postgresql":
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW synchronous_commit")
+        [how] = cursor.fetchone()
+    if how != "off":
+        return []
+    return [
+        Error(
+            "The database calls committed what is not on its disk yet.",
+            hint="ALTER ROLE refunds_app SET synchronous_commit = on",
+            id="refunds.E008",
+        )
+    ]

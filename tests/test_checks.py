@@ -9,6 +9,7 @@ import pytest
 from django.core import checks as django_checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
+from django.db import connection
 
 from dashboard import checks as site_checks
 from refunds import checks
@@ -144,6 +145,16 @@ def test_production_is_never_debugged(settings: Any) -> None:
     settings.HTTPS, settings.DEBUG = True, True
 
     assert [error.id for error in site_checks.debug(None)] == ["dashboard.E004"]
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db
+@pytest.mark.parametrize(("how", "faults"), [("off", ["refunds.E008"]), ("on", []), ("remote_apply", [])])
+def test_database_that_forgets_what_it_committed_is_a_fault(how: str, faults: list[str]) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT set_config('synchronous_commit', %s, true)", [how])
+
+    assert [str(fault.id) for fault in checks.durability(None)] == faults
 
 
 @pytest.mark.django_db  # Django's own checks ask the database what it can do

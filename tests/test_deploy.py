@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,31 @@ def test_container_is_built_from_what_there_is(tmp_path: Path) -> None:
     assert len(hashed) == 2  # its name has a hash of its contents; compressed beside it
     assert any(name.endswith(".gz") for name in hashed)
     assert not (image / ".env").exists()
+
+
+def test_compose_finds_a_web_server_healthy_while_it_is(tmp_path: Path) -> None:
+    port = free_port()
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    kind, *words = services["web"]["healthcheck"]["test"]
+    [start] = [line.removeprefix("CMD ") for line in CONTAINER if line.startswith("CMD ")]
+    command = [word.replace("0.0.0.0:8000", f"127.0.0.1:{port}") for word in yaml.safe_load(start)]
+    here = {"STATE_DIR": str(tmp_path), "STATIC_ROOT": str(tmp_path / "static"), "WEB_CONCURRENCY": "1"}
+    environment = os.environ | PRODUCTION | here | {"ALLOWED_HOSTS": ".example.jp,refunds.example.com"}
+
+    def is_healthy() -> bool:
+        check = [sys.executable, *(word.replace(":8000/", f":{port}/") for word in words[1:])]
+        return subprocess.run(check, env=environment, check=False, capture_output=True).returncode == 0
+
+    assert (kind, words[0], is_healthy()) == ("CMD", "python", False)
+    web = subprocess.Popen([sys.executable, *command[1:]], cwd=ROOT, env=environment)
+    try:
+        ends = time.monotonic() + 60
+        while not is_healthy():
+            assert time.monotonic() < ends
+            time.sleep(0.5)
+    finally:
+        web.terminate()
+        web.wait(60)
 
 
 # --- Alerts -------------------------------------------------------------------------------------------------------

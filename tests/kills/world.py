@@ -199,7 +199,7 @@ class World:
                         and name not in self._told
                         and process.returncode != -signal.SIGKILL
                     ):
-                        said = self.log(name)[-600:]
+                        said = self.log(name)[-2000:]
                         self.ended_by_themselves.append(f"{name}: {process.returncode}, having said {said}")
                     if name not in self._told and not self._closing.is_set():
                         self._start(name)
