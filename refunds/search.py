@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol, Self
 from django.db import connection
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from dashboard.models import User
 from refunds import smartpay
@@ -58,6 +59,12 @@ SHOWN = (
     "refunded",
 )
 LOOKED_IN = (*WHOLE, "order_id_reversed")
+LABELS = (  # what of an order matched
+    (gettext_lazy("お客様名"), NAMES),
+    (gettext_lazy("フリガナ"), KANA),
+    (gettext_lazy("メールアドレス"), ("email_folded",)),
+    (gettext_lazy("ショップ注文番号"), ("reference_folded",)),
+)
 LAST = "\U0010ffff"  # nothing sorts after it: what begins with q lies between q and q + LAST
 
 ANY_STATUS = "any"
@@ -114,8 +121,9 @@ def find(text: str, *, filters: Filters = Filters(), cursor: str = "", limit: in
     query = _Query.of(text)
     tiers = query.tiers()
     result = _page(tiers, filters, cursor, limit, unfiltered=tiers, columns=SHOWN + LOOKED_IN)
+    labels = [(str(label), columns) for label, columns in LABELS]  # translated once a page
     for order in result.orders:
-        order.matched = query.matched(order)
+        order.matched = query.matched(order, labels)
     return result
 
 
@@ -146,6 +154,8 @@ def whole_order_id(text: str) -> str | None:
 
 
 # --- What was typed -----------------------------------------------------------------------------------------
+
+type _Labels = Sequence[tuple[str, Sequence[str]]]
 
 _DOMAIN = re.compile(r"@[0-9a-z.-]+|[0-9a-z-]+(?:\.[0-9a-z-]+)+")
 _ID = re.compile(r"(?:order|payment|refund)_(?:test|live)_[0-9A-Za-z]+")
@@ -226,20 +236,17 @@ class _Needle:
             rules.append(f"substr(email_folded, {start}) = %({name}_domain)s")
         return _either(rules)
 
-    def labels(self, order: Order) -> list[str]:
+    def labels(self, order: Order, labels: _Labels) -> list[str]:
         """In words, what of the order is this, begins with it or, failing those, holds it."""
-        return self._labels(order, str.startswith) or self._labels(order, str.__contains__)
+        return self._labels(order, labels, str.startswith) or self._labels(order, labels, str.__contains__)
 
-    def _labels(self, order: Order, holds: Callable[[str, str], bool]) -> list[str]:
+    def _labels(self, order: Order, labels: _Labels, holds: Callable[[str, str], bool]) -> list[str]:
         found = []
-        for label, columns in (
-            (_("お客様名"), NAMES),
-            (_("フリガナ"), KANA),
-            (_("メールアドレス"), ("email_folded",)),
-            (_("ショップ注文番号"), ("reference_folded",)),
-        ):
-            if any(holds(getattr(order, column), self.folded) for column in columns):
-                found.append(label)
+        for label, columns in labels:
+            for column in columns:
+                if holds(getattr(order, column), self.folded):
+                    found.append(label)
+                    break
         if (
             order.order_id == self.typed
             or (self.begins_order_id and order.order_id.startswith(self.typed))
@@ -288,15 +295,15 @@ class _Query:
             tiers.append(_Words(self.words))
         return tiers
 
-    def matched(self, order: Order) -> list[str]:
+    def matched(self, order: Order, labels: _Labels) -> list[str]:
         match smartpay.id_kind(self.whole.typed):
             case ("payment", _mode):
                 return [_("支払いID")]
             case ("refund", _mode):
                 return [_("返金ID")]
-        if labels := self.whole.labels(order):
-            return labels
-        return list(dict.fromkeys(label for word in self.words for label in word.labels(order)))
+        if found := self.whole.labels(order, labels):
+            return found
+        return list(dict.fromkeys(label for word in self.words for label in word.labels(order, labels)))
 
 
 def _either(conditions: Sequence[str]) -> str:
@@ -366,16 +373,16 @@ class _Candidates:
         return keys, len(keys) < len(rows)
 
     def sql(self, rules: _Rules, order: str) -> str:
-        # The candidates carry what the rules need: joined to the orders instead, PostgreSQL may walk all of them.
+        # The candidates carry what is asked of them: joined to the orders instead, PostgreSQL may walk all of them.
         branches = " UNION ALL ".join(
-            f"SELECT * FROM (SELECT {number} AS branch, key, status, refund_status, {self.fits} AS fits "  # noqa: S608
+            f"SELECT * FROM (SELECT {number} AS branch, key, status, refund_status, order_id, {', '.join(LOOKED_IN)} "  # noqa: S608
             f"FROM refunds_order WHERE {condition} ORDER BY {f'{column} DESC, ' if column else ''}key DESC "
             f"LIMIT %(candidates)s + 1) AS branch{number}"
             for number, (condition, column) in enumerate(self.branches)
         )
         return (
             f"WITH found AS MATERIALIZED ({branches}) SELECT key, 1 FROM (SELECT DISTINCT key FROM found "  # noqa: S608
-            f"WHERE fits AND {rules} ORDER BY key {order} LIMIT %(limit)s) AS page "
+            f"WHERE {self.fits} AND {rules} ORDER BY key {order} LIMIT %(limit)s) AS page "
             "UNION ALL SELECT branch, 0 FROM found GROUP BY branch HAVING sum(1) > %(candidates)s"
         )
 
@@ -446,7 +453,10 @@ class _Within:
             "walk": WALK,
         }
         matches = "text >= %(text)s AND text <= %(text_to)s"
-        rare = not _more_than("candidates", f"refunds_fragment WHERE {matches}", values)
+        many = _count("candidates", f"refunds_fragment WHERE {matches}", values)
+        if not many:
+            return [], False
+        rare = many <= CANDIDATES
         newest = (
             f"SELECT key, text FROM refunds_fragment WHERE start = %(start)s AND {rules.key} "  # noqa: S608
             f"ORDER BY key {order} LIMIT %(walk)s + 1"
@@ -458,12 +468,10 @@ class _Within:
         # The first few fill the page, but where a filter leaves few of them.
         for most in (min(4 * values["limit"], CANDIDATES), CANDIDATES):
             keys = self._page(near, rules, order, values | {"candidates": most})
-            if len(keys) == values["limit"]:
+            if len(keys) == values["limit"] or many <= most:
                 return keys, False
-        if rare:
-            return keys, False
-        cut = _more_than("walk", walked, values)
-        return keys, cut or _more_than("candidates", f"{walked} WHERE {matches}", values)
+        cut = _count("walk", walked, values) > WALK
+        return keys, cut or _count("candidates", f"{walked} WHERE {matches}", values) > CANDIDATES
 
     def _page(self, near: str, rules: _Rules, order: str, values: dict[str, Any]) -> list[int]:
         # One look at each order, by its key. As a join, PostgreSQL may walk all orders beside the few.
@@ -475,9 +483,11 @@ class _Within:
         return [key for (key,) in _rows(sql, values)]
 
 
-def _more_than(bound: str, rows: str, values: dict[str, Any]) -> bool:
+def _count(bound: str, rows: str, values: dict[str, Any]) -> int:
+    """How many there are, counted up to one more than the bound."""
     sql = f"SELECT sum(1) FROM (SELECT 1 FROM {rows} LIMIT %({bound})s + 1) AS counted"  # noqa: S608
-    return bool(((_rows(sql, values) or [(0,)])[0][0] or 0) > values[bound])
+    [(many,)] = _rows(sql, values)
+    return int(many or 0)
 
 
 def _rows(sql: str, parameters: dict[str, Any]) -> list[Any]:

@@ -547,12 +547,13 @@ def test_as_many_queries_for_one_row_as_for_many() -> None:
     "filters", [Filters(), Filters(status=ANY_STATUS), Filters(period_from=BEGIN, status=IN_PROGRESS)]
 )
 @pytest.mark.parametrize("older", [True, False])
-def test_every_branch_is_a_range_of_an_index(filters: Filters, older: bool) -> None:
+@pytest.mark.parametrize("fragments", [1, search.CANDIDATES + 1])
+def test_every_branch_is_a_range_of_an_index(filters: Filters, older: bool, fragments: int) -> None:
     statements: list[tuple[str, dict[str, Any]]] = []
 
     def explain(sql: str, parameters: dict[str, Any]) -> list[Any]:
         statements.append((sql, parameters))
-        return []
+        return [(fragments,)] if sql.startswith("SELECT sum(1) FROM (") else []
 
     for at in range(0, 2000, 100):
         store(
