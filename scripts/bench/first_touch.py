@@ -42,7 +42,7 @@ def compared(engine: str, size: int) -> tuple[Times, Times, str]:
     cold, warm = Table(), Table()
     with databases.server() as server:
         inside = environment(databases.orders(server, engine, size))
-        visitor = Visitor(inside, len(LISTS) + len(SEARCHES) + 1)
+        visitor = Visitor(inside)
         with served(inside, port=port) as site:
             static = visitor.page(STATIC_SEARCH, f"{site}/bench/fifty/search/", 1)
             pages = [visitor.list(site, name, WARM) for name in LISTS]

@@ -94,7 +94,7 @@ def compared(server: str, engine: str, size: int, python: Path) -> Table:
         server, engine, f"oscar-{size}", MADE_OF, lambda url: output(fill, shop_environment(url))
     )
     session = output(fill, shop_environment(shop)).strip()
-    visitor, table = Visitor(environment(ours), len(ANSWERED)), Table()
+    visitor, table = Visitor(environment(ours)), Table()
     with served(environment(ours)) as site, shop_served(python, shop) as oscar:
         pages = []
         for name, box in ANSWERED.items():

@@ -21,6 +21,7 @@ from scripts.bench.site import run as output
 
 ROUNDS, PEER_ROUNDS = int(os.environ.get("BENCH_ROUNDS", "40")), 5
 TOO_LONG = 60  # seconds
+MOST_PAGES = 50  # of a visitor
 
 FLOOR, STATIC_LIST, STATIC_SEARCH = "empty view", "static 50 rows, list", "static 50 rows, search"
 LISTS = {"list, first page": "", "list, deep page": "?page={deep}", "list, refunded": "?refund_status=full"}
@@ -89,8 +90,8 @@ def measure(pages: Sequence[Page], table: Table, *, warm_up: bool = True) -> Non
 class Visitor:
     """Somebody signed in at a data set, with a session for each page. door: what stands in it, see door.py."""
 
-    def __init__(self, inside: dict[str, str], sessions: int) -> None:
-        self.door = json.loads(output([PYTHON, "-m", "scripts.bench.door", str(sessions)], inside))
+    def __init__(self, inside: dict[str, str]) -> None:
+        self.door = json.loads(output([PYTHON, "-m", "scripts.bench.door", str(MOST_PAGES)], inside))
         self._sessions: list[str] = self.door.pop("sessions")
         self.posts = Times()
 
@@ -118,7 +119,7 @@ class Visitor:
 def ours(url: str) -> Table:
     """The product and Django's admin on a data set."""
     inside = environment(url)
-    visitor = Visitor(inside, sessions=9 + len(LISTS) + len(SEARCHES) + len(PEER_SEARCHES))
+    visitor = Visitor(inside)
     table: Table = {"a search's POST": visitor.posts}
     with served(inside) as site:
         order, admin = visitor.door["order"], f"{site}/bench/admin/refunds/order/"
