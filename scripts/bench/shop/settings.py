@@ -21,7 +21,7 @@ else:
         "USER": _url.username,
         "PASSWORD": _url.password,
         "NAME": _url.path[1:],
-        "CONN_MAX_AGE": 60,
+        "CONN_MAX_AGE": 600,
     }
 DATABASES = {"default": _database}
 SECRET_KEY = os.environ["SECRET_KEY"]
