@@ -110,7 +110,7 @@ def connect(url: str) -> sqlite3.Connection | psycopg.Connection[Any]:
 
 
 def drop_from_page_cache() -> None:
-    """Have the system forget the files of all data sets, so that they are read from the disk. No server may run."""
+    """Have Linux forget the files of all data sets, so that they are read from the disk. No server may run."""
     os.sync()  # what is not written yet would stay
     for file in (*HOME.glob("*.sqlite3*"), *(_place()[1] / "data").rglob("*")):
         if file.is_file():
