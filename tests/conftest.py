@@ -1,6 +1,7 @@
 """One user a role, a paid order, the sandbox on a free port."""
 
 import itertools
+import threading
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
@@ -13,8 +14,8 @@ from django.db import connection
 from django.test import Client
 
 from dashboard.models import User
-from refunds import mirror, smartpay
-from refunds.models import Order, Payment
+from refunds import audit, mirror, smartpay
+from refunds.models import AuditEntry, Order, Payment
 from tests.sandbox import Sandbox
 
 guards = import_module("refunds.migrations.0002_guards")
@@ -207,3 +208,25 @@ def sandbox(sandbox_process: Sandbox, settings: Any) -> Iterator[Sandbox]:
     smartpay.client.cache_clear()
     yield sandbox_process
     smartpay.client.cache_clear()
+
+
+class Asking:
+    """Who asks for a refund, between its row and its commit: there as soon as `inserted`, until `go_on`."""
+
+    def __init__(self) -> None:
+        self.inserted, self.go_on = threading.Event(), threading.Event()
+        self._record = audit.record
+
+    def record(self, actor: Any, action: str, *about: Any, **data: Any) -> AuditEntry:
+        entry = self._record(actor, action, *about, **data)
+        if action == "refund.requested":
+            self.inserted.set()
+            assert self.go_on.wait(20)
+        return entry
+
+
+@pytest.fixture
+def asking(monkeypatch: pytest.MonkeyPatch) -> Asking:
+    held = Asking()
+    monkeypatch.setattr(audit, "record", held.record)
+    return held

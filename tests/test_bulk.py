@@ -15,10 +15,10 @@ from django.db import connection
 from django.test import Client
 
 from dashboard.models import User
-from refunds import audit, bulk, bulk_file, csv_file, services
+from refunds import bulk, bulk_file, csv_file, services
 from refunds.folding import fold
 from refunds.models import AuditEntry, Bulk, BulkLine, Payment, Refund
-from tests.conftest import Clock, make_order, make_user, sign_in
+from tests.conftest import Asking, Clock, make_order, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_approvals import fresh
 from tests.test_services import ask, at_smartpay, mirrored, observe, refund, shown, unknown, work
@@ -627,32 +627,21 @@ def test_lines_are_sent_by_the_next_round_of_a_worker(
 
 @pytest.mark.postgresql  # SQLite has one writer at a time
 @pytest.mark.django_db(transaction=True)
-def test_line_and_who_cancels_its_file_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_and_who_cancels_its_file_meet(asking: Asking) -> None:
     operator = make_user("operator")
     payment = make_order(5000).payments.get()
     kept = started(operator, line_for(payment, 500))
-    inserted, go_on = threading.Event(), threading.Event()
-    record = audit.record
-
-    def slowly(actor: Any, action: str, *about: Any, **data: Any) -> AuditEntry:
-        entry = record(actor, action, *about, **data)
-        if action == "refund.requested":
-            inserted.set()
-            assert go_on.wait(20)
-        return entry
-
-    monkeypatch.setattr(audit, "record", slowly)
 
     def worker() -> None:
         bulk.work()
         connection.close()
 
-    asking = threading.Thread(target=worker)
-    asking.start()
-    assert inserted.wait(20)
-    threading.Timer(0.5, go_on.set).start()
+    line = threading.Thread(target=worker)
+    line.start()
+    assert asking.inserted.wait(20)
+    threading.Timer(0.5, asking.go_on.set).start()
     bulk.cancel(kept.pk, by=operator)  # waits for the line that is being written
-    asking.join(20)
+    line.join(20)
 
     assert states(kept) == [Line.ASKED]
     assert [row.state for row in Refund.objects.all()] == [Refund.State.CANCELLED]

@@ -19,7 +19,7 @@ from refunds import audit, clock, services, smartpay
 from refunds.forms import YenField
 from refunds.models import Attempt, AuditEntry, Control, Order, Payment, Refund
 from refunds.services import sending
-from tests.conftest import Clock, make_user, sign_in
+from tests.conftest import Asking, Clock, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_services import ask, at_smartpay, mirrored, refund, work
 from tests.test_smartpay import KEY, PAYMENT, Wire, client_of, http, made, refusal
@@ -85,29 +85,20 @@ def test_twenty_clicks_at_once_are_one_refund(sandbox: Sandbox) -> None:
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
 def test_nobody_is_told_that_nothing_was_recorded_while_it_is_being_recorded(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, asking: Asking
 ) -> None:
     order = mirrored(sandbox, "refundable", min_amount=2000).order
     browser = sign_in(make_user("operator"))
     last = hidden(browser.post(form_url(order), typed(order))) | {"confirm": "1"}
-    inserted, go_on = threading.Event(), threading.Event()
-    record, answers = audit.record, []
-
-    def slowly(actor: Any, action: str, *about: Any, **data: Any) -> AuditEntry:
-        entry = record(actor, action, *about, **data)
-        if action == "refund.requested":
-            inserted.set()
-            assert go_on.wait(20)
-        return entry
+    answers = []
 
     def press(nth: int) -> None:
         if nth:  # Smartpay is away when the button is pressed again, before the first press has committed
-            assert inserted.wait(20)
+            assert asking.inserted.wait(20)
             sandbox.fault("html", method="GET", path="", times=None)
-            threading.Timer(3, go_on.set).start()
+            threading.Timer(3, asking.go_on.set).start()
         answers.append(browser.post(form_url(order), last))
 
-    monkeypatch.setattr(audit, "record", slowly)
     at_once(2, press)
 
     page = reverse("refunds:refund", args=[last["request_id"]])
