@@ -67,7 +67,7 @@ def _draw_list(request: HttpRequest, form: BulkUploadForm, status: int = 200) ->
     context = {
         "bulks": rows,
         "form": form,
-        "most_lines": f"{bulk_file.MOST_LINES:,}",
+        "most_lines": bulk_file.MOST_LINES,
         "newer_url": paging.url(request.GET, newer),
         "older_url": paging.url(request.GET, older),
     }
