@@ -3,6 +3,7 @@
 from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.sessions.exceptions import SessionInterrupted
+from django.core.exceptions import ObjectNotUpdated
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
@@ -11,6 +12,7 @@ from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils import translation
 from django.utils.http import urlencode
+from django.views.defaults import server_error
 from mozilla_django_oidc.views import get_next_url
 
 
@@ -37,8 +39,14 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's draws the page with its reader, who is not known yet when it is the host's name that is wrong."""
     if isinstance(exception, SessionInterrupted):
-        return session_interrupted(request)
+        return session_interrupted(request) if _is_gone(exception) else server_error(request)
     return HttpResponseBadRequest(render_to_string("400.html"))
+
+
+def _is_gone(interrupted: SessionInterrupted) -> bool:
+    """Whether the session is no more; Django says the same of a database that died before it was saved."""
+    update_error = interrupted.__context__
+    return update_error is not None and isinstance(update_error.__context__, ObjectNotUpdated)
 
 
 def session_interrupted(request: HttpRequest) -> HttpResponse:

@@ -7,7 +7,8 @@ from html import unescape
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.contrib.sessions.models import Session
+from django.db import OperationalError, connection
 from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -509,6 +510,25 @@ def test_page_that_was_opened_meanwhile_only_asks_to_sign_in(
 
     assert (told.status_code, "もう一度サインインして" in text(told)) == (409, True)
     assert "すでに処理されている" not in text(told)
+
+
+def test_who_pressed_while_the_database_died_is_not_told_that_the_sign_in_ended(
+    browser: Client, paid: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It died after the refund's last commit and before that of the session: the press may be repeated."""
+    save = Session.save
+
+    def dead(session: Session, **kwargs: Any) -> None:
+        if Refund.objects.exists():
+            raise OperationalError("server closed the connection unexpectedly")
+        save(session, **kwargs)
+
+    monkeypatch.setattr(Session, "save", dead)
+
+    told = confirm(browser, paid)
+
+    assert (told.status_code, Refund.objects.get().state) == (500, State.SUCCEEDED)
+    assert "返金一覧で結果を確かめてください" in text(told)
 
 
 # --- Pages of lists -----------------------------------------------------------------------------------------
