@@ -27,6 +27,7 @@ from refunds.views_orders import others_on, why_no_refund
 
 CONFIRMATION = "refunds.confirmation"  # the salt of its signature
 CONFIRMATION_SECONDS = 3600
+READ_SECONDS = 60  # for how long a reading of the payment is good enough to send
 
 
 def not_too_often(view: Callable[[HttpRequest, str], HttpResponseBase]) -> Callable[..., HttpResponseBase]:
@@ -90,7 +91,8 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponseBase:
     try:
         if made := services.find_request(asked, by=person(request)):
             return see_other("refunds:refund", made.pk)
-        services.read_payment(asked.payment_id, client=quick_client())
+        if not _read_just_now(request, asked):
+            services.read_payment(asked.payment_id, client=quick_client())
         if "confirm" not in request.POST:
             return _confirmation(request, order, asked, similar_form=SimilarForm(initial=parked))
         confirmed = (
@@ -100,6 +102,7 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponseBase:
             return confirmed(request, order, asked)
         except services.SimilarRefund as error:
             _refused(request, order, asked, error)
+            services.read_payment(asked.payment_id, client=quick_client())
             return _confirmation(request, order, asked, similar_form=SimilarForm(request.POST), status=422)
     except services.RequestReused as error:
         audit.record(request.user, "refund.requested", error.refund, refused=True, why="request_id reused")
@@ -208,7 +211,7 @@ def _confirmation(
 
 def _confirmed(request: HttpRequest, order: Order, asked: services.Request) -> HttpResponse:
     """The final button: the money leaves here."""
-    signed = _signed(request, _fields(asked))
+    signed = _signed(request, _fields(asked), seconds=CONFIRMATION_SECONDS)
     if signed is None:
         raise services.RefundError(
             _(
@@ -239,11 +242,19 @@ def _sign(request: HttpRequest, fields: dict[str, str], refundable: int) -> str:
     return signing.dumps([digest, request.user.pk, refundable], salt=CONFIRMATION)
 
 
-def _signed(request: HttpRequest, fields: dict[str, str]) -> int | None:
-    """The balance that was shown to this person with these fields; None if that is not what was signed."""
+def _read_just_now(request: HttpRequest, asked: services.Request) -> bool:
+    """Whether the final button of a young confirmation was pressed: the payment was read for it.
+
+    What the mirror has heard since still counts. Who confirms at once is spared the wait for another answer.
+    """
+    return "confirm" in request.POST and _signed(request, _fields(asked), seconds=READ_SECONDS) is not None
+
+
+def _signed(request: HttpRequest, fields: dict[str, str], *, seconds: int) -> int | None:
+    """The balance that was shown to this person with these fields, so many seconds ago at most; None if it was not."""
     try:
         digest, signed_for, refundable = signing.loads(
-            request.POST.get("signature", ""), salt=CONFIRMATION, max_age=CONFIRMATION_SECONDS
+            request.POST.get("signature", ""), salt=CONFIRMATION, max_age=seconds
         )
     except (signing.BadSignature, ValueError):
         return None

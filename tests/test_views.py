@@ -7,6 +7,7 @@ from html import unescape
 from typing import Any
 
 import pytest
+import time_machine
 from django.contrib.sessions.models import Session
 from django.db import OperationalError, connection
 from django.test import Client, override_settings
@@ -17,6 +18,7 @@ from django.utils import timezone
 from dashboard.models import User
 from refunds import audit, mirror, services, smartpay
 from refunds.models import AuditEntry, Order, Payment, Refund, Search, SyncCursor
+from refunds.views_asking import READ_SECONDS
 from tests.conftest import make_order, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_approvals import fresh
@@ -153,13 +155,38 @@ def test_balance_moved_elsewhere_is_shown_with_the_new_figure(
     page = browser.post(form_url(paid), typed(paid))
     sandbox.refund_elsewhere(paid.payments.get().pk, 300)  # nobody here has heard of it
 
-    late = browser.post(form_url(paid), hidden(page) | {"confirm": "1"})
+    with time_machine.travel(timezone.now() + timedelta(seconds=READ_SECONDS + 2)):
+        late = browser.post(form_url(paid), hidden(page) | {"confirm": "1"})
 
     left = paid.payments.get().refundable()
     assert late.status_code == 422
     assert f"いまの返金可能額は¥{left:,}です" in text(late)
     assert f'data-refundable="{left}"' in text(late)
     assert not sandbox.requests("POST", "/v1/refunds")
+
+
+def test_who_confirms_at_once_waits_for_one_answer_of_smartpay(
+    browser: Client, paid: Order, sandbox: Sandbox
+) -> None:
+    page = browser.post(form_url(paid), typed(paid))
+    sandbox.forget_requests()
+
+    assert browser.post(form_url(paid), hidden(page) | {"confirm": "1"}).status_code == 303
+
+    [sent] = sandbox.requests()
+    assert (sent["method"], sent["path"]) == ("POST", "/v1/refunds")
+
+
+def test_confirmation_drawn_again_was_read_again(browser: Client, paid: Order, sandbox: Sandbox) -> None:
+    """Else each would lend its youth to the next, and the balance could be as old as one likes."""
+    confirm(browser, paid)
+    page = browser.post(form_url(paid), typed(paid, amount="500"))
+    sandbox.forget_requests()
+
+    without_a_reason = browser.post(form_url(paid), hidden(page) | {"confirm": "1"})
+
+    assert (without_a_reason.status_code, Refund.objects.count()) == (422, 1)
+    assert [asked["path"] for asked in sandbox.requests()] == [f"/v1/payments/{paid.payments.get().pk}"]
 
 
 def test_used_form_with_other_contents_is_a_conflict(browser: Client, paid: Order, sandbox: Sandbox) -> None:
