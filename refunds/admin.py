@@ -474,7 +474,7 @@ class OrderAdmin(AuditorAdmin):
         if not search_term:
             return queryset, False
         found = search.find(search_term, filters=search.Filters(status="any"))
-        return queryset.filter(pk__in=[order.pk for order in found.orders]), False
+        return queryset.filter(pk__in=[order.key for order in found.orders]), False
 
     @admin.display(description=_("お客様名"))
     def customer_name(self, order: Order) -> str:

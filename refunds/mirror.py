@@ -350,6 +350,11 @@ def first_key(moment: datetime) -> int:
     return (moment - EPOCH) // timedelta(milliseconds=1) << KEY_BITS
 
 
+def moment_of(key: int) -> datetime:
+    """When the order of this key was created."""
+    return EPOCH + timedelta(milliseconds=key >> KEY_BITS)
+
+
 def _key(order: smartpay.Order, attempt: int) -> int:
     digest = hashlib.sha256(f"{order.id}#{attempt}".encode()).digest()
     return first_key(order.created_at) | (int.from_bytes(digest[:8]) & ((1 << KEY_BITS) - 1))

@@ -156,8 +156,6 @@ class Order(models.Model):
             ),
         )
 
-    matched: list[str]  # what of it a search matched, in words; set by search.find()
-
     def __str__(self) -> str:
         return self.order_id
 

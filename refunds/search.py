@@ -12,9 +12,9 @@ Where a bound on the work left something out, the result says that it is partial
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from django.db import connection
 from django.utils import timezone
@@ -24,7 +24,7 @@ from django.utils.translation import gettext_lazy
 from dashboard.models import User
 from refunds import smartpay
 from refunds.folding import fold as fold  # noqa: PLC0414  (views fold what they record of a search)
-from refunds.mirror import first_key
+from refunds.mirror import first_key, moment_of
 from refunds.models import Order, Search
 
 PAGE = 50  # orders
@@ -43,21 +43,6 @@ KANA = ("family_kana_folded", "given_kana_folded", "kana_folded", "kana_turned_f
 WHOLE = (*NAMES, *KANA, "email_folded", "reference_folded")
 # Full names begin as family names do, and turned ones as given names: those need no branch of their own.
 BEGINNING = tuple(column for column in WHOLE if column not in {*NAMES[:2], *KANA[:2]})
-# What lists and files show of an order, and what tells of a found one why it was found: the rest stays unread.
-SHOWN = (
-    "order_id",
-    "reference",
-    "amount",
-    "currency",
-    "status",
-    "refund_status",
-    "created_at",
-    "family_name",
-    "given_name",
-    "email",
-    "captured",
-    "refunded",
-)
 LOOKED_IN = (*WHOLE, "order_id_reversed")
 LABELS = (  # what of an order matched
     (gettext_lazy("お客様名"), NAMES),
@@ -87,6 +72,54 @@ class Filters:
     period_to: datetime | None = None
 
 
+@dataclass(slots=True)
+class Found:
+    """An order as lists and files show it, with what tells why a search found it; the rest stays unread.
+
+    Not an Order: fifty of them with the columns that they lack cost as much as a page's searching.
+    """
+
+    key: int
+    order_id: str
+    reference: str
+    amount: int
+    currency: str
+    status: str
+    refund_status: str
+    family_name: str
+    given_name: str
+    email: str
+    refunded: int
+    # LOOKED_IN, for a search
+    family_folded: str = ""
+    given_folded: str = ""
+    name_folded: str = ""
+    name_turned_folded: str = ""
+    family_kana_folded: str = ""
+    given_kana_folded: str = ""
+    kana_folded: str = ""
+    kana_turned_folded: str = ""
+    email_folded: str = ""
+    reference_folded: str = ""
+    order_id_reversed: str = ""
+    matched: list[str] = field(default_factory=list)  # what of it a search matched, in words
+
+    # In the words of an order.
+    Status: ClassVar[Any] = Order.Status
+    RefundStatus: ClassVar[Any] = Order.RefundStatus
+    customer_name: ClassVar[Any] = Order.customer_name
+    get_status_display: ClassVar[Any] = Order.get_status_display
+    get_refund_status_display: ClassVar[Any] = Order.get_refund_status_display
+
+    @property
+    def created_at(self) -> datetime:
+        return moment_of(self.key)
+
+
+COLUMNS = tuple(column.name for column in fields(Found) if column.name != "matched")
+SHOWN = tuple(column for column in COLUMNS if column not in LOOKED_IN)
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """One page, newest first within each tier; the `matched` of a found order says in words what of it matched.
@@ -96,7 +129,7 @@ class Result:
     hidden_by_filters: nothing is shown; without the filters, the hiding of the never paid included, something is.
     """
 
-    orders: list[Order]
+    orders: list[Found]
     newer: str = ""
     older: str = ""
     partial: bool = False
@@ -120,21 +153,20 @@ def find(text: str, *, filters: Filters = Filters(), cursor: str = "", limit: in
     """
     query = _Query.of(text)
     tiers = query.tiers()
-    result = _page(tiers, filters, cursor, limit, unfiltered=tiers, columns=SHOWN + LOOKED_IN)
+    result = _page(tiers, filters, cursor, limit, unfiltered=tiers, columns=COLUMNS)
     labels = [(str(label), columns) for label, columns in LABELS]  # translated once a page
     for order in result.orders:
         order.matched = query.matched(order, labels)
     return result
 
 
-def recent(person: User) -> list[Search]:
-    """What the person looked for last, each once; not what was typed on the way to it."""
-    found: list[Search] = []
-    for kept in Search.objects.filter(person=person, created_at__gt=timezone.now() - KEPT).order_by(
-        "-created_at"
-    )[: 10 * RECENT]:
-        if not any(later.text.startswith(kept.text) for later in found):
-            found.append(kept)
+def recent(person: User) -> list[tuple[str, str]]:
+    """What the person looked for last, each once, as (id, text); not what was typed on the way to it."""
+    found: list[tuple[str, str]] = []
+    kept = Search.objects.filter(person=person, created_at__gt=timezone.now() - KEPT).order_by("-created_at")
+    for pk, text in kept.values_list("pk", "text")[: 10 * RECENT]:
+        if not any(later.startswith(text) for _pk, later in found):
+            found.append((pk, text))
     return found[:RECENT]
 
 
@@ -236,11 +268,11 @@ class _Needle:
             rules.append(f"substr(email_folded, {start}) = %({name}_domain)s")
         return _either(rules)
 
-    def labels(self, order: Order, labels: _Labels) -> list[str]:
+    def labels(self, order: Found, labels: _Labels) -> list[str]:
         """In words, what of the order is this, begins with it or, failing those, holds it."""
         return self._labels(order, labels, str.startswith) or self._labels(order, labels, str.__contains__)
 
-    def _labels(self, order: Order, labels: _Labels, holds: Callable[[str, str], bool]) -> list[str]:
+    def _labels(self, order: Found, labels: _Labels, holds: Callable[[str, str], bool]) -> list[str]:
         found = []
         for label, columns in labels:
             for column in columns:
@@ -295,7 +327,7 @@ class _Query:
             tiers.append(_Words(self.words))
         return tiers
 
-    def matched(self, order: Order, labels: _Labels) -> list[str]:
+    def matched(self, order: Found, labels: _Labels) -> list[str]:
         match smartpay.id_kind(self.whole.typed):
             case ("payment", _mode):
                 return [_("支払いID")]
@@ -490,7 +522,7 @@ def _count(bound: str, rows: str, values: dict[str, Any]) -> int:
     return int(many or 0)
 
 
-def _rows(sql: str, parameters: dict[str, Any]) -> list[Any]:
+def _rows(sql: str, parameters: dict[str, Any] | Sequence[int]) -> list[Any]:
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
         return list(cursor.fetchall())
@@ -557,7 +589,7 @@ def _page(
         place = START
         found, partial = _from(place, tiers, filters, limit + 1)
     shown = found[limit - 1 :: -1] if place.newer else found[:limit]
-    rows = Order.objects.only(*columns).in_bulk([key for _tier, key in shown])
+    rows = _read([key for _tier, key in shown], columns)
     hidden = not found and bool(_from(START, unfiltered, Filters(status=ANY_STATUS), 1)[0])
     return Result(
         orders=[rows[key] for _tier, key in shown],
@@ -566,6 +598,14 @@ def _page(
         partial=partial,
         hidden_by_filters=hidden,
     )
+
+
+def _read(keys: Sequence[int], columns: Sequence[str]) -> dict[int, Found]:
+    if not keys:
+        return {}
+    marks = ", ".join(["%s"] * len(keys))
+    sql = f"SELECT {', '.join(columns)} FROM refunds_order WHERE key IN ({marks})"  # noqa: S608
+    return {row[0]: Found(*row) for row in _rows(sql, keys)}
 
 
 def _from(

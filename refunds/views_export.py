@@ -12,8 +12,8 @@ from django.views.decorators.http import require_safe
 
 from refunds import audit, paging, search, spreadsheet
 from refunds.forms import OrderFilterForm, RefundFilterForm
-from refunds.models import Order, Refund, Search
-from refunds.search import Filters
+from refunds.models import Refund, Search
+from refunds.search import Filters, Found
 from refunds.views import may_see
 from refunds.views_orders import own_search
 
@@ -53,7 +53,7 @@ def _orders(typed: Search | None, filters: Filters) -> Iterator[list[Any]]:
         yield [_("一部のみ"), _("一致が多いため、すべては探していません。言葉を足して検索してください。")]
 
 
-def _order(order: Order) -> list[Any]:
+def _order(order: Found) -> list[Any]:
     return [
         spreadsheet.moment(order.created_at),
         order.order_id,
