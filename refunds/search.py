@@ -11,6 +11,7 @@ Where a bound on the work left something out, the result says that it is partial
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
@@ -400,23 +401,32 @@ class _Candidates:
     last_resort: bool = False
 
     def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
-        rows = _rows(self.sql(rules, order), {"candidates": CANDIDATES} | self.parameters | parameters)
-        keys = sorted((key for key, is_order in rows if is_order), reverse=order == "DESC")
-        return keys, len(keys) < len(rows)
+        values = {"candidates": CANDIDATES} | self.parameters | parameters
+        rows = _rows(self.sql(rules), values)
+        of_branch = Counter(branch for branch, _key, _near in rows)
+        near = sorted({key for _branch, key, near in rows if near}, reverse=order == "DESC")
+        found: list[int] = []
+        limit = values["limit"]
+        few = 2 * max(limit, PAGE)  # they fill the page, but where a filter leaves few of them
+        for some in (near[:few], near[few:]):
+            if some and len(found) < limit:
+                fitting = self._fitting(some, rules, values)
+                found += [key for key in some if key in fitting]
+        return found[:limit], any(many > values["candidates"] for many in of_branch.values())
 
-    def sql(self, rules: _Rules, order: str) -> str:
-        # The candidates carry what is asked of them: joined to the orders instead, PostgreSQL may walk all of them.
-        branches = " UNION ALL ".join(
-            f"SELECT * FROM (SELECT {number} AS branch, key, status, refund_status, order_id, {', '.join(LOOKED_IN)} "  # noqa: S608
-            f"FROM refunds_order WHERE {condition} ORDER BY {f'{column} DESC, ' if column else ''}key DESC "
+    def sql(self, rules: _Rules) -> str:
+        return " UNION ALL ".join(
+            f"SELECT * FROM (SELECT {number} AS branch, key, {rules.key} AS near FROM refunds_order "  # noqa: S608
+            f"WHERE {condition} ORDER BY {f'{column} DESC, ' if column else ''}key DESC "
             f"LIMIT %(candidates)s + 1) AS branch{number}"
             for number, (condition, column) in enumerate(self.branches)
         )
-        return (
-            f"WITH found AS MATERIALIZED ({branches}) SELECT key, 1 FROM (SELECT DISTINCT key FROM found "  # noqa: S608
-            f"WHERE {self.fits} AND {rules} ORDER BY key {order} LIMIT %(limit)s) AS page "
-            "UNION ALL SELECT branch, 0 FROM found GROUP BY branch HAVING sum(1) > %(candidates)s"
-        )
+
+    def _fitting(self, keys: Sequence[int], rules: _Rules, values: dict[str, Any]) -> set[int]:
+        names = [f"key{number}" for number in range(len(keys))]
+        marks = ", ".join(f"%({name})s" for name in names)
+        sql = f"SELECT key FROM refunds_order WHERE key IN ({marks}) AND {self.fits} AND {rules.rest}"  # noqa: S608
+        return {key for (key,) in _rows(sql, values | dict(zip(names, keys, strict=True)))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -498,7 +508,7 @@ class _Within:
         near = f"SELECT key FROM {source} ORDER BY key {order} LIMIT %(candidates)s"  # noqa: S608
         keys: list[int] = []
         # The first few fill the page, but where a filter leaves few of them.
-        for most in (min(4 * values["limit"], CANDIDATES), CANDIDATES):
+        for most in (min(2 * values["limit"], CANDIDATES), CANDIDATES):
             keys = self._page(near, rules, order, values | {"candidates": most})
             if len(keys) == values["limit"] or many <= most:
                 return keys, False
