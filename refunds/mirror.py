@@ -20,8 +20,7 @@ from typing import Any, Protocol
 import structlog
 from django.conf import settings
 from django.db import connection, models, transaction
-from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Subquery, Sum, Value, When
-from django.db.models.functions import Coalesce
+from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from refunds import clock, fragments, smartpay
 from refunds.audit import storable
@@ -527,27 +526,33 @@ def _count_external(payment_ids: Iterable[str]) -> None:
     row that was cancelled was made all the same: the ledger does not count them, so they are counted here. So is what
     one is larger than its row says, as only Smartpay's own mistake can make it.
     """
-    not_the_ledgers = (
-        Q(ours=None)
-        | (Q(ours__smartpay_id__isnull=False) & ~Q(ours__smartpay_id=F("pk")))
-        | Q(ours__state=Refund.State.CANCELLED)
-    )
-    counted = Case(
-        When(not_the_ledgers, then=F("amount")),
-        When(amount__gt=F("ours__amount"), then=F("amount") - F("ours__amount")),
-        default=Value(0),
-        output_field=models.BigIntegerField(),
-    )
-    elsewhere = (
-        SmartpayRefund.objects.filter(payment=OuterRef("pk"))
-        .exclude(status=SmartpayRefund.Status.FAILED)
-        .order_by()
-        .values("payment")
-        .annotate(total=Sum(counted))
-        .values("total")
-    )
-    total = Coalesce(Subquery(elsewhere), 0)
-    Payment.objects.filter(pk__in=list(payment_ids)).exclude(external=total).update(external=total)
+    ids = list(payment_ids)
+    if not ids:
+        return
+    # In SQL: the ORM takes as long to write this as the database to do it, once a refund.
+    marks = ", ".join(["%s"] * len(ids))
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            UPDATE refunds_payment SET external = counted.total
+            FROM (
+                SELECT payment.id, COALESCE(SUM(CASE
+                    WHEN seen.ours_id IS NULL THEN seen.amount
+                    WHEN ours.smartpay_id <> seen.id THEN seen.amount
+                    WHEN ours.state = 'cancelled' THEN seen.amount
+                    WHEN seen.amount > ours.amount THEN seen.amount - ours.amount
+                    ELSE 0
+                END), 0) AS total
+                FROM refunds_payment AS payment
+                LEFT JOIN refunds_smartpayrefund AS seen ON seen.payment_id = payment.id AND seen.status <> 'failed'
+                LEFT JOIN refunds_refund AS ours ON ours.id = seen.ours_id
+                WHERE payment.id IN ({marks})
+                GROUP BY payment.id
+            ) AS counted
+            WHERE counted.id = refunds_payment.id AND refunds_payment.external <> counted.total
+            """,  # noqa: S608  (marks alone)
+            ids,
+        )
 
 
 def _booked(ids: Iterable[str]) -> set[str]:

@@ -258,8 +258,8 @@ MUTANTS = {
         (
             Edit(
                 "refunds.mirror",
-                "exclude(external=total).update(external=total)",
-                "exclude(external=total).update(external=0)",
+                "UPDATE refunds_payment SET external = counted.total",
+                "UPDATE refunds_payment SET external = 0",
             ),
         ),
         seed=5,
