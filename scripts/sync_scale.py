@@ -3,7 +3,8 @@
 Into the database that DATABASE_URL names, which has to be empty; a new SQLite file without it. Says at which rate the
 sandbox serves pages to a client that throws them away, at which `sync_orders` mirrors them and in how much memory, a
 full reading again, and how fast pages are written beside rows that are only inserted (executemany, on PostgreSQL COPY).
-The last line says the shares once more as JSON, for `make bench`.
+The last line says the shares once more as JSON, for `make bench`. With --latency, each answer waits so many seconds, as
+across a network.
 """
 
 import argparse
@@ -28,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--orders", type=int, default=10_000)
     parser.add_argument("--written", type=int, default=10_000, help="orders to write without reading")
+    parser.add_argument("--latency", type=float, default=0, help="seconds before each answer")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home, Sandbox(orders=options.orders) as sandbox:
         os.environ.setdefault("DATABASE_URL", f"sqlite:///{Path(home) / 'scale.sqlite3'}")
@@ -38,6 +40,8 @@ def main() -> None:
             "DJANGO_SETTINGS_MODULE": "dashboard.settings",
             "PYTHONUNBUFFERED": "1",
         }
+        if options.latency:
+            sandbox.fault("slow", method=None, path="", seconds=options.latency, times=None)
         bare = read_bare(sandbox)
         subprocess.run([sys.executable, "manage.py", "migrate", "-v", "0"], cwd=ROOT, check=True)
         told = {}
@@ -50,7 +54,8 @@ def main() -> None:
                 f"{' '.join(arguments)}: {objects:,} objects in {seconds:.0f} s, {rate:,.0f}/s, "
                 f"{rate / bare:.0%} of the bare client; memory {memory} MB at each tenth"
             )
-        told["written"] = write(sandbox, options.written)
+        if options.written:
+            told["written"] = write(sandbox, options.written)
         print(json.dumps(told))
 
 
