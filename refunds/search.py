@@ -423,10 +423,9 @@ class _Candidates:
         )
 
     def _fitting(self, keys: Sequence[int], rules: _Rules, values: dict[str, Any]) -> set[int]:
-        names = [f"key{number}" for number in range(len(keys))]
-        marks = ", ".join(f"%({name})s" for name in names)
-        sql = f"SELECT key FROM refunds_order WHERE key IN ({marks}) AND {self.fits} AND {rules.rest}"  # noqa: S608
-        return {key for (key,) in _rows(sql, values | dict(zip(names, keys, strict=True)))}
+        numbers = ", ".join(map(str, keys))  # ours, and whole; as parameters they take longer than to be looked at
+        sql = f"SELECT key FROM refunds_order WHERE key IN ({numbers}) AND {self.fits} AND {rules.rest}"  # noqa: S608
+        return {key for (key,) in _rows(sql, values)}
 
 
 @dataclass(frozen=True, slots=True)
