@@ -423,7 +423,9 @@ class _Candidates:
         )
 
     def _fitting(self, keys: Sequence[int], rules: _Rules, values: dict[str, Any]) -> set[int]:
-        numbers = ", ".join(map(str, keys))  # ours, and whole; as parameters they take longer than to be looked at
+        numbers = ", ".join(
+            map(str, keys)
+        )  # ours, and whole; as parameters they take longer than to be looked at
         sql = f"SELECT key FROM refunds_order WHERE key IN ({numbers}) AND {self.fits} AND {rules.rest}"  # noqa: S608
         return {key for (key,) in _rows(sql, values)}
 
