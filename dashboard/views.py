@@ -39,7 +39,8 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's draws the page with its reader, who is not known yet when it is the host's name that is wrong."""
     if isinstance(exception, SessionInterrupted):
-        return session_interrupted(request) if _is_gone(exception) else server_error(request)
+        with translation.override(getattr(request, "LANGUAGE_CODE", settings.LANGUAGE_CODE)):
+            return session_interrupted(request) if _is_gone(exception) else server_error(request)
     return HttpResponseBadRequest(render_to_string("400.html"))
 
 
@@ -51,8 +52,7 @@ def _is_gone(interrupted: SessionInterrupted) -> bool:
 
 def session_interrupted(request: HttpRequest) -> HttpResponse:
     """The session ended while its request was under way, which is noticed after the view: what was sent may be done."""
-    with translation.override(getattr(request, "LANGUAGE_CODE", settings.LANGUAGE_CODE)):
-        page = render_to_string("site/session_interrupted.html", {"posted": request.method == "POST"})
+    page = render_to_string("site/session_interrupted.html", {"posted": request.method == "POST"})
     return HttpResponse(page, status=409)
 
 

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from functools import wraps
 from typing import Any
 
@@ -18,7 +19,7 @@ from django.views.decorators.http import require_http_methods
 
 from dashboard import limits, opened
 from dashboard.sso import fresh_sign_in_required
-from refunds import audit, roles, services, smartpay
+from refunds import audit, clock, roles, services, smartpay
 from refunds.forms import RefundForm, SimilarForm
 from refunds.models import Order, Payment, Refund
 from refunds.templatetags.money import money
@@ -27,7 +28,7 @@ from refunds.views_orders import others_on, why_no_refund
 
 CONFIRMATION = "refunds.confirmation"  # the salt of its signature
 CONFIRMATION_SECONDS = 3600
-READ_SECONDS = 60  # for how long a reading of the payment is good enough to send
+READ_SECONDS = 20  # for how long a reading of the payment is good enough to send; the engine's rules say 60
 
 
 def not_too_often(view: Callable[[HttpRequest, str], HttpResponseBase]) -> Callable[..., HttpResponseBase]:
@@ -56,7 +57,12 @@ def _as_typed(request: HttpRequest, order_id: str, wait: int) -> HttpResponse:
     if form.is_valid() and "confirm" in request.POST:
         with suppress(services.RefundError):  # said when it may be posted again
             page = _confirmation(
-                request, order, form.request(), similar_form=SimilarForm(request.POST), status=429
+                request,
+                order,
+                form.request(),
+                read_at=None,
+                similar_form=SimilarForm(request.POST),
+                status=429,
             )
             return limits.retry_after(page, wait)
     return limits.retry_after(
@@ -91,10 +97,14 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponseBase:
     try:
         if made := services.find_request(asked, by=person(request)):
             return see_other("refunds:refund", made.pk)
-        if not _read_just_now(request, asked):
+        read_at = _read_just_now(request, asked)
+        if read_at is None:
+            read_at = clock.now()
             services.read_payment(asked.payment_id, client=quick_client())
         if "confirm" not in request.POST:
-            return _confirmation(request, order, asked, similar_form=SimilarForm(initial=parked))
+            return _confirmation(
+                request, order, asked, read_at=read_at, similar_form=SimilarForm(initial=parked)
+            )
         confirmed = (
             fresh_sign_in_required(_confirmed) if services.needs_approval(asked.amount) else _confirmed
         )
@@ -102,8 +112,9 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponseBase:
             return confirmed(request, order, asked)
         except services.SimilarRefund as error:
             _refused(request, order, asked, error)
-            services.read_payment(asked.payment_id, client=quick_client())
-            return _confirmation(request, order, asked, similar_form=SimilarForm(request.POST), status=422)
+            return _confirmation(
+                request, order, asked, read_at=read_at, similar_form=SimilarForm(request.POST), status=422
+            )
     except services.RequestReused as error:
         audit.record(request.user, "refund.requested", error.refund, refused=True, why="request_id reused")
         return render(request, "refunds/conflict.html", {"refund": error.refund}, status=409)
@@ -176,10 +187,14 @@ def _confirmation(
     order: Order,
     asked: services.Request,
     *,
+    read_at: datetime | None,
     similar_form: SimilarForm | None = None,
     status: int = 200,
 ) -> HttpResponse:
-    """What would happen, drawn by the server, signed over every field, the person and the balance shown."""
+    """What would happen, drawn by the server, signed over every field, the person and the balance shown.
+
+    read_at: when the reading of the payment began that the balance comes from; None where it was not read for this.
+    """
     preview = services.preview_refund(asked, by=person(request))
     viewed(request, "order.viewed", order)
     fields = _fields(asked)
@@ -199,7 +214,10 @@ def _confirmation(
         "refundable_after": preview.refundable_after,
         "similar": [_similar(each, order) for each in preview.similar],
         "similar_form": (similar_form or SimilarForm()) if preview.similar else None,
-        "fields": [*fields.items(), ("signature", _sign(request, fields, preview.refundable_before))],
+        "fields": [
+            *fields.items(),
+            ("signature", _sign(request, fields, preview.refundable_before, read_at)),
+        ],
         "final_label": (
             _("%(amount)s の返金を申請する") if preview.needs_approval else _("%(amount)s を返金する")
         )
@@ -211,7 +229,7 @@ def _confirmation(
 
 def _confirmed(request: HttpRequest, order: Order, asked: services.Request) -> HttpResponse:
     """The final button: the money leaves here."""
-    signed = _signed(request, _fields(asked), seconds=CONFIRMATION_SECONDS)
+    signed = _signed(request, _fields(asked))
     if signed is None:
         raise services.RefundError(
             _(
@@ -220,7 +238,7 @@ def _confirmed(request: HttpRequest, order: Order, asked: services.Request) -> H
         )
     similar_form = SimilarForm(request.POST)
     reason = similar_form.cleaned_data["similar_reason"] if similar_form.is_valid() else ""
-    refund = services.refund_payment(asked, refundable=signed, by=person(request), similar_reason=reason)
+    refund = services.refund_payment(asked, refundable=signed[0], by=person(request), similar_reason=reason)
     request.session.pop("draft", None)
     return see_other("refunds:refund", refund.pk)
 
@@ -237,29 +255,35 @@ def _fields(asked: services.Request) -> dict[str, str]:
     }
 
 
-def _sign(request: HttpRequest, fields: dict[str, str], refundable: int) -> str:
+def _sign(request: HttpRequest, fields: dict[str, str], refundable: int, read_at: datetime | None) -> str:
     digest = audit.keyed_hash("\0".join(fields.values()))
-    return signing.dumps([digest, request.user.pk, refundable], salt=CONFIRMATION)
+    moment = read_at.timestamp() if read_at else None
+    return signing.dumps([digest, request.user.pk, refundable, moment], salt=CONFIRMATION)
 
 
-def _read_just_now(request: HttpRequest, asked: services.Request) -> bool:
-    """Whether the final button of a young confirmation was pressed: the payment was read for it.
-
-    What the mirror has heard since still counts. Who confirms at once is spared the wait for another answer.
-    """
-    return "confirm" in request.POST and _signed(request, _fields(asked), seconds=READ_SECONDS) is not None
-
-
-def _signed(request: HttpRequest, fields: dict[str, str], *, seconds: int) -> int | None:
-    """The balance that was shown to this person with these fields, so many seconds ago at most; None if it was not."""
+def _signed(request: HttpRequest, fields: dict[str, str]) -> tuple[int, float | None] | None:
+    """The balance shown to this person with these fields, and when it was read; None if that was not signed."""
     try:
-        digest, signed_for, refundable = signing.loads(
-            request.POST.get("signature", ""), salt=CONFIRMATION, max_age=seconds
+        digest, signed_for, refundable, read_at = signing.loads(
+            request.POST.get("signature", ""), salt=CONFIRMATION, max_age=CONFIRMATION_SECONDS
         )
     except (signing.BadSignature, ValueError):
         return None
     right = digest == audit.keyed_hash("\0".join(fields.values())) and signed_for == request.user.pk
-    return int(refundable) if right else None
+    return (int(refundable), read_at) if right else None
+
+
+def _read_just_now(request: HttpRequest, asked: services.Request) -> datetime | None:
+    """When the payment was read for the confirmation whose final button was pressed; None where it has to be read anew.
+
+    Who confirms at once is spared another wait for Smartpay. What the mirror has heard since still counts. The moment
+    is that of the reading: a confirmation that is drawn again is no younger for it.
+    """
+    signed = _signed(request, _fields(asked)) if "confirm" in request.POST else None
+    if signed is None or signed[1] is None:
+        return None
+    read_at = datetime.fromtimestamp(signed[1], tz=UTC)
+    return read_at if timedelta(0) <= clock.now() - read_at <= timedelta(seconds=READ_SECONDS) else None
 
 
 def _similar(each: services.Similar, order: Order) -> dict[str, Any]:

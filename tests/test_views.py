@@ -177,16 +177,39 @@ def test_who_confirms_at_once_waits_for_one_answer_of_smartpay(
     assert (sent["method"], sent["path"]) == ("POST", "/v1/refunds")
 
 
-def test_confirmation_drawn_again_was_read_again(browser: Client, paid: Order, sandbox: Sandbox) -> None:
-    """Else each would lend its youth to the next, and the balance could be as old as one likes."""
+def test_confirmation_drawn_again_is_no_younger_for_it(
+    browser: Client, paid: Order, sandbox: Sandbox, settings: Any
+) -> None:
+    """Else each would lend its youth to the next, and a balance of any age be sent on."""
     confirm(browser, paid)
     page = browser.post(form_url(paid), typed(paid, amount="500"))
     sandbox.forget_requests()
+    now = timezone.now()
 
-    without_a_reason = browser.post(form_url(paid), hidden(page) | {"confirm": "1"})
+    with time_machine.travel(now + timedelta(seconds=READ_SECONDS - 2)):
+        without_a_reason = browser.post(form_url(paid), hidden(page) | {"confirm": "1"})
+    assert (without_a_reason.status_code, Refund.objects.count(), sandbox.requests()) == (422, 1, [])
+    settings.REFUND_FORMS_PER_HOUR = 0
+    with time_machine.travel(now + timedelta(seconds=READ_SECONDS + 2)):
+        too_often = browser.post(form_url(paid), hidden(without_a_reason) | {"confirm": "1"})
+        assert (too_often.status_code, sandbox.requests()) == (429, [])
+        settings.REFUND_FORMS_PER_HOUR = 1000
+        last = hidden(too_often) | {"confirm": "1", "similar_reason": "別の商品"}
+        assert browser.post(form_url(paid), last).status_code == 303
 
-    assert (without_a_reason.status_code, Refund.objects.count()) == (422, 1)
-    assert [asked["path"] for asked in sandbox.requests()] == [f"/v1/payments/{paid.payments.get().pk}"]
+    assert [asked["method"] for asked in sandbox.requests()] == ["GET", "POST"]
+
+
+def test_clock_that_went_back_makes_no_confirmation_young(
+    browser: Client, paid: Order, sandbox: Sandbox
+) -> None:
+    with time_machine.travel(timezone.now() + timedelta(minutes=9)):
+        page = browser.post(form_url(paid), typed(paid))
+    sandbox.forget_requests()
+
+    browser.post(form_url(paid), hidden(page) | {"confirm": "1"})
+
+    assert sandbox.requests()[0]["method"] == "GET"
 
 
 def test_used_form_with_other_contents_is_a_conflict(browser: Client, paid: Order, sandbox: Sandbox) -> None:
@@ -539,8 +562,12 @@ def test_page_that_was_opened_meanwhile_only_asks_to_sign_in(
     assert "すでに処理されている" not in text(told)
 
 
+@pytest.mark.parametrize(
+    ("language", "advice"),
+    [("ja", "返金一覧で結果を確かめてください"), ("en", "check its outcome in the list of refunds")],
+)
 def test_who_pressed_while_the_database_died_is_not_told_that_the_sign_in_ended(
-    browser: Client, paid: Order, monkeypatch: pytest.MonkeyPatch
+    browser: Client, paid: Order, monkeypatch: pytest.MonkeyPatch, language: str, advice: str
 ) -> None:
     """It died after the refund's last commit and before that of the session: the press may be repeated."""
     save = Session.save
@@ -551,11 +578,12 @@ def test_who_pressed_while_the_database_died_is_not_told_that_the_sign_in_ended(
         save(session, **kwargs)
 
     monkeypatch.setattr(Session, "save", dead)
+    browser.cookies["django_language"] = language
 
     told = confirm(browser, paid)
 
     assert (told.status_code, Refund.objects.get().state) == (500, State.SUCCEEDED)
-    assert "返金一覧で結果を確かめてください" in text(told)
+    assert advice in text(told)
 
 
 # --- Pages of lists -----------------------------------------------------------------------------------------
