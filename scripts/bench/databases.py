@@ -14,7 +14,7 @@ import psycopg
 from scripts import postgres
 from scripts.bench.site import HOME, PYTHON, ROOT, environment, run
 
-ENGINES = ("SQLite", "PostgreSQL")
+ENGINES = os.environ.get("BENCH_ENGINES", "SQLite PostgreSQL").split()
 SIZES = [int(size) for size in os.environ.get("BENCH_ORDERS", "10000 1000000").replace(",", " ").split()]
 MADE_OF = ("refunds/migrations", "refunds/folding.py", "refunds/variants.py", "refunds/fragments.py",
            "refunds/sandbox/names.py", "scripts/bench/data.py")  # fmt: skip
