@@ -73,7 +73,8 @@ The bars, at the largest number of orders: every list and search ≤ 1.3 × the 
 its p95 ≤ 8 × the empty view's median; ≤ 1.25 × from the smallest number of orders on, against the static page, where
 both fill the page; ≥ 40 × faster than the admin in every search that it answers; on the first page of the list ≥ 5 ×
 on PostgreSQL and ≥ 4 × on SQLite. PostgreSQL runs without fsync, which makes the empty view quick and the bars hard.
-The other parts say their bars themselves. What ten million orders cost is in [performance-10m.md](performance-10m.md).
+The other parts say their bars themselves. What ten million orders cost is in
+[performance-10m.md](performance-10m.md).
 """
 
 if __name__ == "__main__":
