@@ -66,8 +66,8 @@ time to warm up. What each page is measured against:
 
 - **empty**: a view that answers nothing, behind the same middleware, sign-in and limits, with the same audit entry;
 - **static**: the list's template over 50 rows at hand, with the same audit entry;
-- **admin**: Django's admin over the same table: the columns that our list shows, a search over what ours looks in, the IDs of
-  payments and refunds included.
+- **admin**: Django's admin over the same table: the columns that our list shows, a search over what ours looks in, the
+  IDs of payments and refunds included.
 
 The bars, at the largest number of orders: every list and search ≤ 1.3 × the static page and ≤ 3.5 × the empty view,
 its p95 ≤ 8 × the empty view's median; ≤ 1.25 × from the smallest number of orders on, against the static page, where

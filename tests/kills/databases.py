@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -99,10 +100,17 @@ class PostgreSQL:
         self._process.wait(60)
 
     def crash(self) -> None:
-        """SIGKILL to all of it."""
+        """SIGKILL to all of it: to each of its processes, since they are groups of their own."""
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGKILL)
+        pid = self._process.pid
+        # Those that a postmaster leaves behind end when they notice; while one is busy, no other can be started.
+        os.kill(pid, signal.SIGSTOP)  # it starts no further one meanwhile
+        children = list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+        for each in (*children, pid):
+            os.kill(each, signal.SIGKILL)
         self._process.wait(60)
+        while any(map(_runs, children)):
+            time.sleep(0.01)
 
     def kill(self) -> None:
         """SIGKILL to all of it, and a new start: only from the main thread."""
@@ -146,3 +154,11 @@ def database(vendor: str, home: Path) -> Iterator[Database]:
             yield server
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process is there, and not only its number, for a parent that has not asked."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
