@@ -7,7 +7,6 @@ from html import unescape
 from typing import Any
 
 import pytest
-import time_machine
 from django.contrib.sessions.models import Session
 from django.db import OperationalError, connection
 from django.test import Client, override_settings
@@ -19,7 +18,7 @@ from dashboard.models import User
 from refunds import audit, mirror, services, smartpay
 from refunds.models import AuditEntry, Order, Payment, Refund, Search, SyncCursor
 from refunds.views_asking import READ_SECONDS
-from tests.conftest import make_order, make_user, sign_in
+from tests.conftest import Clock, make_order, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_approvals import fresh
 
@@ -150,13 +149,13 @@ def test_second_tab_is_told_that_the_balance_moved(browser: Client, paid: Order,
 
 
 def test_balance_moved_elsewhere_is_shown_with_the_new_figure(
-    browser: Client, paid: Order, sandbox: Sandbox
+    browser: Client, paid: Order, sandbox: Sandbox, at: Clock
 ) -> None:
     page = browser.post(form_url(paid), typed(paid))
     sandbox.refund_elsewhere(paid.payments.get().pk, 300)  # nobody here has heard of it
+    at.advance(seconds=READ_SECONDS + 1)
 
-    with time_machine.travel(timezone.now() + timedelta(seconds=READ_SECONDS + 2)):
-        late = browser.post(form_url(paid), hidden(page) | {"confirm": "1"})
+    late = browser.post(form_url(paid), hidden(page) | {"confirm": "1"})
 
     left = paid.payments.get().refundable()
     assert late.status_code == 422
@@ -178,34 +177,33 @@ def test_who_confirms_at_once_waits_for_one_answer_of_smartpay(
 
 
 def test_confirmation_drawn_again_is_no_younger_for_it(
-    browser: Client, paid: Order, sandbox: Sandbox, settings: Any
+    browser: Client, paid: Order, sandbox: Sandbox, at: Clock, settings: Any
 ) -> None:
     """Else each would lend its youth to the next, and a balance of any age be sent on."""
     confirm(browser, paid)
     page = browser.post(form_url(paid), typed(paid, amount="500"))
     sandbox.forget_requests()
-    now = timezone.now()
 
-    with time_machine.travel(now + timedelta(seconds=READ_SECONDS - 2)):
-        without_a_reason = browser.post(form_url(paid), hidden(page) | {"confirm": "1"})
+    at.advance(seconds=READ_SECONDS)
+    without_a_reason = browser.post(form_url(paid), hidden(page) | {"confirm": "1"})
     assert (without_a_reason.status_code, Refund.objects.count(), sandbox.requests()) == (422, 1, [])
+    at.advance(seconds=1)
     settings.REFUND_FORMS_PER_HOUR = 0
-    with time_machine.travel(now + timedelta(seconds=READ_SECONDS + 2)):
-        too_often = browser.post(form_url(paid), hidden(without_a_reason) | {"confirm": "1"})
-        assert (too_often.status_code, sandbox.requests()) == (429, [])
-        settings.REFUND_FORMS_PER_HOUR = 1000
-        last = hidden(too_often) | {"confirm": "1", "similar_reason": "別の商品"}
-        assert browser.post(form_url(paid), last).status_code == 303
+    too_often = browser.post(form_url(paid), hidden(without_a_reason) | {"confirm": "1"})
+    assert (too_often.status_code, sandbox.requests()) == (429, [])
+    settings.REFUND_FORMS_PER_HOUR = 1000
+    last = hidden(too_often) | {"confirm": "1", "similar_reason": "別の商品"}
+    assert browser.post(form_url(paid), last).status_code == 303
 
     assert [asked["method"] for asked in sandbox.requests()] == ["GET", "POST"]
 
 
 def test_clock_that_went_back_makes_no_confirmation_young(
-    browser: Client, paid: Order, sandbox: Sandbox
+    browser: Client, paid: Order, sandbox: Sandbox, at: Clock
 ) -> None:
-    with time_machine.travel(timezone.now() + timedelta(minutes=9)):
-        page = browser.post(form_url(paid), typed(paid))
+    page = browser.post(form_url(paid), typed(paid))
     sandbox.forget_requests()
+    at.advance(minutes=-9)
 
     browser.post(form_url(paid), hidden(page) | {"confirm": "1"})
 
