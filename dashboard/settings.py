@@ -98,10 +98,15 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     }
 else:
     # Not SQLite's: whoever held a file open would not notice that another was put in its place.
-    DATABASES["default"]["CONN_MAX_AGE"] = 600  # seconds; on a new one, a search takes three times as long
+    DATABASES["default"]["CONN_MAX_AGE"] = 3600  # seconds; on a new one, a search takes three times as long
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
     # What was committed before money moves is on the disk, whatever the server's default.
     DATABASES["default"].setdefault("OPTIONS", {})["options"] = "-c synchronous_commit=on"
+    DATABASES["default"]["OPTIONS"]["server_side_binding"] = True
+    # A statement is prepared at its second time, once a connection. Not through a pool that gives each transaction
+    # another connection: the next one knows nothing of it.
+    pooled = env.bool("DATABASE_POOLED", default=False)
+    DATABASES["default"]["OPTIONS"]["prepare_threshold"] = None if pooled else 1
     # First: refunds/admin.py takes back what its admin would show. SQLite has a timer instead: see refunds/jobs.py.
     INSTALLED_APPS.insert(0, "procrastinate.contrib.django")
     PROCRASTINATE_ON_APP_READY = "refunds.job_queue.register"

@@ -82,3 +82,22 @@ def durability(app_configs: Any, **kwargs: Any) -> list[Error]:
             id="refunds.E008",
         )
     ]
+
+
+@register(Tags.security)
+def pooled(app_configs: Any, **kwargs: Any) -> list[Error]:
+    """No statement is prepared through a pool, whose next transaction has a connection that does not know it."""
+    if connection.vendor != "postgresql" or connection.settings_dict["OPTIONS"]["prepare_threshold"] is None:
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        [answering] = cursor.fetchone()
+        if cursor.connection.info.backend_pid == answering:
+            return []
+    return [
+        Error(
+            "Something stands between the site and PostgreSQL that shares connections.",
+            hint="DATABASE_POOLED=True",
+            id="refunds.E009",
+        )
+    ]

@@ -11,13 +11,13 @@ Where a bound on the work left something out, the result says that it is partial
 
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
-from django.db import connection
+from django.db import connection, transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -154,7 +154,8 @@ def find(text: str, *, filters: Filters = Filters(), cursor: str = "", limit: in
     """
     query = _Query.of(text)
     tiers = query.tiers()
-    result = _page(tiers, filters, cursor, limit, unfiltered=tiers, columns=COLUMNS)
+    with _plans_kept():
+        result = _page(tiers, filters, cursor, limit, unfiltered=tiers, columns=COLUMNS)
     labels = [(str(label), columns) for label, columns in LABELS]  # translated once a page
     for order in result.orders:
         order.matched = query.matched(order, labels)
@@ -166,9 +167,11 @@ def recent(person: User) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     kept = Search.objects.filter(person=person, created_at__gt=timezone.now() - KEPT).order_by("-created_at")
     for pk, text in kept.values_list("pk", "text")[: 10 * RECENT]:
+        if len(found) == RECENT:
+            break
         if not any(later.startswith(text) for _pk, later in found):
             found.append((pk, text))
-    return found[:RECENT]
+    return found
 
 
 def as_typed(text: str) -> str:
@@ -210,20 +213,14 @@ class _Needle:
 
     typed: str
     folded: str
+    begins_order_id: bool
+    is_tail: bool  # what an order id may end in
 
     @classmethod
     def of(cls, text: str) -> Self:
-        return cls(
-            typed="".join(character for character in text if character.isprintable()), folded=fold(text)
-        )
-
-    @property
-    def begins_order_id(self) -> bool:
-        return _ORDER_ID_BEGUN.fullmatch(self.typed) is not None
-
-    @property
-    def is_tail(self) -> bool:
-        return _TAIL.fullmatch(self.folded) is not None
+        typed, folded = "".join(character for character in text if character.isprintable()), fold(text)
+        begins_order_id = _ORDER_ID_BEGUN.fullmatch(typed) is not None
+        return cls(typed, folded, begins_order_id, is_tail=_TAIL.fullmatch(folded) is not None)
 
     @property
     def domain(self) -> str:
@@ -389,9 +386,10 @@ class _Exact:
 
 @dataclass(frozen=True, slots=True)
 class _Candidates:
-    """Branches whose rows come in another order: a bounded number of each is looked at, and sorted.
+    """Branches of which a bounded number of rows is looked at, together and in the order of their keys.
 
-    branches: each a condition and the column whose index answers it, "" for the order of keys.
+    branches: each a condition and the column whose index answers it, in the order of that column; "" where its rows
+    come in the order of their keys.
     fits: what else a candidate has to meet.
     """
 
@@ -402,23 +400,38 @@ class _Candidates:
 
     def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
         values = {"candidates": CANDIDATES} | self.parameters | parameters
-        rows = _rows(self.sql(rules), values)
-        of_branch = Counter(branch for branch, _key, _near in rows)
-        near = sorted({key for _branch, key, near in rows if near}, reverse=order == "DESC")
+        limit, newest_first = values["limit"], order == "DESC"
+        of_branch: dict[int, list[int]] = {}
+        near = set()
+        for branch, key, is_near in _rows(self.sql(rules, order), values):
+            of_branch.setdefault(branch, []).append(key)
+            if is_near:
+                near.add(key)
+        candidates = sorted(near, reverse=newest_first)
         found: list[int] = []
-        limit = values["limit"]
-        few = 2 * max(limit, PAGE)  # they fill the page, but where a filter leaves few of them
-        for some in (near[:few], near[few:]):
-            if some and len(found) < limit:
-                fitting = self._fitting(some, rules, values)
-                found += [key for key in some if key in fitting]
-        return found[:limit], any(many > values["candidates"] for many in of_branch.values())
+        few, judged = 2 * max(limit, PAGE), 0  # they fill the page, but where few of them meet the conditions
+        while candidates[judged:] and len(found) < limit:
+            some = candidates[judged : judged + few]
+            fitting = self._fitting(some, rules, values)
+            found += [key for key in some if key in fitting]
+            judged += len(some)
+            few = 1 + judged * (limit - len(found)) // max(len(found), 1) * 5 // 4
+        cut = {branch: keys[-1] for branch, keys in of_branch.items() if len(keys) > values["candidates"]}
+        if len(found) < limit or any(self.branches[branch][1] for branch in cut):
+            return found[:limit], bool(cut)
+        # Branches in the order of keys are whole as far as they were walked.
+        last = found[limit - 1]
+        return found[:limit], any(key > last if newest_first else key < last for key in cut.values())
 
-    def sql(self, rules: _Rules) -> str:
+    def sql(self, rules: _Rules, order: str) -> str:
         return " UNION ALL ".join(
             f"SELECT * FROM (SELECT {number} AS branch, key, {rules.key} AS near FROM refunds_order "  # noqa: S608
-            f"WHERE {condition} ORDER BY {f'{column} DESC, ' if column else ''}key DESC "
-            f"LIMIT %(candidates)s + 1) AS branch{number}"
+            + (
+                f"WHERE {condition} ORDER BY {column} DESC, key DESC "
+                if column
+                else f"WHERE {condition} AND {rules.key} ORDER BY key {order} "
+            )
+            + f"LIMIT %(candidates)s + 1) AS branch{number}"
             for number, (condition, column) in enumerate(self.branches)
         )
 
@@ -432,23 +445,22 @@ class _Candidates:
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """Orders that fit each of several words: the candidates come from the rarest, and the others filter them."""
+    """Orders that fit each of several words: the candidates come from one of them, and the others filter those."""
 
     words: tuple[_Needle, ...]
     last_resort: bool = True
 
     def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
         longest = sorted((word for word in self.words if not word.domain), key=lambda word: -len(word.folded))
-        rare = next((word for word in longest if self._is_rare(word)), None)
-        tier = self.candidates(rare or longest[0])
-        if (
-            not rare and parameters["place"] == START.key
-        ):  # few fill the first page, as a rule; all are not looked at
-            few = min(4 * parameters["limit"], CANDIDATES)
-            keys, cut = tier.keys(rules, order, parameters | {"candidates": few})
-            if len(keys) == parameters["limit"]:
-                return keys, cut
-        return tier.keys(rules, order, parameters)
+        tier = self.candidates(longest[0])
+        few = parameters | {"candidates": min(8 * parameters["limit"], CANDIDATES)}
+        keys, cut = tier.keys(rules, order, few)
+        if not cut:
+            return keys, cut
+        if rare := next((word for word in longest if self._is_rare(word)), None):
+            return self.candidates(rare).keys(rules, order, parameters)
+        # Few of a common word's fill the page, as a rule; not all are looked at.
+        return (keys, cut) if len(keys) == parameters["limit"] else tier.keys(rules, order, parameters)
 
     def candidates(self, first: _Needle) -> _Candidates:
         parameters = first.parameters("first")
@@ -537,6 +549,20 @@ def _rows(sql: str, parameters: dict[str, Any] | Sequence[int]) -> list[Any]:
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
         return list(cursor.fetchall())
+
+
+@contextmanager
+def _plans_kept() -> Iterator[None]:
+    """Have PostgreSQL plan a statement once a connection. For each value anew takes it longer than all the rest.
+
+    For a search alone, whose statements are planned alike for every value. Others have an index for some values.
+    """
+    if connection.vendor != "postgresql":
+        yield
+        return
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+        yield
 
 
 def _rules(filters: Filters) -> tuple[_Rules, dict[str, Any]]:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from tests.deployment import DEPLOY
 from tests.kills.crowd import crowd
 from tests.kills.databases import PostgreSQL, database
 from tests.kills.files import refund_by_file
-from tests.kills.world import World
+from tests.kills.world import QUICK, World
+from tests.sandbox import ROOT
 
 pytestmark = pytest.mark.postgresql
 CONNECTIONS = 4  # for two web processes of eight threads and two workers
@@ -72,7 +74,8 @@ def pool(server: PostgreSQL) -> Iterator[Pooled]:
 def test_product_works_where_each_transaction_has_another_connection(tmp_path: Path) -> None:
     with database("postgresql", tmp_path) as server:
         assert isinstance(server, PostgreSQL)
-        with pool(server) as pooled, World(tmp_path, pooled) as world:
+        told = QUICK | {"DATABASE_POOLED": "True"}
+        with pool(server) as pooled, World(tmp_path, pooled, settings=told) as world:
             people = crowd(world, each=3, payments=6)
             file = refund_by_file(world, lines=6, kills=2, every=2, patience=120)
             world.until(lambda: len(server.rows(JOBS)) == 9, "every job has ended well")
@@ -83,3 +86,26 @@ def test_product_works_where_each_transaction_has_another_connection(tmp_path: P
             assert people.tally.right, people.tally.faults
             assert file.right, file.faults
             assert "intact" in world.manage("verify_audit")
+
+
+def test_site_does_not_start_where_it_is_not_told_of_the_pool(tmp_path: Path) -> None:
+    with database("postgresql", tmp_path) as server:
+        assert isinstance(server, PostgreSQL)
+        with pool(server) as pooled:
+            check = [sys.executable, "manage.py", "check"]
+            direct, through = (
+                subprocess.run(
+                    check,
+                    cwd=ROOT,
+                    env=os.environ | {"DATABASE_URL": url},
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                for url in (server.url, pooled.url)
+            )
+
+    assert "E009" not in direct.stderr
+    assert direct.returncode == 0
+    assert "E009" in through.stderr
+    assert through.returncode == 1
