@@ -86,6 +86,8 @@ TEMPLATES = [
 ]
 
 # --- The database -------------------------------------------------------------------------------------------
+# A pool that gives each transaction another connection, which knows nothing of what the last one prepared.
+DATABASE_POOLED = env.bool("DATABASE_POOLED", default=False)
 # Not ATOMIC_REQUESTS: a refund's row is committed before its request leaves.
 DATABASES = {"default": env.db("DATABASE_URL", default=f"sqlite:///{STATE_DIR / 'dashboard.sqlite3'}")}
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
@@ -103,10 +105,8 @@ else:
     # What was committed before money moves is on the disk, whatever the server's default.
     DATABASES["default"].setdefault("OPTIONS", {})["options"] = "-c synchronous_commit=on"
     DATABASES["default"]["OPTIONS"]["server_side_binding"] = True
-    # A statement is prepared at its second time, once a connection. Not through a pool that gives each transaction
-    # another connection: the next one knows nothing of it.
-    pooled = env.bool("DATABASE_POOLED", default=False)
-    DATABASES["default"]["OPTIONS"]["prepare_threshold"] = None if pooled else 1
+    # Nothing is prepared but what search.py has prepared.
+    DATABASES["default"]["OPTIONS"]["prepare_threshold"] = None
     # First: refunds/admin.py takes back what its admin would show. SQLite has a timer instead: see refunds/jobs.py.
     INSTALLED_APPS.insert(0, "procrastinate.contrib.django")
     PROCRASTINATE_ON_APP_READY = "refunds.job_queue.register"

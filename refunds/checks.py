@@ -87,7 +87,7 @@ def durability(app_configs: Any, **kwargs: Any) -> list[Error]:
 @register(Tags.security)
 def pooled(app_configs: Any, **kwargs: Any) -> list[Error]:
     """No statement is prepared through a pool, whose next transaction has a connection that does not know it."""
-    if connection.vendor != "postgresql" or connection.settings_dict["OPTIONS"]["prepare_threshold"] is None:
+    if connection.vendor != "postgresql" or settings.DATABASE_POOLED:
         return []
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")

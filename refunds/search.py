@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
+from django.conf import settings
 from django.db import connection, transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -557,12 +558,16 @@ def _plans_kept() -> Iterator[None]:
 
     For a search alone, whose statements are planned alike for every value. Others have an index for some values.
     """
-    if connection.vendor != "postgresql":
+    if connection.vendor != "postgresql" or settings.DATABASE_POOLED:
         yield
         return
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET LOCAL plan_cache_mode = force_generic_plan")
-        yield
+        cursor.connection.prepare_threshold = 1  # prepared at its second time
+        try:
+            yield
+        finally:
+            cursor.connection.prepare_threshold = None
 
 
 def _rules(filters: Filters) -> tuple[_Rules, dict[str, Any]]:
