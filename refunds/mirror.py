@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cache, lru_cache
 from itertools import pairwise
+from operator import itemgetter
 from threading import Thread
 from typing import Any, Protocol
 
@@ -650,16 +651,18 @@ def _insert(model: type[models.Model], rows: Sequence[models.Model]) -> None:
 
 def values(model: type[models.Model], rows: Iterable[models.Model]) -> Iterator[list[Any]]:
     """The rows as the driver takes them, all columns but the generated ones."""
+    columns = [field for field in model._meta.concrete_fields if not field.generated]
+    taken = itemgetter(*(field.attname for field in columns))
     prepare = [
-        (field.attname, None if isinstance(field, AS_IT_IS) else field.get_db_prep_save)
-        for field in model._meta.concrete_fields
-        if not field.generated
+        (place, field.get_db_prep_save)
+        for place, field in enumerate(columns)
+        if not isinstance(field, AS_IT_IS)
     ]
     for row in rows:
-        yield [
-            prepared(getattr(row, name), connection) if prepared else getattr(row, name)
-            for name, prepared in prepare
-        ]
+        one = list(taken(row.__dict__))
+        for place, prepared in prepare:
+            one[place] = prepared(one[place], connection)
+        yield one
 
 
 @cache

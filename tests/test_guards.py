@@ -384,6 +384,16 @@ def test_counters_follow_every_change(payment: Payment, operator: User) -> None:
     assert seen == [*[(1200, 0)] * 5, (0, 0), (1200, 0), (300, 1200), (0, 1200)]
 
 
+@pytest.mark.parametrize(("column", "sum_of"), [("captured", "captured"), ("external", "refunded")])
+def test_sums_of_an_order_follow_what_smartpay_says_of_a_payment(
+    payment: Payment, column: str, sum_of: str
+) -> None:
+    before = getattr(payment, column)
+    Payment.objects.filter(pk=payment.pk).update(**{column: before + 700})
+
+    assert getattr(Order.objects.get(pk=payment.order_id), sum_of) == before + 700
+
+
 @pytest.mark.parametrize(
     ("state", "amount", "status"),
     [
