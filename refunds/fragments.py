@@ -1,6 +1,7 @@
 """An order's names and mail -> the texts by which their middle is found. See Note [Fragments of names] in models.py."""
 
 from collections.abc import Iterable, Mapping
+from itertools import batched
 
 from django.db import connection
 
@@ -41,8 +42,8 @@ def write(rows: Iterable[Order], before: Mapping[int, Sources]) -> None:
         had, has = _of(*was) if was else set(), of(row)
         new += [(text, row.key) for text in has - had]
         gone += [(text, row.key) for text in had - has]
-    if gone:
-        Fragment.objects.filter(pk__in=gone).delete()
+    for some in batched(gone, 1000):  # a statement takes 65,535 parameters
+        Fragment.objects.filter(pk__in=some).delete()
     if new:
         with (
             connection.cursor() as cursor

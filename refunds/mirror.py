@@ -290,7 +290,7 @@ def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[I
             changed = [row for row in by_id.values() if row.key in differing]
             columns = set().union(*differing.values())
             if changed:
-                Order.objects.bulk_update(changed, sorted(columns))
+                Order.objects.bulk_update(changed, sorted(columns), batch_size=500)  # two parameters a column
                 fragments.write(changed, before)
     return fates
 

@@ -416,8 +416,11 @@ class _Candidates:
             fitting = self._fitting(some, rules, values)
             found += [key for key in some if key in fitting]
             judged += len(some)
-            few = 1 + judged * (limit - len(found)) // max(len(found), 1) * 5 // 4
-        cut = {branch: keys[-1] for branch, keys in of_branch.items() if len(keys) > values["candidates"]}
+            few = max(judged, judged * (limit - len(found)) // max(len(found), 1) * 5 // 4)
+        farthest = min if newest_first else max
+        cut = {
+            branch: farthest(keys) for branch, keys in of_branch.items() if len(keys) > values["candidates"]
+        }
         if len(found) < limit or any(self.branches[branch][1] for branch in cut):
             return found[:limit], bool(cut)
         # Branches in the order of keys are whole as far as they were walked.
@@ -453,15 +456,15 @@ class _Words:
 
     def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
         longest = sorted((word for word in self.words if not word.domain), key=lambda word: -len(word.folded))
-        tier = self.candidates(longest[0])
-        few = parameters | {"candidates": min(8 * parameters["limit"], CANDIDATES)}
-        keys, cut = tier.keys(rules, order, few)
-        if not cut:
-            return keys, cut
-        if rare := next((word for word in longest if self._is_rare(word)), None):
-            return self.candidates(rare).keys(rules, order, parameters)
-        # Few of a common word's fill the page, as a rule; not all are looked at.
-        return (keys, cut) if len(keys) == parameters["limit"] else tier.keys(rules, order, parameters)
+        rare = next((word for word in longest if self._is_rare(word)), None)
+        tier = self.candidates(rare or longest[0])
+        few = 8 * parameters["limit"]
+        if not rare and few < CANDIDATES and parameters["place"] == START.key:
+            # Few of a common word's fill the first page, as a rule; not all are looked at.
+            keys, cut = tier.keys(rules, order, parameters | {"candidates": few})
+            if len(keys) == parameters["limit"]:
+                return keys, cut
+        return tier.keys(rules, order, parameters)
 
     def candidates(self, first: _Needle) -> _Candidates:
         parameters = first.parameters("first")
@@ -561,7 +564,7 @@ def _plans_kept() -> Iterator[None]:
     if connection.vendor != "postgresql" or settings.DATABASE_POOLED:
         yield
         return
-    with transaction.atomic(), connection.cursor() as cursor:
+    with transaction.atomic(durable=True), connection.cursor() as cursor:
         cursor.execute("SET LOCAL plan_cache_mode = force_generic_plan")
         cursor.connection.prepare_threshold = 1  # prepared at its second time
         try:

@@ -13,7 +13,12 @@ from django.db import migrations, models
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.operations.base import Operation
 
-FIRST = {("refunds", "0001_initial"), ("refunds", "0002_guards"), ("dashboard", "0001_initial")}
+FIRST = {
+    ("refunds", "0001_initial"),
+    ("refunds", "0002_guards"),
+    ("refunds", "0003_statistics"),
+    ("dashboard", "0001_initial"),
+}
 # Of rows, tables or names that nobody has yet, or that PostgreSQL changes in its catalogue alone.
 HARMLESS = (
     migrations.CreateModel,

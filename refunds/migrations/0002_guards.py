@@ -240,7 +240,7 @@ GUARDS = (
     (
         ORDER,
         "UPDATE",
-        f"({changed('captured', 'refunded', 'reserved')}) "
+        f"({changed('key', 'captured', 'refunded', 'reserved')}) "
         f"AND (NEW.captured <> {ORDER_SUM.format(what='captured', row='NEW.key')} "
         f"OR NEW.refunded <> {ORDER_SUM.format(what='refunded + external', row='NEW.key')} "
         f"OR NEW.reserved <> {ORDER_SUM.format(what='reserved', row='NEW.key')})",

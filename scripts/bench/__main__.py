@@ -62,8 +62,8 @@ def main() -> int:
 HEAD = """# Performance
 
 Written by `make bench` on {today}; machine: {machine}. Read ratios, not times: all rows of a table were asked for in
-turns, over HTTP, of the web server of `deploy/`, {rounds} times each, after {warm_up} times to warm up, so that each of
-its 16 threads has seen each page ({peer_rounds} times the admin, after one). What each page is measured against:
+turns, over HTTP, of the web server of `deploy/`, {rounds} times each, after {warm_up} times to warm up, some four for
+each of its 16 threads ({peer_rounds} times the admin, after one). What each page is measured against:
 
 - **empty**: a view that answers nothing, behind the same middleware, sign-in and limits, with the same audit entry;
 - **static**: the list's template over 50 rows at hand, with the same audit entry;
