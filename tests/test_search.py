@@ -512,9 +512,9 @@ def test_find_equals_a_look_at_every_row(candidates: int, monkeypatch: pytest.Mo
 
 
 def test_several_common_words_are_paged_beyond_the_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "CANDIDATES", 20)
+    monkeypatch.setattr(search, "CANDIDATES", 50)
     domains = ("example.jp", "example.com")
-    store(*(order_of(n, family="田中", given="太郎", email=f"t{n}@{domains[n % 2]}") for n in range(60)))
+    store(*(order_of(n, family="田中", given="太郎", email=f"t{n}@{domains[n % 2]}") for n in range(120)))
     found, page = [], search.find("田中 example.jp", limit=5)
     while True:
         found += [order.order_id for order in page.orders]
@@ -522,7 +522,7 @@ def test_several_common_words_are_paged_beyond_the_candidates(monkeypatch: pytes
             break
         page = search.find("田中 example.jp", limit=5, cursor=page.older)
 
-    assert found == [f"order_test_{n:022d}" for n in range(58, -1, -2)]
+    assert found == [f"order_test_{n:022d}" for n in range(118, -1, -2)]
 
 
 # --- What it costs ------------------------------------------------------------------------------------------
