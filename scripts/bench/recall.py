@@ -30,7 +30,7 @@ def run() -> Part:
             missed.append(
                 f"{engine}: {told['wrong']} of {QUERIES:,} searches differ from a look at every row"
             )
-    return Part("\n".join(lines), missed)
+    return Part("\n".join([*lines, ""]), missed)
 
 
 def main() -> None:
