@@ -29,7 +29,7 @@ def every_page(request: HttpRequest) -> dict[str, Any]:
             "can_audit": request.user.has_perm(roles.AUDIT),
             "roles": [roles.LABELS[role] for role in person(request).role_names],
         }
-        context["sends"] = Control.objects.select_related("changed_by").filter(one=True).first() or Control()
+        context["sends"] = Control.objects.filter(one=True).first() or Control()
     return context
 
 

@@ -195,7 +195,7 @@ def test_no_change_without_its_entry(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(AuditEntry, "save", full)
+    monkeypatch.setattr(audit, "_append", full)
     with pytest.raises(OSError, match="no space left"):
         services.request_refund(request_of, refundable=payment.refundable(), by=operator)
 
