@@ -13,8 +13,9 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from django.conf import settings
@@ -27,7 +28,7 @@ from dashboard.models import User
 from refunds import smartpay
 from refunds.folding import fold as fold  # noqa: PLC0414  (views fold what they record of a search)
 from refunds.mirror import first_key, moment_of
-from refunds.models import Order, Search
+from refunds.models import Order, SavedSearch
 
 PAGE = 50  # orders
 CANDIDATES = 1000  # orders that a branch of tiers 2 to 4 may bring in another order than ours
@@ -45,12 +46,16 @@ KANA = ("family_kana_folded", "given_kana_folded", "kana_folded", "kana_turned_f
 WHOLE = (*NAMES, *KANA, "email_folded", "reference_folded")
 # Full names begin as family names do, and turned ones as given names: those need no branch of their own.
 BEGINNING = tuple(column for column in WHOLE if column not in {*NAMES[:2], *KANA[:2]})
+PARTS = tuple(
+    column for columns in (NAMES, KANA) for column in columns[:2]
+)  # of a name; a full one begins with one
+SPLIT = range(2, 7)  # characters of a word that is looked for as a part and a beginning of the other
 LOOKED_IN = (*WHOLE, "order_id_reversed")
-LABELS = (  # what of an order matched
-    (gettext_lazy("お客様名"), NAMES),
-    (gettext_lazy("フリガナ"), KANA),
-    (gettext_lazy("メールアドレス"), ("email_folded",)),
-    (gettext_lazy("ショップ注文番号"), ("reference_folded",)),
+LABELS: tuple[tuple[Any, Callable[[Any], Sequence[str]]], ...] = (  # what of an order matched
+    (gettext_lazy("お客様名"), attrgetter(*NAMES)),
+    (gettext_lazy("フリガナ"), attrgetter(*KANA)),
+    (gettext_lazy("メールアドレス"), lambda order: (order.email_folded,)),
+    (gettext_lazy("ショップ注文番号"), lambda order: (order.reference_folded,)),
 )
 LAST = "\U0010ffff"  # nothing sorts after it: what begins with q lies between q and q + LAST
 
@@ -157,7 +162,7 @@ def find(text: str, *, filters: Filters = Filters(), cursor: str = "", limit: in
     tiers = query.tiers()
     with _plans_kept():
         result = _page(tiers, filters, cursor, limit, unfiltered=tiers, columns=COLUMNS)
-    labels = [(str(label), columns) for label, columns in LABELS]  # translated once a page
+    labels = [(str(label), texts) for label, texts in LABELS]  # translated once a page
     for order in result.orders:
         order.matched = query.matched(order, labels)
     return result
@@ -166,13 +171,28 @@ def find(text: str, *, filters: Filters = Filters(), cursor: str = "", limit: in
 def recent(person: User) -> list[tuple[str, str]]:
     """What the person looked for last, each once, as (id, text); not what was typed on the way to it."""
     found: list[tuple[str, str]] = []
-    kept = Search.objects.filter(person=person, created_at__gt=timezone.now() - KEPT).order_by("-created_at")
-    for pk, text in kept.values_list("pk", "text")[: 10 * RECENT]:
+    since = connection.ops.adapt_datetimefield_value(timezone.now() - KEPT)
+    kept = "SELECT id, text FROM refunds_search WHERE person_id = %s AND created_at > %s ORDER BY created_at DESC"
+    for pk, text in _rows(f"{kept} LIMIT {10 * RECENT}", [person.pk, since]):
         if len(found) == RECENT:
             break
         if not any(later.startswith(text) for _pk, later in found):
             found.append((pk, text))
     return found
+
+
+class Saved(NamedTuple):
+    """保存した検索, as pages offer it: its name, the search that it narrows ("" for none) and the filters."""
+
+    name: str
+    search_id: str
+    filters: str
+
+
+def saved(person: User) -> list[Saved]:
+    """What the person keeps, by name."""
+    kept = "SELECT name, coalesce(search_id, ''), filters FROM refunds_savedsearch WHERE person_id = %s ORDER BY name"
+    return [Saved(*row) for row in _rows(f"{kept} LIMIT {SavedSearch.MOST}", [person.pk])]
 
 
 def as_typed(text: str) -> str:
@@ -192,7 +212,10 @@ def whole_order_id(text: str) -> str | None:
 
 # --- What was typed -----------------------------------------------------------------------------------------
 
-type _Labels = Sequence[tuple[str, Sequence[str]]]
+# A condition, and the column whose index answers it, in the order of that column; "" where the rows that meet it lie in
+# one place of an index, by their keys.
+type _Branch = tuple[str, str]
+type _Labels = Sequence[tuple[str, Callable[[Found], Sequence[str]]]]
 
 _DOMAIN = re.compile(r"@[0-9a-z.-]+|[0-9a-z-]+(?:\.[0-9a-z-]+)+")
 _ID = re.compile(r"(?:order|payment|refund)_(?:test|live)_[0-9A-Za-z]+")
@@ -228,8 +251,12 @@ class _Needle:
         """`@example.jp` where this is a domain with or without its sign, else ""."""
         return "@" + self.folded.removeprefix("@") if _DOMAIN.fullmatch(self.folded) else ""
 
+    @property
+    def is_split(self) -> bool:
+        return len(self.folded) in SPLIT and not self.folded.isascii()
+
     def parameters(self, name: str) -> dict[str, str]:
-        return {
+        found = {
             name: self.folded,
             f"{name}_to": self.folded + LAST,
             f"{name}_typed": self.typed,
@@ -238,25 +265,47 @@ class _Needle:
             f"{name}_tail_to": self.folded[::-1] + LAST,
             f"{name}_domain": self.domain,
         }
+        if self.is_split:
+            found |= {f"{name}_{end}": self.folded[:end] for end in range(1, len(self.folded))}
+        return found
 
-    def whole(self, name: str) -> list[str]:
-        """Conditions that a column is this. Every row that meets one lies in one place of an index, by its key."""
-        return [f"order_id = %({name}_typed)s", *(f"{column} = %({name})s" for column in WHOLE)]
+    def whole(self, name: str) -> list[_Branch]:
+        """What finds all rows of which a column is this."""
+        rules = [f"order_id = %({name}_typed)s", *(f"{column} = %({name})s" for column in WHOLE)]
+        return [(rule, "") for rule in rules]
 
-    def begins(self, name: str) -> list[tuple[str, str]]:
-        """Conditions that a column begins with this, without being it, each with its column."""
-        ranges = [(column, f"{column} > %({name})s AND {column} <= %({name}_to)s") for column in BEGINNING]
+    def begins(self, name: str) -> list[_Branch]:
+        """What finds all rows of which a column begins with this, without being it."""
+        return [*self._ranges(name, BEGINNING), *self._ids(name)]
+
+    def begins_apart(self, name: str) -> list[_Branch]:
+        """The same rows and a few more, by other branches; none where these would be many.
+
+        A full name that begins with 田中 is that of a 田中丸, or of somebody 田 whose given name begins with 中, or of
+        one of the many 田中, who are found as such. In the range of all of them the others would not be seen.
+        """
+        if not self.is_split:
+            return []
+        others = [column for column in BEGINNING if column not in {*NAMES, *KANA}]
+        apart = [(f"{part} = %({name}_{end})s", "") for part in PARTS for end in range(1, len(self.folded))]
+        return [*self._ranges(name, [*PARTS, *others]), *apart, *self._ids(name)]
+
+    def _ranges(self, name: str, columns: Sequence[str]) -> list[_Branch]:
+        return [(f"{column} > %({name})s AND {column} <= %({name}_to)s", column) for column in columns]
+
+    def _ids(self, name: str) -> list[_Branch]:
+        ranges = []
         if self.begins_order_id:
-            ranges.append(("order_id", f"order_id > %({name}_typed)s AND order_id <= %({name}_typed_to)s"))
+            ranges.append((f"order_id > %({name}_typed)s AND order_id <= %({name}_typed_to)s", "order_id"))
         if self.is_tail:
             column = "order_id_reversed"
-            ranges.append((column, f"{column} >= %({name}_tail)s AND {column} <= %({name}_tail_to)s"))
+            ranges.append((f"{column} >= %({name}_tail)s AND {column} <= %({name}_tail_to)s", column))
         return ranges
 
     def at_start(self, name: str) -> str:
         """A condition for rows at hand: a column is this, or begins with it."""
         rules = [f"{column} >= %({name})s AND {column} <= %({name}_to)s" for column in BEGINNING]
-        rules += [rule for column, rule in self.begins(name) if column not in BEGINNING]
+        rules += [rule for rule, _column in self._ids(name)]
         return _either([*rules, f"order_id = %({name}_typed)s"])
 
     def fits(self, name: str) -> str:
@@ -269,22 +318,21 @@ class _Needle:
 
     def labels(self, order: Found, labels: _Labels) -> list[str]:
         """In words, what of the order is this, begins with it or, failing those, holds it."""
-        return self._labels(order, labels, str.startswith) or self._labels(order, labels, str.__contains__)
-
-    def _labels(self, order: Found, labels: _Labels, holds: Callable[[str, str], bool]) -> list[str]:
-        found = []
-        for label, columns in labels:
-            for column in columns:
-                if holds(getattr(order, column), self.folded):
-                    found.append(label)
-                    break
+        folded = self.folded
+        begun, held = [], []
+        for label, texts in labels:
+            holding = [text for text in texts(order) if folded in text]
+            if holding:
+                held.append(label)
+                if any([text.startswith(folded) for text in holding]):  # noqa: C419  (two or three; a generator is slower)
+                    begun.append(label)
         if (
             order.order_id == self.typed
             or (self.begins_order_id and order.order_id.startswith(self.typed))
-            or (self.is_tail and order.order_id_reversed.startswith(self.folded[::-1]))
+            or (self.is_tail and order.order_id_reversed.startswith(folded[::-1]))
         ):
-            found.append(_("注文ID"))
-        return found
+            begun.append(_("注文ID"))
+        return begun or held
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,12 +360,12 @@ class _Query:
                 owner = f"SELECT order_id FROM refunds_payment WHERE id = ({payment})"  # noqa: S608
                 return [_Exact((f"key = ({owner})",), {"id": self.whole.typed})]
         parameters = self.whole.parameters("whole")
-        whole = self.whole.whole("whole")
-        begins = self.whole.begins("whole")
+        whole = [rule for rule, _column in self.whole.whole("whole")]
+        begun = f"{self.whole.at_start('whole')} AND NOT {_either(whole)}"
         tiers: list[_Tier] = [
             _Exact(tuple(whole), parameters),
             _Candidates(
-                tuple((rule, column) for column, rule in begins), f"NOT {_either(whole)}", parameters
+                tuple(self.whole.begins("whole")), begun, parameters, tuple(self.whole.begins_apart("whole"))
             ),
         ]
         if len(self.whole.folded) >= SHORTEST_FRAGMENT:
@@ -389,17 +437,24 @@ class _Exact:
 class _Candidates:
     """Branches of which a bounded number of rows is looked at, together and in the order of their keys.
 
-    branches: each a condition and the column whose index answers it, in the order of that column; "" where its rows
-    come in the order of their keys.
-    fits: what else a candidate has to meet.
+    fits: what a candidate has to meet.
+    apart: other branches, where those leave something out.
     """
 
-    branches: tuple[tuple[str, str], ...]
+    branches: tuple[_Branch, ...]
     fits: str
     parameters: dict[str, Any]
+    apart: tuple[_Branch, ...] = ()
     last_resort: bool = False
 
     def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
+        found = self._looked_at(rules, order, parameters)
+        if found[1] and self.apart:
+            other = replace(self, branches=self.apart, apart=()).keys(rules, order, parameters)
+            return found if other[1] else other
+        return found
+
+    def _looked_at(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
         values = {"candidates": CANDIDATES} | self.parameters | parameters
         limit, newest_first = values["limit"], order == "DESC"
         of_branch: dict[int, list[int]] = {}
@@ -456,33 +511,35 @@ class _Words:
 
     def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
         longest = sorted((word for word in self.words if not word.domain), key=lambda word: -len(word.folded))
+        # Few of any word's fill the page, as a rule, or are all there are: the others need no look.
+        few = min(8 * parameters["limit"], CANDIDATES)
+        tier = replace(self.candidates(longest[0]), apart=())
+        keys, cut = tier.keys(rules, order, parameters | {"candidates": few})
+        if not cut:
+            return keys, False
         rare = next((word for word in longest if self._is_rare(word)), None)
-        tier = self.candidates(rare or longest[0])
-        few = 8 * parameters["limit"]
-        if not rare and few < CANDIDATES and parameters["place"] == START.key:
-            # Few of a common word's fill the first page, as a rule; not all are looked at.
-            keys, cut = tier.keys(rules, order, parameters | {"candidates": few})
-            if len(keys) == parameters["limit"]:
-                return keys, cut
-        return tier.keys(rules, order, parameters)
+        if not rare and len(keys) == parameters["limit"] and parameters["place"] == START.key:
+            return keys, True  # no look at more of them would be whole
+        return self.candidates(rare or longest[0]).keys(rules, order, parameters)
 
     def candidates(self, first: _Needle) -> _Candidates:
         parameters = first.parameters("first")
-        fits = []
+        fits = [first.at_start("first")]
         for number, word in enumerate(word for word in self.words if word is not first):
             parameters |= word.parameters(f"other{number}")
             fits.append(word.fits(f"other{number}"))
-        branches = [(rule, "") for rule in first.whole("first")]
-        branches += [(rule, column) for column, rule in first.begins("first")]
-        return _Candidates(tuple(branches), " AND ".join(fits), parameters)
+        whole, begins, apart = first.whole("first"), first.begins("first"), first.begins_apart("first")
+        # Who types several words means parts of names, as a rule: first as such.
+        return _Candidates(
+            (*whole, *(apart or begins)), " AND ".join(fits), parameters, (*whole, *begins) if apart else ()
+        )
 
     def _is_rare(self, word: _Needle) -> bool:
         """Whether all its candidates would be looked at."""
-        rules = [*word.whole("word"), *(rule for _column, rule in word.begins("word"))]
         counts = " UNION ALL ".join(
             "SELECT sum(1) AS many FROM "  # noqa: S608  (conditions are ours; values are parameters)
             f"(SELECT 1 FROM refunds_order WHERE {rule} LIMIT %(candidates)s + 1) AS branch{number}"
-            for number, rule in enumerate(rules)
+            for number, (rule, _column) in enumerate([*word.whole("word"), *word.begins("word")])
         )
         found = _rows(counts, word.parameters("word") | {"candidates": CANDIDATES})
         return all((many or 0) <= CANDIDATES for (many,) in found)
@@ -524,9 +581,9 @@ class _Within:
         source = f"refunds_fragment WHERE {matches} AND {rules.key}" if rare else f"{walked} WHERE {matches}"
         near = f"SELECT key FROM {source} ORDER BY key {order} LIMIT %(candidates)s"  # noqa: S608
         keys: list[int] = []
-        # The first few fill the page, but where a filter leaves few of them.
-        for most in (min(2 * values["limit"], CANDIDATES), CANDIDATES):
-            keys = self._page(near, rules, order, values | {"candidates": most})
+        # The first few of a short walk fill the page, but where a filter, or what begins alike, leaves few of them.
+        for most, walk in ((min(2 * values["limit"], CANDIDATES), WALK // 10), (CANDIDATES, WALK)):
+            keys = self._page(near, rules, order, values | {"candidates": most, "walk": walk})
             if len(keys) == values["limit"] or many <= most:
                 return keys, False
         cut = _count("walk", walked, values) > WALK
@@ -549,7 +606,7 @@ def _count(bound: str, rows: str, values: dict[str, Any]) -> int:
     return int(many or 0)
 
 
-def _rows(sql: str, parameters: dict[str, Any] | Sequence[int]) -> list[Any]:
+def _rows(sql: str, parameters: dict[str, Any] | Sequence[Any]) -> list[Any]:
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
         return list(cursor.fetchall())

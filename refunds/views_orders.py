@@ -54,7 +54,7 @@ def order_list(request: HttpRequest) -> HttpResponse:
         "search": typed,
         "typed": parked_fields(request).get("q", ""),
         "recent": search.recent(person(request)),
-        "saved": SavedSearch.objects.filter(person=person(request))[: SavedSearch.MOST],
+        "saved": search.saved(person(request)),
         "filters": form,
         "export_url": f"{reverse('refunds:order_export')}?{paging.filters(request.GET)}",
         "newer_url": paging.url(request.GET, result.newer),

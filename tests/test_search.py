@@ -384,7 +384,7 @@ def test_partial_is_told_where_candidates_were_left_out(monkeypatch: pytest.Monk
     assert search.find("mail").partial is True
     assert len(search.find("mail").orders) == 4  # the one beyond tells that there are more, and is shown
     assert search.find("mail1").partial is False
-    assert search.find("田中").partial is True  # family names are looked at by the full names that they begin
+    assert search.find("田").partial is True
     assert search.find("田中", limit=3).partial is False  # the page was full before
     assert search.find("田中 mail1").partial is False
     assert search.find("田中 一 mail").partial is True
@@ -509,6 +509,21 @@ def test_find_equals_a_look_at_every_row(candidates: int, monkeypatch: pytest.Mo
             differences.append(text)
     assert differences == []
     assert bool(partial) is (candidates == 20)
+
+
+def test_who_begins_like_a_common_family_is_found_among_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "CANDIDATES", 3)
+    store(*(order_of(number, family="田中", given="一") for number in range(4)))
+    store(
+        order_of(4, family="田中丸", given="一"),
+        order_of(5, family="田", given="中子"),
+        order_of(6, family="小", given="田中子"),
+        order_of(7, family="大田", given="中"),
+    )
+
+    result = search.find("田中")
+
+    assert (numbers(result), result.partial) == ([3, 2, 1, 0, 6, 5, 4, 7], False)
 
 
 def test_several_common_words_are_paged_beyond_the_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
