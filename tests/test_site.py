@@ -1,5 +1,8 @@
 """What holds for every page of the site, and the pages around the app."""
 
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 from dashboard import urls
 from dashboard.models import User
+from dashboard.sqlite.base import DatabaseWrapper
 
 
 @csrf_exempt
@@ -51,6 +55,33 @@ def test_readyz_when_migrations_are_missing(client: Client, db: None) -> None:
     response = client.get("/readyz")
 
     assert (response.status_code, response.content) == (503, b"1 migrations are not applied\n")
+
+
+@pytest.mark.sqlite
+def test_a_kept_connection_leaves_a_file_that_was_replaced(tmp_path: Path, db: None) -> None:
+    file, backup = tmp_path / "site.sqlite3", tmp_path / "backup.sqlite3"
+    for each, name in ((file, "old"), (backup, "new")):
+        with closing(sqlite3.connect(each)) as made, made:
+            made.execute(f"CREATE TABLE {name} (id)")
+    kept = DatabaseWrapper(
+        connection.settings_dict | {"NAME": str(file), "OPTIONS": {}, "CONN_HEALTH_CHECKS": True}
+    )
+
+    def tables() -> list[str]:
+        """As a request finds them: Django tells the connection when one begins."""
+        kept.close_if_unusable_or_obsolete()
+        with kept.cursor() as cursor:
+            return [name for (name,) in cursor.execute("SELECT name FROM sqlite_schema").fetchall()]
+
+    assert tables() == ["old"]
+    first = kept.connection
+    assert tables() == ["old"]
+    assert kept.connection is first
+
+    backup.replace(file)
+
+    assert tables() == ["new"]
+    kept.close()
 
 
 def test_readyz_when_the_database_is_down(client: Client, db: None) -> None:
