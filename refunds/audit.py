@@ -141,7 +141,7 @@ def record(
 
 APPENDED = [field for field in AuditEntry._meta.concrete_fields if not field.primary_key]
 APPEND = (
-    f"INSERT INTO {AuditEntry._meta.db_table} ({', '.join(field.column for field in APPENDED)}) "  # noqa: S608
+    f"INSERT INTO {AuditEntry._meta.db_table} ({', '.join(str(field.column) for field in APPENDED)}) "  # noqa: S608
     f"VALUES ({', '.join(['%s'] * len(APPENDED))}) RETURNING id"
 )
 

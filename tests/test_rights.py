@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from django.contrib import admin
 from django.contrib.admin.utils import quote
+from django.contrib.auth.backends import ModelBackend
+from django.contrib.auth.models import AnonymousUser, Group, Permission
 from django.core.cache import cache
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import transaction
@@ -38,6 +40,7 @@ from refunds.models import (
     Search,
     SyncCursor,
 )
+from refunds.roles import REQUEST_REFUND
 from tests import rights
 from tests.conftest import Clock, make_user, sign_in
 from tests.dishonest_provider import DishonestProvider
@@ -296,3 +299,23 @@ def test_role_whose_value_was_left_empty_is_nobodys(settings: Any, claim: Any) -
 
 def test_the_document_shows_this_table() -> None:
     assert rights.shown() == rights.section(), "run `python -m tests.rights` to write it anew"
+
+
+@pytest.mark.parametrize("role", ["viewer", "operator", "approver", "auditor"])
+def test_the_table_of_roles_says_what_the_groups_in_the_database_say(role: str) -> None:
+    person = make_user(role)
+
+    assert person.get_all_permissions() == ModelBackend().get_all_permissions(person)
+
+
+def test_nobody_may_what_no_role_of_theirs_may() -> None:
+    person = make_user("viewer")
+    person.user_permissions.set(Permission.objects.filter(codename="request_refund"))
+    person.groups.add(Group.objects.create(name="hand-made"))
+    assert not User.objects.get(pk=person.pk).has_perm(REQUEST_REFUND)
+
+    operator = make_user("operator")
+    operator.is_active = False
+
+    assert operator.get_all_permissions() == set()
+    assert AnonymousUser().get_all_permissions() == set()
