@@ -83,7 +83,13 @@ TEMPLATES = [
             ],
         },
     },
+    {
+        "BACKEND": "django.template.backends.jinja2.Jinja2",  # for what a page repeats many times
+        "APP_DIRS": True,
+        "OPTIONS": {"environment": "refunds.templatetags.rows.environment"},
+    },
 ]
+FORM_RENDERER = "django.forms.renderers.Jinja2"
 
 # --- The database -------------------------------------------------------------------------------------------
 # A pool that gives each transaction another connection, which knows nothing of what the last one prepared.

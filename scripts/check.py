@@ -58,12 +58,18 @@ def templates_compile() -> str:
     from django.template import TemplateSyntaxError, engines
 
     django.setup()
-    engine = engines["django"]
+    roots = {
+        "templates": "django",
+        "dashboard/templates": "django",
+        "refunds/templates": "django",
+        "refunds/jinja2": "jinja2",
+    }
     found = []
-    for root in (BASE_DIR / "templates", BASE_DIR / "dashboard/templates", BASE_DIR / "refunds/templates"):
+    for name, engine in roots.items():
+        root = BASE_DIR / name
         for path in sorted(path for path in root.rglob("*") if path.is_file()):
             try:
-                engine.get_template(str(path.relative_to(root)))
+                engines[engine].get_template(str(path.relative_to(root)))
             except (TemplateSyntaxError, UnicodeDecodeError) as error:
                 found.append(f"{path.relative_to(BASE_DIR)}: {error}")
     return "\n".join(found)

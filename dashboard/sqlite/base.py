@@ -1,4 +1,4 @@
-"""SQLite as Django has it, for connections that are kept: one is given up where another file stands in its file's place.
+"""SQLite as Django has it, for connections that are kept: one is given up where another file took its file's place.
 
 A connection of its own for each request costs more than what most pages ask of it: the schema is parsed anew, every
 statement is compiled anew, and who closes the last one writes the whole log back. Kept without a look, it would go on
