@@ -112,7 +112,7 @@ else:
     # What was committed before money moves is on the disk, whatever the server's default.
     DATABASES["default"].setdefault("OPTIONS", {})["options"] = "-c synchronous_commit=on"
     DATABASES["default"]["OPTIONS"]["server_side_binding"] = True
-    # Nothing is prepared but what search.py has prepared.
+    # Nothing is prepared but what search.py has prepared, and what a web server asks all day: see dashboard/wsgi.py.
     DATABASES["default"]["OPTIONS"]["prepare_threshold"] = None
     # First: refunds/admin.py takes back what its admin would show. SQLite has a timer instead: see refunds/jobs.py.
     INSTALLED_APPS.insert(0, "procrastinate.contrib.django")

@@ -11,6 +11,7 @@ Where a bound on the work left something out, the result says that it is partial
 
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -162,9 +163,7 @@ def find(text: str, *, filters: Filters = Filters(), cursor: str = "", limit: in
     tiers = query.tiers()
     with _plans_kept():
         result = _page(tiers, filters, cursor, limit, unfiltered=tiers, columns=COLUMNS)
-    labels = [(str(label), texts) for label, texts in LABELS]  # translated once a page
-    for order in result.orders:
-        order.matched = query.matched(order, labels)
+    query.label(result.orders)
     return result
 
 
@@ -374,15 +373,19 @@ class _Query:
             tiers.append(_Words(self.words))
         return tiers
 
-    def matched(self, order: Found, labels: _Labels) -> list[str]:
+    def label(self, page: Sequence[Found]) -> None:
+        """Say of each order of a page what of it matched."""
         match smartpay.id_kind(self.whole.typed):
-            case ("payment", _mode):
-                return [_("支払いID")]
-            case ("refund", _mode):
-                return [_("返金ID")]
-        if found := self.whole.labels(order, labels):
-            return found
-        return list(dict.fromkeys(label for word in self.words for label in word.labels(order, labels)))
+            case ("payment" | "refund" as kind, _mode):
+                for order in page:
+                    order.matched = [_("支払いID") if kind == "payment" else _("返金ID")]
+                return
+        labels = [(str(label), texts) for label, texts in LABELS]  # translated once a page
+        # Words are the last resort: where the whole is found in one order of a page, it is in all.
+        needles = (self.whole,) if page and self.whole.labels(page[0], labels) else self.words
+        for order in page:
+            found = [label for needle in needles for label in needle.labels(order, labels)]
+            order.matched = list(dict.fromkeys(found))
 
 
 def _either(conditions: Sequence[str]) -> str:
@@ -457,13 +460,11 @@ class _Candidates:
     def _looked_at(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
         values = {"candidates": CANDIDATES} | self.parameters | parameters
         limit, newest_first = values["limit"], order == "DESC"
-        of_branch: dict[int, list[int]] = {}
-        near = set()
-        for branch, key, is_near in _rows(self.sql(rules, order), values):
-            of_branch.setdefault(branch, []).append(key)
-            if is_near:
-                near.add(key)
-        candidates = sorted(near, reverse=newest_first)
+        rows = _rows(self.sql(rules, order), values)
+        of_branch: dict[int, list[int]] = defaultdict(list)
+        for branch, key, _near in rows:
+            of_branch[branch].append(key)
+        candidates = sorted({key for _branch, key, near in rows if near}, reverse=newest_first)
         found: list[int] = []
         few, judged = 2 * max(limit, PAGE), 0  # they fill the page, but where few of them meet the conditions
         while candidates[judged:] and len(found) < limit:
@@ -623,11 +624,14 @@ def _plans_kept() -> Iterator[None]:
         return
     with transaction.atomic(durable=True), connection.cursor() as cursor:
         cursor.execute("SET LOCAL plan_cache_mode = force_generic_plan")
-        cursor.connection.prepare_threshold = 1  # prepared at its second time
+        before, cursor.connection.prepare_threshold = (
+            cursor.connection.prepare_threshold,
+            1,
+        )  # at their second time
         try:
             yield
         finally:
-            cursor.connection.prepare_threshold = None
+            cursor.connection.prepare_threshold = before
 
 
 def _rules(filters: Filters) -> tuple[_Rules, dict[str, Any]]:
