@@ -239,7 +239,6 @@ def _confirmed(request: HttpRequest, order: Order, asked: services.Request) -> H
     similar_form = SimilarForm(request.POST)
     reason = similar_form.cleaned_data["similar_reason"] if similar_form.is_valid() else ""
     refund = services.refund_payment(asked, refundable=signed[0], by=person(request), similar_reason=reason)
-    request.session.pop("draft", None)
     return see_other("refunds:refund", refund.pk)
 
 

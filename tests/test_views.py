@@ -526,8 +526,10 @@ def test_page_of_a_refund_that_was_judged_wrongly_is_a_look_too(paid: Order, app
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_who_was_signed_out_while_money_left_is_not_told_that_nothing_was_done(
-    browser: Client, paid: Order, monkeypatch: pytest.MonkeyPatch, language: str
+    browser: Client, paid: Order, settings: Any, monkeypatch: pytest.MonkeyPatch, language: str
 ) -> None:
+    settings.SESSION_SAVE_EVERY_REQUEST = True  # as every half a minute, for the sign of life
+
     def refund_payment(*args: Any, **kwargs: Any) -> Refund:
         made = services_refund_payment(*args, **kwargs)
         browser.session.delete()  # another tab, or the provider, meanwhile
@@ -565,9 +567,10 @@ def test_page_that_was_opened_meanwhile_only_asks_to_sign_in(
     [("ja", "返金一覧で結果を確かめてください"), ("en", "check its outcome in the list of refunds")],
 )
 def test_who_pressed_while_the_database_died_is_not_told_that_the_sign_in_ended(
-    browser: Client, paid: Order, monkeypatch: pytest.MonkeyPatch, language: str, advice: str
+    browser: Client, paid: Order, settings: Any, monkeypatch: pytest.MonkeyPatch, language: str, advice: str
 ) -> None:
     """It died after the refund's last commit and before that of the session: the press may be repeated."""
+    settings.SESSION_SAVE_EVERY_REQUEST = True  # as every half a minute, for the sign of life
     save = Session.save
 
     def dead(session: Session, **kwargs: Any) -> None:
