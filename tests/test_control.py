@@ -165,7 +165,7 @@ def test_mark_that_cannot_be_written_stops_the_sending(
 def test_another_cluster_or_timeline_is_a_restore(payment: Payment) -> None:
     services.watch()
     assert Control.sends_are_on()
-    assert Control.objects.get().cluster == control._cluster()
+    assert Control.objects.get().cluster == control._ledger()[0]
 
     Control.objects.update(cluster="7000000000000000000/00000001")
     services.watch()

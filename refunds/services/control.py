@@ -11,7 +11,6 @@ import structlog
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
 from django.db import connection, transaction
-from django.db.models import Max
 from django.utils.translation import gettext as _
 
 from dashboard.models import User
@@ -29,9 +28,12 @@ SILENT = (Attempt.Outcome.AMBIGUOUS, Attempt.Outcome.NOT_SENT)
 
 def why_nothing_is_sent(now: datetime) -> str:
     """Why no refund may be sent at this moment, for the log; "" if it may. Inside the transaction of an attempt."""
-    if not Control.sends_are_on():
+    # The file first: what it tells was committed before, so that the database can only be further.
+    mark = _mark()
+    control = _control()
+    if not control.sends_enabled:
         return "sending is stopped"
-    if _notice_restore():
+    if _is_behind(control, mark):
         return "the database was restored"
     if smartpay_is_silent() and Attempt.objects.filter(started_at__gt=now - PROBE_EVERY).exists():
         return "Smartpay does not answer"
@@ -78,7 +80,7 @@ def set_sends(*, enabled: bool, reason: str, by: User | None = None) -> None:
         if enabled and control.restored_at:
             _check_reconciled(control.restored_at)
             control.restored_at, control.restore_accepted_at = None, now
-            control.cluster = _cluster()
+            control.cluster, _newest = _ledger()
         control.sends_enabled, control.reason = enabled, reason[:200]
         control.changed_at, control.changed_by = now, by
         control.save()
@@ -120,7 +122,8 @@ def watch() -> None:
         _notice_restore()
     if Control.objects.filter(restored_at__isnull=False).exists():
         return
-    remember(Attempt.objects.aggregate(newest=Max("pk"))["newest"] or 0)
+    _cluster, newest = _ledger()
+    remember(newest)
 
 
 def remember(attempt: int) -> None:
@@ -142,13 +145,19 @@ def remember(attempt: int) -> None:
 
 def _notice_restore() -> bool:
     """Whether the fence is up; raises it, in the caller's transaction, where the ledger is older than was seen."""
-    # The file first: what it tells was committed before, so that the database can only be further.
-    mark = _mark()
-    control = Control.objects.filter(one=True).first() or Control()
+    mark = _mark()  # first: see why_nothing_is_sent()
+    return _is_behind(_control(), mark)
+
+
+def _control() -> Control:
+    return Control.objects.filter(one=True).first() or Control()
+
+
+def _is_behind(control: Control, mark: Mark) -> bool:
+    """_notice_restore() for what was read just now: first what the file says, then the row."""
     if control.restored_at:
         return True
-    cluster = _cluster()
-    newest = Attempt.objects.aggregate(newest=Max("pk"))["newest"] or 0
+    cluster, newest = _ledger()
     behind = Mark(_iso(control.restore_accepted_at), newest) < mark
     if behind or control.cluster not in ("", cluster):
         _raise_fence(newest, mark)
@@ -187,16 +196,20 @@ def _iso(moment: datetime | None) -> str:
     return moment.isoformat(timespec="microseconds") if moment else ""
 
 
-def _cluster() -> str:
-    """Which PostgreSQL this is, and which of its timelines; "" for SQLite, which has neither."""
-    if connection.vendor != "postgresql":
-        return ""
+# In SQL: all that sending asks of the ledger as a whole, in one statement. SQLite has neither clusters nor timelines.
+LEDGER = {
+    "sqlite": "SELECT '', COALESCE(MAX(id), 0) FROM refunds_attempt",
+    "postgresql": "SELECT system_identifier || '/' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8), "
+    "(SELECT COALESCE(MAX(id), 0) FROM refunds_attempt) FROM pg_control_system()",
+}
+
+
+def _ledger() -> tuple[str, int]:
+    """Which PostgreSQL this is and which of its timelines, "" for none; and the newest attempt, 0 for none."""
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT system_identifier || '/' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) "
-            "FROM pg_control_system()"
-        )
-        return str(cursor.fetchone()[0])
+        cursor.execute(LEDGER[connection.vendor])
+        cluster, newest = cursor.fetchone()
+    return cluster, newest
 
 
 def _check_reconciled(restored_at: datetime) -> None:
