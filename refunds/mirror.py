@@ -456,6 +456,28 @@ def record_refunds(refunds: Iterable[smartpay.Refund], *, read_at: datetime) -> 
     return batch.rows
 
 
+def record_answer(refund: smartpay.Refund, *, ours_id: uuid.UUID | None, read_at: datetime) -> None:
+    """record_refund() for the answer to a sending, in the transaction that holds the payment and has booked it.
+
+    `ours_id`: the ledger row whose smartpay_id it has, None where it has none. Where this fails, nothing of it is left,
+    and the transaction goes on.
+    """
+    with transaction.atomic():
+        row = SmartpayRefund(id=refund.id, payment_id=refund.payment, read_at=read_at, ours_id=ours_id)
+        _put(row, _refund_facts(refund))
+        if ours_id and _insert_unless_there(row):
+            _count_external([refund.payment])
+        else:
+            record_refunds([refund], read_at=read_at)
+
+
+def _insert_unless_there(row: SmartpayRefund) -> bool:
+    with connection.cursor() as cursor:
+        [facts] = values(SmartpayRefund, [row])
+        cursor.execute(f"{_insert_statement(SmartpayRefund)} ON CONFLICT DO NOTHING", facts)
+        return bool(cursor.rowcount)
+
+
 def _refund_facts(refund: smartpay.Refund) -> dict[str, Any]:
     return {
         "amount": refund.amount,

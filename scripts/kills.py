@@ -24,8 +24,8 @@ from tests.kills.world import QUICK, Tally, World
 
 PROMISED = 150  # seconds until a refund whose process died is settled, with the settings of production
 TEN = (
-    "asked.committed", "sending.uncommitted", "attempt.begun", "mark.half", "send.first_byte", "send.half",
-    "send.unanswered", "answer.unbooked", "succeeded.uncommitted", "booked.unmirrored",
+    "requested.uncommitted", "sending.uncommitted", "attempt.begun", "mark.half", "send.first_byte", "send.half",
+    "send.unanswered", "answer.unbooked", "succeeded.uncommitted", "mirrored.uncommitted",
 )  # fmt: skip
 PRODUCTION: dict[str, str] = {}  # every lease, deadline and pause as it is by default
 

@@ -98,7 +98,7 @@ def test_worker_that_is_told_to_end_finishes_what_is_in_flight(world: World) -> 
     for _ in range(3):
         world.sandbox.fault("slow", seconds=0.8)
         sent = len(posted(world))
-        refund_id = ask(world, world.people[0], "web asked.committed")
+        refund_id = ask(world, world.people[0], "web attempt.begun")
         until_sent(world, sent)
 
         began = time.monotonic()
@@ -202,9 +202,11 @@ def test_file_of_refunds_is_made_line_by_line_whatever_dies(world: World) -> Non
 def test_restored_database_sends_nothing_until_everything_was_read(world: World) -> None:
     one, two, three = world.people[:3]
     world.stop("worker")
-    queued = ask(world, one, "web asked.committed", amount=11)  # in the copy: not sent yet
+    world.manage("sends", "off", "--reason", "複製の前")
+    queued = ask(world, one, amount=11)  # in the copy: not sent yet
     world.stop("web")
     world.database.save()
+    world.manage("sends", "on", "--reason", "複製の後")
     world.start()
     world.until_settled(queued)
     later = ask(world, two, amount=12)  # not in the copy

@@ -1,6 +1,7 @@
 """Faults between the lines: sleepers, liars, forgotten rows, leases lost, lists that fail."""
 
 import contextlib
+import dataclasses
 import json
 import socket
 import threading
@@ -10,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, connection, connections
+from django.db import DatabaseError, IntegrityError, connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from dashboard.models import User
@@ -636,6 +637,70 @@ def test_refund_that_was_recorded_and_not_booked_is_booked_at_the_next_turn(
 
     made.refresh_from_db()
     assert made.state == State.SUCCEEDED
+
+
+def test_outcome_is_kept_where_the_mirror_can_not_be_written(
+    payment: Payment, operator: User, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def refuses(_payments: Any) -> None:
+        raise DatabaseError("No such thing can be counted.")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(mirror, "_count_external", refuses)
+        made = refund(payment, operator)
+
+    made.refresh_from_db()
+    [there] = at_smartpay(sandbox, payment)
+    assert (made.state, made.smartpay_id) == (State.SUCCEEDED, there["id"])
+    assert not made.seen.exists()
+    assert caplog.text.count("refund.not_mirrored") == 1
+
+    services.read_payment(payment.pk, client=smartpay.client())
+
+    payment.refresh_from_db()
+    assert [seen.pk for seen in made.seen.all()] == [there["id"]]
+    assert (payment.refunded, payment.external) == (made.amount, 0)
+
+
+def test_outcome_that_goes_down_with_the_mirror_is_booked_by_a_worker(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def takes_all_along(*_args: Any, **_options: Any) -> None:
+        transaction.set_rollback(True)
+        raise DatabaseError("The connection is lost.")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(mirror, "record_answer", takes_all_along)
+        with pytest.raises(DatabaseError):
+            refund(payment, operator)
+    assert Refund.objects.get().state == State.SENDING
+
+    at.advance(seconds=121)
+    work()
+
+    assert Refund.objects.get().state == State.SUCCEEDED
+    assert len(sandbox.requests("POST", "/v1/refunds")) == 1
+
+
+def test_answer_that_the_mirror_knows_from_elsewhere_becomes_ours(
+    payment: Payment, operator: User, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = sending._finish
+
+    def seen_meanwhile(attempt: Attempt, answer: smartpay.Answer) -> Any:
+        nameless = dataclasses.replace(answer.refund, reference="", metadata={})
+        mirror.record_refund(nameless, read_at=clock.now())
+        payment.refresh_from_db()
+        assert payment.external == attempt.refund.amount
+        return finish(attempt, answer)
+
+    monkeypatch.setattr(sending, "_finish", seen_meanwhile)
+
+    made = refund(payment, operator)
+
+    payment.refresh_from_db()
+    assert [seen.pk for seen in made.seen.all()] == [made.smartpay_id]
+    assert (payment.refunded, payment.external) == (made.amount, 0)
 
 
 def test_lost_refund_with_text_that_no_database_takes_stops_no_scan(

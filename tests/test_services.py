@@ -13,7 +13,7 @@ from django.test import override_settings
 from dashboard.models import User
 from refunds import clock, mirror, services, smartpay
 from refunds.models import AuditEntry, Control, Payment, Refund, SmartpayRefund
-from refunds.services import Request, sending
+from refunds.services import Request, control, sending
 from tests.conftest import Clock, make_order
 from tests.sandbox import Sandbox
 
@@ -452,6 +452,53 @@ def test_sender_that_died_leaves_unknown_and_a_worker_goes_on(
     assert (made.state, len(at_smartpay(sandbox, payment))) == (State.SUCCEEDED, 1)
     assert made.attempt_no == (1 if executed else 2)
     assert AuditEntry.objects.filter(action="refund.unknown", object_id=made.pk).count() == 1
+
+
+def test_same_form_again_sends_nothing_that_waits_for_a_worker(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    asked, left = ask(payment), payment.refundable()
+    made = services.request_refund(asked, refundable=left, by=operator)
+
+    again = services.refund_payment(asked, refundable=left, by=operator)
+
+    assert (again, again.state) == (made, State.QUEUED)
+    assert sandbox.requests("POST", "/v1/refunds") == []  # who sends it now reads before
+    at.advance(seconds=5)
+    work()
+    assert Refund.objects.get().state == State.SUCCEEDED
+    assert len(sandbox.requests("POST", "/v1/refunds")) == 1
+
+
+def test_intent_that_can_not_be_written_leaves_no_refund(
+    payment: Payment, operator: User, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable() -> None:
+        raise PermissionError
+
+    asked, left = ask(payment), payment.refundable()
+    with monkeypatch.context() as failing:
+        failing.setattr(control, "_mark", unreadable)
+        with pytest.raises(PermissionError):
+            services.refund_payment(asked, refundable=left, by=operator)
+
+    payment.refresh_from_db()
+    assert (Refund.objects.exists(), payment.refundable()) == (False, left)
+    assert AuditEntry.objects.filter(action__startswith="refund.").count() == 0
+    made = services.refund_payment(asked, refundable=left, by=operator)  # the same form again
+    assert (made.state, made.attempt_no) == (State.SUCCEEDED, 1)
+
+
+def test_person_who_may_no_longer_refund_when_it_would_be_sent_sends_nothing(
+    payment: Payment, operator: User, sandbox: Sandbox
+) -> None:
+    assert operator.has_perm("refunds.request_refund")  # looked up when the page was asked for
+    User.objects.filter(pk=operator.pk).update(is_active=False)
+
+    made = refund(payment, operator)
+
+    assert (made.state, made.cancelled_because) == (State.CANCELLED, Refund.Cancelled.ENTITLEMENT)
+    assert sandbox.requests("POST", "/v1/refunds") == []
 
 
 def test_one_process_takes_the_turn(payment: Payment, operator: User, sandbox: Sandbox, at: Clock) -> None:

@@ -4,13 +4,14 @@
 - control: whether anything may be sent at all: the switch, the restore fence, the circuit breaker
 - settling: what Smartpay shows of a refund, and what it means when it shows nothing
 - sending: a turn is taken, committed before the first byte leaves, and its answer booked
-- asking: a person asks; the row is committed, and its first turn taken in the same web request
+- asking: a person asks; the row is committed with the intent to send it, and sent in the same web request
 - deciding: another person approves what waits
 - reviewing: what contradicts is decided by two people
 
-The life of a refund: request_refund() commits its row; take_turn() sends it and books the answer, first in the web
-request that made it, later in a worker, always through the same function; observe_refund() books what Smartpay
-shows of it, whoever looked. Nothing talks to Smartpay inside a transaction, and nothing changes a state outside one.
+The life of a refund: refund_payment() commits its row with the intent to send it, sends it and books the answer, in the
+web request that asks for it; where it has to wait first, or stays open, take_turn() does the next thing, in the web
+request that approves it or in a worker; observe_refund() books what Smartpay shows of it, whoever looked. Nothing talks
+to Smartpay inside a transaction, and nothing changes a state outside one.
 """
 
 from refunds.services.asking import (

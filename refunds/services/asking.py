@@ -1,6 +1,8 @@
 """Asking for a refund: what it would do, what speaks against it, and its row, committed before anything is sent."""
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -13,7 +15,7 @@ from django.utils.translation import gettext as _
 
 from dashboard.models import User
 from refunds import audit, clock, roles, smartpay
-from refunds.models import Payment, Refund, SmartpayRefund
+from refunds.models import Attempt, Payment, Refund, SmartpayRefund
 from refunds.services import sending
 from refunds.services.errors import (
     AboveDailyLimit,
@@ -25,7 +27,7 @@ from refunds.services.errors import (
     RequestReused,
     SimilarRefund,
 )
-from refunds.services.states import State, cancel, locked, retried
+from refunds.services.states import State, cancel, locked, locked_payment, retried
 from refunds.templatetags.money import money
 
 FIRST_TURN_HEAD_START = timedelta(seconds=5)  # whose request made the row sends it; a worker steps in later
@@ -143,67 +145,14 @@ def request_refund(
 
     Raises: PermissionDenied; RequestReused, RefundUnsettled, BalanceMoved, AmountTooHigh, SimilarRefund.
     """
-    with transaction.atomic(durable=True):
-        if settings.REFUND_DAILY_LIMIT is not None:
-            # Two of a person's requests at once, for two payments, would not see each other in the day's sum.
-            User.objects.select_for_update(no_key=True).get(pk=by.pk)
-        payment = (
-            Payment.objects.select_for_update(of=("self",)).select_related("order").get(pk=request.payment_id)
-        )
-        if refund := find_request(request, by=by):
-            return refund
-        _check(payment, request, by=by, refundable=refundable)
-        if not similar_reason and similar_refunds(payment, request.amount, but=request.request_id):
-            raise SimilarRefund(
-                _("似た返金があります。それでも返金する理由を入力してください。何も送られていません。")
-            )
-        now = clock.now()
-        refund = Refund(
-            id=request.request_id,
-            payment=payment,
-            amount=request.amount,
-            currency=payment.currency,
-            reason=request.reason,
-            description=request.description,
-            memo=request.memo,
-            similar_reason=similar_reason,
-            refundable_before=refundable,
-            external_before=payment.external,
-            body=smartpay.refund_body(
-                payment_id=payment.pk,
-                amount=request.amount,
-                currency=payment.currency,
-                reason=request.reason,
-                description=request.description,
-                key=str(request.request_id),
-            ),
-            state=State.AWAITING_APPROVAL
-            if needs_approval(request.amount) and not approval
-            else State.QUEUED,
-            requested_by=by,
-            requested_at=now,
-            next_check_at=now + head_start,
-        )
-        if approval:
-            refund.decided_by, refund.decided_at = approval.by, approval.at
-            refund.decision_note = approval.note
-        try:
-            with transaction.atomic():
-                refund.save(force_insert=True)
-        except IntegrityError:
-            find_request(request, by=by)  # raises where the id was used a moment ago for another payment
-            raise
-        audit.record(
-            by,
-            "refund.requested",
-            refund,
-            amount=refund.amount,
-            currency=refund.currency,
-            reason=refund.reason,
-            payment=payment.pk,
+    with _asking(request, by=by):
+        refund, _is_new = _record(
+            request,
             refundable=refundable,
-            state=refund.state,
-            similar=bool(similar_reason),
+            by=by,
+            similar_reason=similar_reason,
+            approval=approval,
+            head_start=head_start,
         )
     return refund
 
@@ -221,11 +170,101 @@ def refund_payment(
     Raises what request_refund() raises, before anything is recorded or sent. What Smartpay answers, or fails to
     answer, is not raised: it is the state of the refund returned.
     """
-    refund = request_refund(request, refundable=refundable, by=by, similar_reason=similar_reason)
-    if refund.state == State.QUEUED and refund.attempt_no == 0:
-        sending.take_turn(refund.pk, client=client or smartpay.client(), first=True)
-    refund.refresh_from_db()
-    return refund
+    refund, attempt = _request_and_begin(request, refundable=refundable, by=by, similar_reason=similar_reason)
+    if attempt is None:
+        return refund
+    return sending.book(attempt, sending.send(attempt, client=client or smartpay.client()))
+
+
+@retried
+def _request_and_begin(
+    request: Request, *, refundable: int, by: User, similar_reason: str
+) -> tuple[Refund, Attempt | None]:
+    """Commit the refund and the intent to send it as one; None where it was there before, or may not be sent now.
+
+    What was there before is not sent from here, since nobody has read Smartpay since: a worker does both.
+    """
+    with _asking(request, by=by):
+        refund, is_new = _record(request, refundable=refundable, by=by, similar_reason=similar_reason)
+        begins = is_new and refund.state == State.QUEUED
+        attempt = sending.begin(refund, owner="", now=refund.requested_at) if begins else None
+    return refund, attempt
+
+
+@contextmanager
+def _asking(request: Request, *, by: User) -> Iterator[None]:
+    """The transaction of a request."""
+    try:
+        with transaction.atomic(durable=True):
+            yield
+    except IntegrityError:
+        find_request(request, by=by)  # raises where the id was used a moment ago for another payment
+        raise
+
+
+def _record(
+    request: Request,
+    *,
+    refundable: int,
+    by: User,
+    similar_reason: str,
+    approval: Approval | None = None,
+    head_start: timedelta = FIRST_TURN_HEAD_START,
+) -> tuple[Refund, bool]:
+    """request_refund() inside the caller's transaction; returns the row, and whether it is new."""
+    if settings.REFUND_DAILY_LIMIT is not None:
+        # Two of a person's requests at once, for two payments, would not see each other in the day's sum.
+        User.objects.select_for_update(no_key=True).get(pk=by.pk)
+    payment = locked_payment(request.payment_id)
+    if refund := find_request(request, by=by):
+        return refund, False
+    _check(payment, request, by=by, refundable=refundable)
+    if not similar_reason and similar_refunds(payment, request.amount, but=request.request_id):
+        raise SimilarRefund(
+            _("似た返金があります。それでも返金する理由を入力してください。何も送られていません。")
+        )
+    now = clock.now()
+    refund = Refund(
+        id=request.request_id,
+        payment=payment,
+        amount=request.amount,
+        currency=payment.currency,
+        reason=request.reason,
+        description=request.description,
+        memo=request.memo,
+        similar_reason=similar_reason,
+        refundable_before=refundable,
+        external_before=payment.external,
+        body=smartpay.refund_body(
+            payment_id=payment.pk,
+            amount=request.amount,
+            currency=payment.currency,
+            reason=request.reason,
+            description=request.description,
+            key=str(request.request_id),
+        ),
+        state=State.AWAITING_APPROVAL if needs_approval(request.amount) and not approval else State.QUEUED,
+        requested_by_id=by.pk,  # not the person in hand: whether they still may is looked up when it is sent
+        requested_at=now,
+        next_check_at=now + head_start,
+    )
+    if approval:
+        refund.decided_by, refund.decided_at = approval.by, approval.at
+        refund.decision_note = approval.note
+    refund.save(force_insert=True)
+    audit.record(
+        by,
+        "refund.requested",
+        refund,
+        amount=refund.amount,
+        currency=refund.currency,
+        reason=refund.reason,
+        payment=payment.pk,
+        refundable=refundable,
+        state=refund.state,
+        similar=bool(similar_reason),
+    )
+    return refund, True
 
 
 @retried

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 import structlog
 from django.conf import settings
+from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from refunds import audit, clock, mirror, roles, smartpay
@@ -33,13 +34,22 @@ from refunds.services.states import (
 log = structlog.get_logger(__name__)
 
 AT_WORK_SECONDS = 30.0
+FINISHED = (  # what an answer adds to its attempt
+    "finished_at",
+    "outcome",
+    "http_status",
+    "replayed",
+    "response_sha256",
+    "error_code",
+    "error_message",
+)
 
 
 def take_turn(refund_id: uuid.UUID, *, client: smartpay.Client, first: bool = False) -> None:
     """Do the next thing for a refund: read, and send where that is allowed and still needed.
 
     Several processes may call it for the same refund at once: one takes the turn, the others return. `first` is
-    the turn inside the web request that made the row: the only one that may send without reading before.
+    the turn of the web request that approved it, which has read the payment itself: this one does not read before.
     """
     owner = "" if first else str(uuid.uuid4())
     if not first and not (
@@ -105,29 +115,33 @@ def take_lease(refund_id: uuid.UUID, *, owner: str) -> bool:
 def begin_attempt(refund_id: uuid.UUID, *, owner: str) -> Attempt | None:
     """Commit the intent to send, before the first byte leaves; None where nothing may be sent now.
 
-    `owner` holds the lease. "" is the web request that made the row: nobody holds a lease of it, which is "" as well.
+    `owner` holds the lease. "" is a web request that takes the first turn: nobody holds a lease, which is "" as well.
     """
     with locked(refund_id) as refund:
-        now = clock.now()
-        if refund.lease_owner != owner or refund.state not in (State.QUEUED, State.UNKNOWN):
-            return None
-        if not owner and refund.state != State.QUEUED:
-            return None  # somebody sent it already: only a turn that reads first may do so again
-        if reason := _why_not_sent(refund, now):
-            log.info("refund.not_sent_now", refund=str(refund.pk), why=reason)
-            pause(refund, now)
-            refund.save()
-            return None
-        if refund.state == State.QUEUED and not _still_wanted(refund):
-            return None
-        move(refund, State.SENDING)
-        refund.attempt_no += 1
-        refund.first_sent_at = refund.first_sent_at or now
-        refund.last_sent_at = now
-        lease(refund, owner, now)
+        return begin(refund, owner=owner, now=clock.now())
+
+
+def begin(refund: Refund, *, owner: str, now: datetime) -> Attempt | None:
+    """begin_attempt() for a refund that the caller's transaction holds. Nothing may leave before that is committed."""
+    if refund.lease_owner != owner or refund.state not in (State.QUEUED, State.UNKNOWN):
+        return None
+    if not owner and refund.state != State.QUEUED:
+        return None  # somebody sent it already: only a turn that reads first may do so again
+    if reason := _why_not_sent(refund, now):
+        log.info("refund.not_sent_now", refund=str(refund.pk), why=reason)
+        pause(refund, now)
         refund.save()
-        attempt = Attempt.objects.create(refund=refund, number=refund.attempt_no, started_at=now)
-        audit.record(None, "refund.sending", refund, attempt=attempt.number)
+        return None
+    if refund.state == State.QUEUED and not _still_wanted(refund):
+        return None
+    move(refund, State.SENDING)
+    refund.attempt_no += 1
+    refund.first_sent_at = refund.first_sent_at or now
+    refund.last_sent_at = now
+    lease(refund, owner, now)
+    refund.save()
+    attempt = Attempt.objects.create(refund=refund, number=refund.attempt_no, started_at=now)
+    audit.record(None, "refund.sending", refund, attempt=attempt.number)
     return attempt
 
 
@@ -220,37 +234,43 @@ def send(attempt: Attempt, *, client: smartpay.Client) -> smartpay.Answer | smar
     return answer
 
 
-def book(attempt: Attempt, answer: smartpay.Answer | smartpay.SmartpayError) -> None:
+def book(attempt: Attempt, answer: smartpay.Answer | smartpay.SmartpayError) -> Refund:
     """Write down what an attempt's answer means: the attempt always, the refund where it is still this attempt's.
 
-    See Note [What an answer means] in smartpay.py.
+    Returns the refund as it then is. See Note [What an answer means] in smartpay.py.
     """
     if isinstance(answer, smartpay.Answer):
-        read_at = _book_refund(attempt, answer)
-        # After the ledger, whose smartpay_id tells that it is ours where Smartpay repeats no reference.
-        retried(mirror.record_refund)(answer.refund, read_at=read_at)
-    else:
-        _book_error(attempt, answer)
+        return _book_refund(attempt, answer)
+    return _book_error(attempt, answer)
 
 
 @retried
-def _book_refund(attempt: Attempt, answer: smartpay.Answer) -> datetime:
-    with locked(attempt.refund_id) as refund:
+def _book_refund(attempt: Attempt, answer: smartpay.Answer) -> Refund:
+    with locked(attempt.refund_id, payment_id=attempt.refund.payment_id) as refund:
         now = _finish(attempt, answer)
-        book_evidence(refund, answer.refund, kind=Evidence.Kind.ANSWER)
-    return now
+        book_evidence(refund, answer.refund, kind=Evidence.Kind.ANSWER, now=now)
+        try:
+            # After the ledger, whose smartpay_id tells that it is ours where Smartpay repeats no reference.
+            is_it = refund.smartpay_id == answer.refund.id
+            mirror.record_answer(answer.refund, ours_id=refund.pk if is_it else None, read_at=now)
+        except Exception:
+            if transaction.get_rollback():
+                raise  # the outcome can't be committed any more either
+            # The next reading records it. What is known of the money is not given up for it.
+            log.exception("refund.not_mirrored", alarm=True, refund=str(refund.pk))
+    return refund
 
 
 @retried
-def _book_error(attempt: Attempt, answer: smartpay.SmartpayError) -> None:
-    with locked(attempt.refund_id) as refund:
+def _book_error(attempt: Attempt, answer: smartpay.SmartpayError) -> Refund:
+    with locked(attempt.refund_id, payment_id=attempt.refund.payment_id) as refund:
         now = _finish(attempt, answer)
         if refund.state != State.SENDING or refund.attempt_no != attempt.number:
             # Settled, or taken over, meanwhile: this answer changes nothing, and is heard all the same.
             if isinstance(answer, smartpay.Contradiction):
                 alarm("refund.contradicted", refund, attempt=attempt.number)
             control.heed(answer, refund)
-            return
+            return refund
         refund.error_code, refund.error_message = answer.error_code, answer.message
         if isinstance(answer, smartpay.Refused) and attempt.number == 1:
             settle(refund, State.REJECTED, now)
@@ -270,6 +290,7 @@ def _book_error(attempt: Attempt, answer: smartpay.SmartpayError) -> None:
             error_code=answer.error_code,
         )
         control.heed(answer, refund)
+    return refund
 
 
 def _asked_to_wait(answer: smartpay.SmartpayError) -> float | None:
@@ -287,5 +308,5 @@ def _finish(attempt: Attempt, answer: smartpay.Answer | smartpay.SmartpayError) 
     attempt.response_sha256 = answer.sha256
     if isinstance(answer, smartpay.SmartpayError):
         attempt.error_code, attempt.error_message = answer.error_code, answer.message
-    attempt.save()
+    attempt.save(update_fields=FINISHED)
     return attempt.finished_at

@@ -19,6 +19,7 @@ from refunds.services.states import (
     alarm,
     cancel,
     locked,
+    locked_payment,
     pause,
     retried,
     settle,
@@ -58,7 +59,7 @@ def observe_refund(
     # new is not booked again: a case would have a further round each time, and nobody's word would be the last.
     if is_news and (refund_id := row.ours_id or mirror.named_refund(seen)):
         with locked(refund_id) as refund:
-            book_evidence(refund, seen, kind=kind)
+            book_evidence(refund, seen, kind=kind, now=clock.now())
     return row
 
 
@@ -72,7 +73,7 @@ def _recover(refund_id: uuid.UUID, seen: smartpay.Refund) -> None:
     )
     reason, description = audit.storable(seen.reason)[:32], audit.storable(seen.description)
     with transaction.atomic(durable=True):
-        payment = Payment.objects.select_for_update(of=("self",)).select_related("order").get(pk=seen.payment)
+        payment = locked_payment(seen.payment)
         refund = Refund(
             id=refund_id,
             payment=payment,
@@ -126,9 +127,9 @@ def read_payment(payment_id: str, *, client: smartpay.Client) -> bool:
     return complete
 
 
-def book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str) -> None:
+def book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str, now: datetime) -> None:
     """Settle a locked refund by what Smartpay shows of it: evidence of success wins over every state."""
-    now, before = clock.now(), refund.state
+    before = refund.state
     known = refund.smartpay_id == seen.id
     failed = seen.status == SmartpayRefund.Status.FAILED
     never_sent = refund.state in (State.AWAITING_APPROVAL, State.QUEUED)

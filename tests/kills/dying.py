@@ -25,12 +25,11 @@ from scripts.parents import end_with_parent
 # In the order of a refund's life. "uncommitted": everything is written, the commit is the next thing.
 POINTS = {
     "requested.uncommitted": "the row is not committed yet",
-    "asked.committed": "the row is committed; nobody has begun to send it",
     "lease.before": "a turn is about to be taken",
     "unknown.uncommitted": "a lease that ran out is being taken over",
     "lease.taken": "the turn is taken",
     "payment.read": "in the middle of the reading: the payment is read",
-    "sending.uncommitted": "the intent to send is not committed yet",
+    "sending.uncommitted": "the intent to send is not committed yet; of a new refund, nor is the row",
     "attempt.begun": "the intent to send is committed",
     "mark.half": "the file that remembers the newest attempt is half written",
     "send.first_byte": "connected to nobody yet, no byte sent",
@@ -38,7 +37,7 @@ POINTS = {
     "send.unanswered": "all of the request has left; nobody has heard the answer",
     "answer.unbooked": "the answer is logged, not booked",
     "succeeded.uncommitted": "the outcome is written, not committed",
-    "booked.unmirrored": "the ledger has the outcome, the mirror has not",
+    "mirrored.uncommitted": "ledger and mirror have the outcome, neither is committed",
     "booked": "all is done",
     "refund.read": "Smartpay showed the refund, alone or in a list; nothing of it is written",
     "mirrored.unbooked": "the mirror has what was read, the ledger has not",
@@ -47,9 +46,7 @@ POINTS = {
 
 _role = ""
 _dying = threading.Lock()
-_here = (
-    threading.local()
-)  # .refund: whose turn this thread has; .booking: an answer of our own; .seen: what was read
+_here = threading.local()  # .refund: whose turn this thread has; .seen: what was read
 
 
 def die(point: str, refund: object) -> None:
@@ -85,12 +82,7 @@ def arm(role: str) -> None:
 
     from refunds import audit, mirror, smartpay, webhooks
     from refunds.models import Refund
-    from refunds.services import asking, sending
-
-    def request_refund(real: Any, request: Any, **options: Any) -> Any:
-        refund = real(request, **options)
-        die("asked.committed", refund.pk)
-        return refund
+    from refunds.services import sending
 
     def record(real: Any, actor: Any, action: str, obj: Any = None, **data: Any) -> Any:
         entry = real(actor, action, obj, **data)
@@ -112,33 +104,26 @@ def arm(role: str) -> None:
             die("lease.taken", refund_id)
         return taken
 
-    def begin_attempt(real: Any, refund_id: Any, **options: Any) -> Any:
-        attempt = real(refund_id, **options)
-        if attempt:
-            die("attempt.begun", refund_id)
-        return attempt
-
     def fsync(real: Any, descriptor: int) -> None:
         die("mark.half", getattr(_here, "refund", None))
         real(descriptor)
 
     def send(real: Any, attempt: Any, **options: Any) -> Any:
+        _here.refund = attempt.refund_id
+        die("attempt.begun", attempt.refund_id)
         answer = real(attempt, **options)
         die("answer.unbooked", attempt.refund_id)
         return answer
 
-    def book(real: Any, attempt: Any, answer: Any) -> None:
-        _here.booking = True
-        try:
-            real(attempt, answer)
-        finally:
-            _here.booking = False
+    def book(real: Any, attempt: Any, answer: Any) -> Any:
+        refund = real(attempt, answer)
         die("booked", attempt.refund_id)
+        _here.refund = None
+        return refund
 
-    def book_refund(real: Any, attempt: Any, answer: Any) -> Any:
-        finished_at = real(attempt, answer)
-        die("booked.unmirrored", attempt.refund_id)
-        return finished_at
+    def record_answer(real: Any, refund: Any, **options: Any) -> None:
+        real(refund, **options)
+        die("mirrored.uncommitted", options["ours_id"])
 
     def get_payment(real: Any, client: Any, payment_id: str) -> Any:
         payment = real(client, payment_id)
@@ -151,8 +136,6 @@ def arm(role: str) -> None:
         return refund
 
     def record_refund(real: Any, refund: Any, **options: Any) -> Any:
-        if getattr(_here, "booking", False):
-            return real(refund, **options)
         die("refund.read", refund.reference)
         row = real(refund, **options)
         die("mirrored.unbooked", row.ours_id)
@@ -183,18 +166,16 @@ def arm(role: str) -> None:
         die("send.unanswered", getattr(connection, "of_refund", None))
         return real(connection)
 
-    wrap(asking, "request_refund", request_refund)
     wrap(audit, "record", record)
     wrap(sending, "take_turn", take_turn)
     wrap(sending, "take_lease", take_lease)
-    wrap(sending, "begin_attempt", begin_attempt)
     wrap(os, "fsync", fsync)
     wrap(sending, "send", send)
     wrap(sending, "book", book)
-    wrap(sending, "_book_refund", book_refund)
     wrap(smartpay.Client, "get_payment", get_payment)
     wrap(smartpay.Client, "get_refund", get_refund)
     wrap(mirror, "record_refund", record_refund)
+    wrap(mirror, "record_answer", record_answer)
     wrap(webhooks, "_catch_up", catch_up)
     wrap(HTTPConnection, "request", request)
     wrap(HTTPConnection, "send", send_bytes)

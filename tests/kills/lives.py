@@ -13,8 +13,9 @@ from tests.kills.world import Faults, Tally, World
 # The first turn is the web's; what it leaves behind is a worker's.
 PLANS: Sequence[Sequence[str]] = (
     ("web requested.uncommitted",),
-    ("web asked.committed", "worker lease.before", "worker lease.taken"),
-    ("web sending.uncommitted", "worker payment.read", "worker attempt.begun"),
+    ("web sending.uncommitted",),
+    ("web attempt.begun", "worker lease.before", "worker lease.taken"),
+    ("web attempt.begun", "worker payment.read", "worker attempt.begun"),
     ("web attempt.begun", "worker unknown.uncommitted", "worker mark.half"),
     ("web mark.half", "worker sending.uncommitted"),
     ("web send.first_byte", "worker send.half"),
@@ -22,11 +23,11 @@ PLANS: Sequence[Sequence[str]] = (
     ("web send.unanswered", "worker mirrored.unbooked"),
     ("web answer.unbooked", "worker refund.read", "worker succeeded.uncommitted"),
     ("web succeeded.uncommitted", "worker lease.taken"),
-    ("web booked.unmirrored",),
+    ("web mirrored.uncommitted",),
     ("web booked",),
-    ("web asked.committed", "worker answer.unbooked"),
-    ("web sending.uncommitted", "worker booked.unmirrored"),
-    ("web asked.committed", "worker send.first_byte", "worker booked"),
+    ("web attempt.begun", "worker answer.unbooked"),
+    ("web mark.half", "worker mirrored.uncommitted"),
+    ("web attempt.begun", "worker send.first_byte", "worker booked"),
 )
 # These need Smartpay's events; otherwise an event would often settle what a worker was to die of.
 HEARD: Sequence[Sequence[str]] = (

@@ -295,7 +295,7 @@ class World:
     # --- Deaths ---------------------------------------------------------------------------------------------
 
     def arm(self, refund_id: uuid.UUID, plan: Sequence[str]) -> None:
-        """Have processes die at points of this refund's life: "web asked.committed", "worker refund.read"."""
+        """Have processes die at points of this refund's life: "web attempt.begun", "worker refund.read"."""
         for step in plan:
             (self.deaths_dir / "armed" / f"{refund_id} {step}").touch()
 
