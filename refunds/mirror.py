@@ -7,28 +7,31 @@ is not touched here; services.observe_refund() records a refund through this mod
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import pairwise
-from operator import itemgetter
 from threading import Thread
 from typing import Any, Protocol
 
 import structlog
 from django.conf import settings
-from django.db import connection, models, transaction
+from django.db import connection, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from refunds import clock, fragments, smartpay
 from refunds.audit import storable
 from refunds.folding import fold
 from refunds.models import KEY_BITS, Evidence, Order, Payment, Refund, SmartpayRefund, SyncCursor
+from refunds.rows import Row, Table, among, listed
 
 log = structlog.get_logger(__name__)
+
+ORDERS_TABLE, PAYMENTS_TABLE, REFUNDS_TABLE = Table(Order), Table(Payment), Table(SmartpayRefund)
+SESSION = Order.CustomerSource.SESSION.value
 
 SESSIONS, ORDERS, REFUNDS = "checkout-sessions", "orders", "refunds"  # SyncCursor.collection
 
@@ -75,34 +78,29 @@ def record_orders(
     by_id = {order.id: order for order in orders}
     payments = {payment.id: (payment, order.id) for order in by_id.values() for payment in order.payments}
     with transaction.atomic():
-        here = Order.objects.filter(order_id__in=by_id).values_list("order_id", "payments").order_by()
-        known, held = set(), set()
-        for order_id, payment_id in here:
-            known.add(order_id)
-            held.add(payment_id)
-        if known != by_id.keys() or not payments.keys() <= held:
+        if ORDERS_TABLE.held("order_id", by_id) != by_id.keys():
             _lock_arrivals()
         locked = _lock_payments(payments)
-        rows = {
-            row.order_id: row
-            for row in Order.objects.select_for_update().filter(order_id__in=by_id).order_by("key")
-        }
-        before = {row.key: fragments.sources(row) for row in rows.values()}
+        rows = ORDERS_TABLE.lock("order_id", by_id)
+        before = {row["key"]: fragments.sources(row) for row in rows.values()}
         keys = _mint_keys([order for order in by_id.values() if order.id not in rows])
-        batch = _Batch(Order, read_at)
+        kept_since = customers_kept_since(read_at)
+        batch = _Batch(ORDERS_TABLE, read_at)
         for order in by_id.values():
-            row = rows.get(order.id) or Order(
-                key=keys[order.id], order_id=order.id, order_id_reversed=fold(order.id)[::-1]
-            )
+            row = rows.get(order.id) or ORDERS_TABLE.blank | {
+                "key": keys[order.id],
+                "order_id": order.id,
+                "order_id_reversed": fold(order.id)[::-1],
+            }
             session = sessions.get(order.id)
-            batch.add(
-                row,
-                _order_facts(row, order, session, read_at) | _customer_facts(row, order, session, read_at),
-            )
+            facts = _order_facts(row, order, session, read_at)
+            if kept_since is None or order.created_at >= kept_since:  # else removed, or never to be kept
+                facts |= _customer_facts(row, order, session, read_at)
+            batch.add(row, facts)
             batch.add(row, folded(row))
         changed = batch.write()
         fragments.write((batch.rows[key] for key in changed), before)
-        keys |= {row.order_id: row.key for row in rows.values()}
+        keys |= {order_id: row["key"] for order_id, row in rows.items()}
         changed |= _write_payments(payments, locked, keys=keys, read_at=read_at)
     return len(changed)
 
@@ -134,8 +132,6 @@ def refresh_payment(payment_id: str, client: smartpay.Client) -> tuple[bool, tup
         record_order(client.get_order(payment.order), read_at=read_at)
     payments = {payment.id: (payment, payment.order)}
     with transaction.atomic():
-        if not Payment.objects.filter(pk=payment.id).exists():
-            _lock_arrivals()
         locked = _lock_payments(payments)
         keys = dict(Order.objects.filter(order_id=payment.order).values_list("order_id", "key"))
         _write_payments(payments, locked, keys=keys, read_at=read_at)
@@ -152,13 +148,13 @@ def _read_news(refund_ids: Collection[str], client: smartpay.Client) -> tuple[sm
 
 
 def _order_facts(
-    row: Order, order: smartpay.Order, session: smartpay.CheckoutSession | None, read_at: datetime
-) -> dict[str, Any]:
+    row: Row, order: smartpay.Order, session: smartpay.CheckoutSession | None, read_at: datetime
+) -> Row:
+    reference = order.reference or (session.reference if session else "")
     if _is_older(row, read_at):
-        known = order.reference or (session.reference if session else "")
-        return {"reference": known} if known and not row.reference else {}
+        return {"reference": reference} if reference and not row["reference"] else {}
     return {
-        "reference": order.reference or (session.reference if session else "") or row.reference,
+        "reference": reference or row["reference"],
         "amount": order.amount,
         "currency": order.currency,
         "status": order.status,
@@ -182,19 +178,15 @@ def _order_facts(
 
 
 def _customer_facts(
-    row: Order, order: smartpay.Order, session: smartpay.CheckoutSession | None, read_at: datetime
-) -> dict[str, Any]:
+    row: Row, order: smartpay.Order, session: smartpay.CheckoutSession | None, read_at: datetime
+) -> Row:
     """The customer's columns where this read has something better to say, else nothing."""
-    if (since := customers_kept_since(read_at)) and order.created_at < since:
-        return {}  # removed, or never to be kept: see retention.py
     customer = session.customer if session and session.customer else order.customer
-    if not customer or (row.customer_source == Order.CustomerSource.SESSION and _is_older(row, read_at)):
+    if not customer or (row["customer_source"] == SESSION and _is_older(row, read_at)):
         return {}
-    if row.customer_name and not customer.is_named:
-        return {"email": row.email or customer.email}
-    return {"customer_source": Order.CustomerSource.SESSION.value, "email": customer.email} | _name_facts(
-        customer
-    )
+    if not customer.is_named and (row["family_name"] or row["given_name"]):
+        return {"email": row["email"] or customer.email}
+    return {"customer_source": SESSION, "email": customer.email} | _name_facts(customer)
 
 
 def _name_facts(customer: smartpay.Customer) -> dict[str, str]:
@@ -206,28 +198,34 @@ def _name_facts(customer: smartpay.Customer) -> dict[str, str]:
     }
 
 
-FOLDED = {  # what is searched: the columns that it is made of, in their order
-    "family_folded": ("family_name",),
-    "given_folded": ("given_name",),
-    "name_folded": ("family_name", "given_name"),
-    "name_turned_folded": ("given_name", "family_name"),
-    "family_kana_folded": ("family_kana",),
-    "given_kana_folded": ("given_kana",),
-    "kana_folded": ("family_kana", "given_kana"),
-    "kana_turned_folded": ("given_kana", "family_kana"),
-    "email_folded": ("email",),
-    "reference_folded": ("reference",),
-}
+FOLDED = (  # what is searched
+    "family_folded",
+    "given_folded",
+    "name_folded",
+    "name_turned_folded",
+    "family_kana_folded",
+    "given_kana_folded",
+    "kana_folded",
+    "kana_turned_folded",
+    "email_folded",
+    "reference_folded",
+)
 
 
-def folded(row: Order) -> dict[str, str]:
+def folded(row: Mapping[str, Any]) -> dict[str, str]:
     """What is searched of the row, made anew even where nothing differs: the rules of folding may have changed."""
-    return {
-        column: _fold(" ".join(getattr(row, name) for name in sources)) for column, sources in FOLDED.items()
-    }
+    texts = (
+        *_fold_name(row["family_name"], row["given_name"]),
+        *_fold_name(row["family_kana"], row["given_kana"]),
+        fold(row["email"]),
+        fold(row["reference"]),
+    )
+    return dict(zip(FOLDED, texts, strict=True))
 
 
-_fold = lru_cache(2**14)(fold)  # many people share a name
+@lru_cache(2**13)  # many people share a name
+def _fold_name(family: str, given: str) -> tuple[str, str, str, str]:
+    return fold(family), fold(given), fold(f"{family} {given}"), fold(f"{given} {family}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +267,7 @@ def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[I
         for row in rows.order_by("key"):
             by_id[row.order_id] = row
             by_reference.setdefault(row.reference_folded, []).append(row)
-        before = {row.key: fragments.sources(row) for row in by_id.values()}
+        before = {row.key: fragments.sources(vars(row)) for row in by_id.values()}
         differing: dict[int, set[str]] = {}
         fates = []
         for one in named:
@@ -291,7 +289,7 @@ def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[I
             columns = set().union(*differing.values())
             if changed:
                 Order.objects.bulk_update(changed, sorted(columns), batch_size=500)  # two parameters a column
-                fragments.write(changed, before)
+                fragments.write(map(vars, changed), before)
     return fates
 
 
@@ -302,15 +300,16 @@ def _best(fates: Collection[Import]) -> Import:
 
 def _name(row: Order, customer: smartpay.Customer, differing: dict[int, set[str]]) -> Import:
     """Put an import's customer on a row, where it may; note the columns that differ."""
-    if row.customer_source == Order.CustomerSource.SESSION and (row.customer_name or not customer.is_named):
+    if row.customer_source == SESSION and (row.customer_name or not customer.is_named):
         return Import.KEPT
     facts = {"customer_source": Order.CustomerSource.IMPORT, "email": customer.email or row.email}
     if customer.is_named:
         facts |= _name_facts(customer)
-    changed = _put(row, facts)
+    changed = _put(ORDERS_TABLE, vars(row), facts)
     if not changed:
         return Import.SAME
-    differing[row.key] = differing.get(row.key, set()) | changed | _put(row, folded(row))
+    changed |= _put(ORDERS_TABLE, vars(row), folded(vars(row)))
+    differing[row.key] = differing.get(row.key, set()) | changed
     return Import.WRITTEN
 
 
@@ -337,11 +336,9 @@ def forget_customers(limit: int = 500) -> int:
     }
     with transaction.atomic():
         rows = list(outdated_customers().select_for_update().order_by("key")[:limit])
-        before = {row.key: fragments.sources(row) for row in rows}
-        for row in rows:
-            _put(row, emptied)
+        before = {row.key: fragments.sources(vars(row)) for row in rows}
         Order.objects.filter(key__in=before).update(**emptied)
-        fragments.write(rows, before)
+        fragments.write((vars(row) | emptied for row in rows), before)
     return len(rows)
 
 
@@ -366,9 +363,7 @@ def _mint_keys(orders: Collection[smartpay.Order]) -> dict[str, int]:
     attempt = 0
     while len(keys) < len(orders):
         wanted = {order.id: _key(order, attempt) for order in orders if order.id not in keys}
-        used = set(Order.objects.filter(key__in=wanted.values()).values_list("key", flat=True)) | set(
-            keys.values()
-        )
+        used = ORDERS_TABLE.held("key", wanted.values()) | set(keys.values())
         for order_id, key in wanted.items():
             if key not in used:
                 keys[order_id] = key
@@ -377,15 +372,16 @@ def _mint_keys(orders: Collection[smartpay.Order]) -> dict[str, int]:
     return keys
 
 
-def _lock_payments(ids: Iterable[str]) -> dict[str, Payment]:
-    return {
-        row.pk: row for row in Payment.objects.select_for_update().filter(pk__in=list(ids)).order_by("pk")
-    }
+def _lock_payments(ids: Collection[str]) -> dict[str, Row]:
+    """Lock the payments that are here and return them by id, no other arriving meanwhile where one is not."""
+    if PAYMENTS_TABLE.held("id", ids) != set(ids):
+        _lock_arrivals()
+    return PAYMENTS_TABLE.lock("id", ids)
 
 
 def _write_payments(
     payments: Mapping[str, tuple[smartpay.Payment, str]],
-    locked: Mapping[str, Payment],
+    locked: Mapping[str, Row],
     *,
     keys: Mapping[str, int],
     read_at: datetime,
@@ -394,11 +390,13 @@ def _write_payments(
 
     `locked` are the rows that exist already. A payment's order and currency never change.
     """
-    batch = _Batch(Payment, read_at)
+    batch = _Batch(PAYMENTS_TABLE, read_at)
     for payment, order_id in payments.values():
-        row = locked.get(payment.id) or Payment(
-            id=payment.id, order_id=keys[order_id], currency=payment.currency
-        )
+        row = locked.get(payment.id) or PAYMENTS_TABLE.blank | {
+            "id": payment.id,
+            "order_id": keys[order_id],
+            "currency": payment.currency,
+        }
         facts = {
             "captured": payment.amount,
             "status": payment.status,
@@ -409,9 +407,9 @@ def _write_payments(
         batch.add(row, {} if _is_older(row, read_at) else facts)
     changed = batch.write()
     new = payments.keys() - locked.keys()
-    if new and SmartpayRefund.objects.filter(payment__in=new).exists():  # they came first
+    if new and REFUNDS_TABLE.held("payment_id", new):  # they came first
         _count_external(new)
-    return {(locked.get(pk) or batch.rows[pk]).order_id for pk in changed}
+    return {batch.rows[pk]["order_id"] for pk in changed}
 
 
 def _lock_arrivals() -> None:
@@ -429,10 +427,11 @@ def record_refund(refund: smartpay.Refund, *, read_at: datetime) -> SmartpayRefu
     Returns its row; `ours_id` is the ledger row that it is, None where it was made outside this tool. The payment's
     `external` is then right again. See record_refunds().
     """
-    return record_refunds([refund], read_at=read_at)[refund.id]
+    row = record_refunds([refund], read_at=read_at)[refund.id]
+    return SmartpayRefund.from_db(connection.alias, list(row), list(row.values()))
 
 
-def record_refunds(refunds: Iterable[smartpay.Refund], *, read_at: datetime) -> dict[str, SmartpayRefund]:
+def record_refunds(refunds: Iterable[smartpay.Refund], *, read_at: datetime) -> dict[str, Row]:
     """Record refunds in one transaction of few statements; return their rows by id.
 
     One is ours if its id is a ledger row's smartpay_id, or if its metadata or its reference name a ledger row of the
@@ -441,14 +440,15 @@ def record_refunds(refunds: Iterable[smartpay.Refund], *, read_at: datetime) -> 
     by_id = {refund.id: refund for refund in refunds}
     payments = {refund.payment for refund in by_id.values()}
     with transaction.atomic():
-        if set(Payment.objects.filter(pk__in=payments).values_list("pk", flat=True)) != payments:
-            _lock_arrivals()
         _lock_payments(payments)
-        rows = SmartpayRefund.objects.select_for_update().order_by("pk").in_bulk(list(by_id))
+        rows = REFUNDS_TABLE.lock("id", by_id)
         ours = _ours(by_id.values())
-        batch = _Batch(SmartpayRefund, read_at)
+        batch = _Batch(REFUNDS_TABLE, read_at)
         for refund in by_id.values():
-            row = rows.get(refund.id) or SmartpayRefund(id=refund.id, payment_id=refund.payment)
+            row = rows.get(refund.id) or REFUNDS_TABLE.blank | {
+                "id": refund.id,
+                "payment_id": refund.payment,
+            }
             facts = {} if _is_older(row, read_at) else _refund_facts(refund)
             batch.add(row, facts | {"ours_id": ours.get(refund.id)})
         batch.write()
@@ -552,8 +552,6 @@ def _count_external(payment_ids: Iterable[str]) -> None:
     ids = list(payment_ids)
     if not ids:
         return
-    # In SQL: the ORM takes as long to write this as the database to do it, once a refund.
-    marks = ", ".join(["%s"] * len(ids))
     with connection.cursor() as cursor:
         cursor.execute(
             f"""
@@ -569,12 +567,12 @@ def _count_external(payment_ids: Iterable[str]) -> None:
                 FROM refunds_payment AS payment
                 LEFT JOIN refunds_smartpayrefund AS seen ON seen.payment_id = payment.id AND seen.status <> 'failed'
                 LEFT JOIN refunds_refund AS ours ON ours.id = seen.ours_id
-                WHERE payment.id IN ({marks})
+                WHERE {among("payment.id")}
                 GROUP BY payment.id
             ) AS counted
             WHERE counted.id = refunds_payment.id AND refunds_payment.external <> counted.total
-            """,  # noqa: S608  (marks alone)
-            ids,
+            """,  # noqa: S608  (names of ours)
+            [listed(ids)],
         )
 
 
@@ -590,109 +588,65 @@ def _booked(ids: Iterable[str]) -> set[str]:
 # --- Writing rows -------------------------------------------------------------------------------------------
 
 
-def _is_older(row: Order | Payment | SmartpayRefund, read_at: datetime) -> bool:
-    """Whether the row holds the facts of a later read than this one."""
-    return not row._state.adding and row.read_at > read_at
+def _is_older(row: Row, read_at: datetime) -> bool:
+    """Whether the row holds the facts of a later read than this one; a new one holds none."""
+    known: datetime | None = row["read_at"]
+    return known is not None and known > read_at
 
 
-def _put(row: models.Model, facts: Mapping[str, Any]) -> set[str]:
+def _put(table: Table, row: Row, facts: Mapping[str, Any]) -> set[str]:
     """Set the facts on the row, cut to the columns' lengths; return the names of those that differed."""
     differing = set()
-    lengths = _lengths(type(row))
     for name, fact in facts.items():
-        known = getattr(row, name)
-        if known == fact and type(known) is type(fact):
+        if row[name] == fact:
             continue
         value = storable(fact)
-        if name in lengths:
-            value = value[: lengths[name]]
-        if known != value:
-            setattr(row, name, value)
+        if name in table.lengths:
+            value = value[: table.lengths[name]]
+        if row[name] != value:
+            row[name] = value
             differing.add(name)
     return differing
 
 
-@cache
-def _lengths(model: type[models.Model]) -> dict[str, int]:
-    """How many characters each column of text holds, where there is a limit."""
-    return {
-        field.attname: field.max_length
-        for field in model._meta.concrete_fields
-        if isinstance(field, models.CharField) and field.max_length
-    }
-
-
-class _Batch[Row: (Order, Payment, SmartpayRefund)]:
+class _Batch:
     """Rows of one page: what is new is inserted, what differs updated, of the rest only `read_at` moves on."""
 
-    def __init__(self, model: type[Row], read_at: datetime) -> None:
-        self.model: type[Row] = model
+    def __init__(self, table: Table, read_at: datetime) -> None:
+        self.table = table
         self.read_at = read_at
         self.rows: dict[Any, Row] = {}
         self._differing: dict[Any, set[str]] = {}
 
     def add(self, row: Row, facts: Mapping[str, Any]) -> None:
-        self.rows[row.pk] = row
-        self._differing[row.pk] = self._differing.get(row.pk, set()) | _put(row, facts)
+        key = row[self.table.key]
+        self.rows[key] = row
+        self._differing.setdefault(key, set()).update(_put(self.table, row, facts))
 
     def write(self) -> set[Any]:
         """Write the rows; return the primary keys of those that were new or changed."""
         new: list[Row] = []
         changed: list[Row] = []
+        same: list[Any] = []
         columns = {"read_at"}
-        for pk, row in self.rows.items():
-            if row._state.adding:
-                row.read_at = self.read_at
+        for key, row in self.rows.items():
+            if row["read_at"] is None:
+                row["read_at"] = self.read_at
                 new.append(row)
-            elif differing := self._differing[pk]:
-                row.read_at = max(row.read_at, self.read_at)
+            elif differing := self._differing[key]:
+                row["read_at"] = max(row["read_at"], self.read_at)
                 changed.append(row)
                 columns |= differing
-        _insert(self.model, new)
-        self.model.objects.bulk_update(changed, sorted(columns))
-        written = {row.pk for row in (*new, *changed)}
-        self.model.objects.filter(pk__in=self.rows.keys() - written, read_at__lt=self.read_at).update(
-            read_at=self.read_at
-        )
-        return written
-
-
-# What every driver takes without Django's preparing it: text, whole numbers, yes and no.
-AS_IT_IS = (models.CharField, models.TextField, models.IntegerField, models.BooleanField)
-
-
-def _insert(model: type[models.Model], rows: Sequence[models.Model]) -> None:
-    """bulk_create(), without a statement compiled anew for each page: a first reading is little else."""
-    if not rows:
-        return
-    with connection.cursor() as cursor:
-        cursor.executemany(_insert_statement(model), list(values(model, rows)))
-    for row in rows:
-        row._state.adding, row._state.db = False, connection.alias
-
-
-def values(model: type[models.Model], rows: Iterable[models.Model]) -> Iterator[list[Any]]:
-    """The rows as the driver takes them, all columns but the generated ones."""
-    columns = [field for field in model._meta.concrete_fields if not field.generated]
-    taken = itemgetter(*(field.attname for field in columns))
-    prepare = [
-        (place, field.get_db_prep_save)
-        for place, field in enumerate(columns)
-        if not isinstance(field, AS_IT_IS)
-    ]
-    for row in rows:
-        one = list(taken(row.__dict__))
-        for place, prepared in prepare:
-            one[place] = prepared(one[place], connection)
-        yield one
-
-
-@cache
-def _insert_statement(model: type[models.Model]) -> str:
-    columns = [str(field.column) for field in model._meta.concrete_fields if not field.generated]
-    names = ", ".join(map(connection.ops.quote_name, columns))
-    table = connection.ops.quote_name(model._meta.db_table)
-    return f"INSERT INTO {table} ({names}) VALUES ({', '.join(['%s'] * len(columns))})"  # noqa: S608  (names of ours)
+            elif row["read_at"] < self.read_at:
+                row["read_at"] = self.read_at
+                same.append(key)
+        if new:
+            self.table.insert(new)
+        if changed:
+            self.table.update(changed, columns)
+        if same:
+            self.table.move_on(same, self.read_at)
+        return {row[self.table.key] for row in (*new, *changed)}
 
 
 # --- Reading whole lists ------------------------------------------------------------------------------------
@@ -947,7 +901,7 @@ def _news(refunds: Iterable[smartpay.Refund]) -> list[smartpay.Refund]:
     return [
         refund
         for refund in by_id.values()
-        if refund.id not in booked or _put(booked[refund.id], _refund_facts(refund))
+        if refund.id not in booked or _put(REFUNDS_TABLE, vars(booked[refund.id]), _refund_facts(refund))
     ]
 
 
@@ -960,8 +914,6 @@ def _record_strangers(refunds: Sequence[smartpay.Refund], *, read_at: datetime) 
     """
     with transaction.atomic():
         payments = {refund.payment for refund in refunds}
-        if set(Payment.objects.filter(pk__in=payments).values_list("pk", flat=True)) != payments:
-            _lock_arrivals()
         _lock_payments(payments)
         busy = set(
             Refund.objects.filter(payment__in=payments, state__in=Refund.RESERVING).values_list(

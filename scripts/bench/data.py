@@ -58,7 +58,7 @@ def orders(count: int) -> Iterator[Any]:
             if draw.random() < 0.88:
                 row.family_kana, row.given_kana = family.kana, given.kana
             row.email = names.mail(family, given, draws)
-        for column, text in mirror.folded(row).items():
+        for column, text in mirror.folded(vars(row)).items():
             setattr(row, column, text)
         if row.status == "succeeded":
             row.captured = row.amount
@@ -67,8 +67,9 @@ def orders(count: int) -> Iterator[Any]:
 
 
 def fill(count: int) -> None:
-    from refunds import fragments, mirror
+    from refunds import fragments
     from refunds.models import Fragment, Order, Payment
+    from refunds.rows import Table
 
     guards = import_module("refunds.migrations.0002_guards")
     indexes = [(model, index) for model in (Order, Fragment) for index in model._meta.indexes]
@@ -79,8 +80,8 @@ def fill(count: int) -> None:
     batch: list[Any] = []
 
     def write() -> None:
-        put(Order, mirror.values(Order, batch))
-        put(Fragment, ((text, row.key) for row in batch for text in sorted(fragments.of(row))))
+        put(Order, Table(Order).values(map(vars, batch)))
+        put(Fragment, ((text, row.key) for row in batch for text in sorted(fragments.of(vars(row)))))
         payments = [
             Payment(
                 id=row.order_id.replace("order", "payment"),
@@ -94,7 +95,7 @@ def fill(count: int) -> None:
             for row in batch
             if row.captured
         ]
-        put(Payment, mirror.values(Payment, payments))
+        put(Payment, Table(Payment).values(map(vars, payments)))
         batch.clear()
 
     for row in orders(count):

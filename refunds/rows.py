@@ -1,0 +1,127 @@
+"""Rows of a table by the page, as dicts by column: what the mirror reads and writes with, beside the ORM.
+
+The ORM makes a model of every row and compiles a statement anew for every page, which takes as long as the database
+takes to do what it says. Here a page of ids is one parameter, and a statement is always the same.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from operator import itemgetter
+from typing import Any
+
+from django.db import connection, models
+
+type Row = dict[str, Any]
+
+# What every driver takes and gives without Django's help: text, whole numbers, yes and no.
+AS_IT_IS = (models.CharField, models.TextField, models.IntegerField, models.BooleanField)
+
+
+class Table:
+    """A model's table: all columns but the generated ones, none of which bears another name than its attribute."""
+
+    def __init__(self, model: type[models.Model]) -> None:
+        fields = [field for field in model._meta.concrete_fields if not field.generated]
+        self.name = model._meta.db_table
+        self.key = model._meta.pk.attname
+        self.columns = [field.attname for field in fields]
+        self.blank: Row = {field.attname: field.get_default() for field in fields}
+        # How many characters each column of text holds, where there is a limit.
+        self.lengths = {
+            field.attname: field.max_length
+            for field in fields
+            if isinstance(field, models.CharField) and field.max_length
+        }
+        self._special = [field for field in fields if not isinstance(field, AS_IT_IS)]
+
+    def held(self, column: str, values: Iterable[Any]) -> set[Any]:
+        """Which of the values stand in the column."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"SELECT {column} FROM {self.name} WHERE {among(column)}",  # noqa: S608  (names of ours)
+                [listed(values)],
+            )
+            return {value for (value,) in cursor.fetchall()}
+
+    def lock(self, column: str, values: Iterable[Any]) -> dict[Any, Row]:
+        """Return the rows with these values by them, locked in the order of their keys. The column is unique."""
+        locking = "FOR UPDATE" if connection.features.has_select_for_update else ""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"SELECT {', '.join(self.columns)} FROM {self.name} "  # noqa: S608  (names of ours)
+                f"WHERE {among(column)} ORDER BY {self.key} {locking}",
+                [listed(values)],
+            )
+            rows = [dict(zip(self.columns, row, strict=True)) for row in cursor.fetchall()]
+        for field in self._special:  # what Django does for its own queries
+            name, col = field.attname, field.get_col(self.name)
+            for convert in chain(connection.ops.get_db_converters(col), col.get_db_converters(connection)):
+                for row in rows:
+                    row[name] = convert(row[name], col, connection)
+        return {row[column]: row for row in rows}
+
+    def values(self, rows: Iterable[Mapping[str, Any]], *columns: str) -> Iterator[list[Any]]:
+        """The rows as the driver takes them: these columns, or all."""
+        names = columns or self.columns
+        taken = itemgetter(*names)
+        prepare = [(names.index(name), writer) for name, writer in self._writers() if name in names]
+        for row in rows:
+            one = list(taken(row))
+            for place, prepared in prepare:
+                one[place] = prepared(one[place])
+            yield one
+
+    def insert(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        insert(self.name, self.columns, self.values(rows))
+
+    def update(self, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> None:
+        """Write these columns of the rows."""
+        names = sorted(columns)
+        changes = ", ".join(f"{name} = %s" for name in names)
+        with connection.cursor() as cursor:
+            cursor.executemany(
+                f"UPDATE {self.name} SET {changes} WHERE {self.key} = %s",  # noqa: S608  (names of ours)
+                list(self.values(rows, *names, self.key)),
+            )
+
+    def move_on(self, keys: Iterable[Any], read_at: Any) -> None:
+        """Write into the rows with these keys that they were read then, and were as they are."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"UPDATE {self.name} SET read_at = %s WHERE {among(self.key)}",  # noqa: S608  (names of ours)
+                [connection.ops.adapt_datetimefield_value(read_at), listed(keys)],
+            )
+
+    def _writers(self) -> Iterator[tuple[str, Callable[[Any], Any]]]:
+        for field in self._special:
+            if isinstance(field, models.DateTimeField):  # five in an order: what get_db_prep_save() ends in
+                yield field.attname, connection.ops.adapt_datetimefield_value
+            else:
+                yield field.attname, partial(field.get_db_prep_save, connection=connection)
+
+
+def among(column: str) -> str:
+    """SQL for: the column is one of the values in the one parameter that listed() makes of them."""
+    if connection.vendor == "postgresql":
+        return f"{column} = ANY(%s)"
+    return f"{column} IN (SELECT value FROM json_each(%s))"  # noqa: S608  (a name of ours)
+
+
+def listed(values: Iterable[Any]) -> Any:
+    """Texts or whole numbers as one parameter. See among()."""
+    return list(values) if connection.vendor == "postgresql" else json.dumps(list(values))
+
+
+def insert(table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Add rows as the driver takes them, where there is COPY by it: it plans nothing for each row."""
+    names = ", ".join(columns)
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            with connection.wrap_database_errors, cursor.copy(f"COPY {table} ({names}) FROM STDIN") as copy:
+                for row in rows:
+                    copy.write_row(row)
+        else:
+            marks = ", ".join(["%s"] * len(columns))
+            cursor.executemany(f"INSERT INTO {table} ({names}) VALUES ({marks})", list(rows))  # noqa: S608  (ours)
