@@ -8,13 +8,13 @@ import hashlib
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from itertools import pairwise
-from threading import Thread
+from queue import SimpleQueue
+from threading import Semaphore, Thread
 from typing import Any, Protocol
 
 import structlog
@@ -651,6 +651,7 @@ class _Batch:
 
 # --- Reading whole lists ------------------------------------------------------------------------------------
 
+PAGES_AT_ONCE = 4  # at most, in a transaction; a kill has as many read again
 PAUSES = (1, 2, 4, 8, 16)  # seconds between the tries of a page that fails
 LONGEST_PAUSE = 60  # seconds, however long Smartpay asks to wait
 NOT_LISTED_FOR = timedelta(hours=1)  # Smartpay's lists may lag behind
@@ -673,9 +674,10 @@ def sync(
 ) -> None:
     """Bring the mirror up to date: checkout sessions with their orders, orders, refunds. Safe to repeat and to kill.
 
-    A scan that was killed goes on at its page. Otherwise all pages are read where that was never done; else the
-    newest ones, up to the first page that brings nothing new, if the list shows itself to come newest first, and all
-    pages if it does not. Changes of older orders are then left to webhooks and to the next full scan.
+    A scan that was killed goes on after the last page that was committed. Otherwise all pages are read where that was
+    never done; else the newest ones, up to the first page that brings nothing new, if the list shows itself to come
+    newest first, and all pages if it does not. Changes of older orders are then left to webhooks and to the next full
+    scan.
 
     Args:
         full: from the start, all pages, whatever was read before.
@@ -722,16 +724,83 @@ def freshness() -> datetime | None:
     return SyncCursor.objects.filter(pk=ORDERS).values_list("last_read_at", flat=True).first()
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A page as it was read."""
+
+    read_at: datetime
+    page: smartpay.Page[Any]
+
+
+class _Ahead:
+    """The pages of a list from a token on, read in a thread while those before are written; some, and then it waits.
+
+    A process need not wait for the thread at its end, and the thread needs no database.
+    """
+
+    def __init__(self, fetch: Callable[[str], _Read], token: str) -> None:
+        self._fetch = fetch
+        self._places = Semaphore(PAGES_AT_ONCE)
+        self._there: SimpleQueue[_Read | BaseException] = SimpleQueue()
+        self._failed: BaseException | None = None
+        self._closed = False
+        Thread(target=self._run, args=(token,), name="mirror-read", daemon=True).start()
+
+    def take(self) -> list[_Read]:
+        """Wait for a page; return it with those after it that are there as well. Raises: what reading it did."""
+        if self._failed:
+            raise self._failed
+        taken: list[_Read] = []
+        while not taken or (len(taken) < PAGES_AT_ONCE and not self._there.empty()):
+            outcome = self._there.get()
+            self._places.release()
+            if isinstance(outcome, _Read):
+                taken.append(outcome)
+            elif taken:
+                self._failed = outcome  # once these are written
+                break
+            else:
+                raise outcome
+        return taken
+
+    def close(self) -> None:
+        """Read no more."""
+        self._closed = True
+        self._places.release()
+
+    def _run(self, token: str) -> None:
+        while True:
+            self._places.acquire()
+            if self._closed:
+                return
+            try:
+                read = self._fetch(token)
+            except BaseException as error:
+                self._there.put(error)
+                return
+            self._there.put(read)
+            token = read.page.next_token
+            if not token:
+                return
+
+
 @dataclass
 class _Scan:
-    """One reading of one of Smartpay's lists. Where it stands is committed with the rows of each page."""
+    """One reading of one of Smartpay's lists. Where it stands is committed with the rows of its pages."""
 
     collection: str
     client: smartpay.Client
     observe: Observe
     progress: Progress | None
+    _ahead: _Ahead | None = None
 
     def run(self, *, full: bool) -> None:
+        try:
+            self._run(full)
+        finally:
+            self._close_ahead()
+
+    def _run(self, full: bool) -> None:
         cursor, _created = SyncCursor.objects.get_or_create(pk=self.collection)
         # A sweep is a scan that may end early; where it stands is not kept, since it is short.
         sweep = not full and cursor.scan_started_at is None and cursor.last_finished_at is not None
@@ -739,66 +808,76 @@ class _Scan:
             _begin(cursor)
         began, pages, seen, changed, restarts = time.monotonic(), 0, 0, 0, 0
         oldest: datetime | None = None
-        reading = self._read(cursor.page_token)
         while True:
+            self._look_at_the_clock()
             try:
-                read_at, page = reading.result()
+                taken = [self._fetch(cursor.page_token)] if sweep else self._take(cursor.page_token)
             except smartpay.Refused as error:
                 if error.http_status != 400 or not cursor.page_token or restarts == RESTARTS:
                     raise
                 restarts += 1  # the page token ran out
                 oldest = None
                 _begin(cursor)
-                reading = self._read("")
+                self._close_ahead()
                 continue
-            if page.next_token and page.next_token == cursor.page_token:
-                raise smartpay.Unclear("The list repeats a page.")
-            moments = self._moments(page)
+            last = taken[-1]
+            moments = self._moments(last.page)
             sweep = sweep and _comes_newest_first(moments, after=oldest)
             oldest = moments[-1] if moments else oldest
-            if page.next_token and not sweep:
-                reading = self._read(page.next_token)  # while this one is written
 
-            ended = not page.next_token
-            cursor.scan_started_at = cursor.scan_started_at or read_at
-            cursor.page_token = page.next_token
-            cursor.seen += len(page.items)
-            cursor.last_read_at = read_at
+            ended = not last.page.next_token
+            left = (cursor.last_seen or 0) - cursor.seen  # as many as the last time
+            cursor.scan_started_at = cursor.scan_started_at or taken[0].read_at
+            cursor.page_token = last.page.next_token
+            cursor.seen += sum(len(read.page.items) for read in taken)
+            cursor.last_read_at = last.read_at
             if ended:
                 cursor.last_started_at, cursor.last_finished_at = cursor.scan_started_at, clock.now()
                 cursor.scan_started_at, cursor.last_seen = None, cursor.seen
-            fresh = self._store(
-                page, read_at, cursor, ["last_read_at"] if sweep and not ended else WHERE_IT_STANDS
-            )
+            fresh = self._store(taken, cursor, ["last_read_at"] if sweep and not ended else WHERE_IT_STANDS)
 
-            pages, seen, changed = pages + 1, seen + len(page.items), changed + fresh
-            if self.progress:
+            for read, news in zip(taken, fresh, strict=True):
+                size = len(read.page.items)
+                pages, seen, changed, left = pages + 1, seen + size, changed + news, left - size
                 rate = seen / max(time.monotonic() - began, 0.001)
-                left = 0 if sweep else (cursor.last_seen or 0) - cursor.seen  # as many as the last time
-                self.progress(
+                self._say(
                     f"{self.collection} pages={pages} seen={seen} changed={changed} rate={rate:.0f}/s"
-                    + (f" remaining={timedelta(seconds=round(left / rate))}" if left > 0 and rate else "")
+                    + (
+                        f" remaining={timedelta(seconds=round(left / rate))}"
+                        if left > 0 and rate and not sweep
+                        else ""
+                    )
                 )
             if ended:
-                self._seek_missing(cursor.last_started_at or read_at)
-            if ended or (sweep and not fresh):
+                self._seek_missing(cursor.last_started_at or last.read_at)
+            if ended or (sweep and not any(fresh)):
                 return
-            if sweep:
-                reading = self._read(page.next_token)
 
-    def _read(self, token: str) -> Future[tuple[datetime, smartpay.Page[Any]]]:
-        """Begin to read a page, in a thread that a process need not wait for at its end, and that needs no database."""
-        future: Future[tuple[datetime, smartpay.Page[Any]]] = Future()
-        read_at = clock.now()
+    def _take(self, token: str) -> list[_Read]:
+        """Return the page with this token, and those after it that are there."""
+        self._ahead = self._ahead or _Ahead(self._fetch, token)
+        return self._ahead.take()
 
-        def run() -> None:
-            try:
-                future.set_result((read_at, _patiently(lambda: self._page(token))))
-            except BaseException as error:
-                future.set_exception(error)
+    def _close_ahead(self) -> None:
+        if self._ahead:
+            self._ahead.close()
+            self._ahead = None
 
-        Thread(target=run, name="mirror-read", daemon=True).start()
-        return future
+    def _fetch(self, token: str) -> _Read:
+        """Read a page. Raises: smartpay.SmartpayError, after some tries."""
+        read_at = self._now()
+        page = _patiently(lambda: self._page(token))
+        if page.next_token and page.next_token == token:
+            raise smartpay.Unclear("The list repeats a page.")
+        return _Read(read_at, page)
+
+    def _look_at_the_clock(self) -> None:
+        self._clock = clock.now(), time.monotonic()
+
+    def _now(self) -> datetime:
+        """The database's time without asking it: what it was a moment ago and what passed since, never more."""
+        moment, at = self._clock
+        return moment + timedelta(seconds=time.monotonic() - at)
 
     def _seek_missing(self, began: datetime) -> None:
         """Look for what the complete reading that began then did not show: read each; say what Smartpay denies."""
@@ -848,28 +927,34 @@ class _Scan:
             return [session.order.created_at for session in page.items if session.order]
         return [item.created_at for item in page.items]
 
-    def _store(
-        self, page: smartpay.Page[Any], read_at: datetime, cursor: SyncCursor, columns: list[str]
-    ) -> int:
-        """Record a page and where the scan stands; return how many of its objects were new or changed."""
-        news: list[smartpay.Refund] = []
+    def _store(self, taken: Sequence[_Read], cursor: SyncCursor, columns: list[str]) -> list[int]:
+        """Record pages and where the scan stands; return how many objects of each were new or changed."""
         if self.collection == REFUNDS:
-            # The ledger has transactions of its own. Killed in between, the page is read again: nothing is lost.
-            news = _news(page.items)
-            for refund in _record_strangers(news, read_at=read_at):
-                self.observe(refund, read_at=read_at, kind=Evidence.Kind.LIST)
+            # The ledger has transactions of its own. Killed in between, the pages are read again: nothing is lost.
+            news = [self._observe(read) for read in taken]
         with transaction.atomic():
             cursor.save(update_fields=columns)
             match self.collection:
                 case "checkout-sessions":
-                    sessions = {session.order.id: session for session in page.items if session.order}
-                    orders = [session.order for session in sessions.values()]
-                    return record_orders(orders, read_at=read_at, sessions=sessions)
+                    return [self._record_sessions(read) for read in taken]
                 case "orders":
-                    return record_orders(page.items, read_at=read_at)
+                    return [record_orders(read.page.items, read_at=read.read_at) for read in taken]
                 case _:
-                    record_refunds(page.items, read_at=read_at)
-                    return len(news)
+                    for read in taken:
+                        record_refunds(read.page.items, read_at=read.read_at)
+                    return news
+
+    def _record_sessions(self, read: _Read) -> int:
+        sessions = {session.order.id: session for session in read.page.items if session.order}
+        orders = [session.order for session in sessions.values()]
+        return record_orders(orders, read_at=read.read_at, sessions=sessions)
+
+    def _observe(self, read: _Read) -> int:
+        """Tell the ledger what it does not know; return how many refunds are news here."""
+        news = _news(read.page.items)
+        for refund in _record_strangers(news, read_at=read.read_at):
+            self.observe(refund, read_at=read.read_at, kind=Evidence.Kind.LIST)
+        return len(news)
 
 
 WHERE_IT_STANDS = [

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -99,34 +100,40 @@ class Killed(BaseException):
     """The process dies here."""
 
 
-# 15 pages of sessions, 15 of orders, 3 of refunds, each of which is written in two steps.
-@pytest.mark.parametrize(
-    ("page", "done"), [(1, 0), (15, 14), (16, 15), (30, 29), (31, 30), (32, 30), (33, 31)]
-)
-def test_a_scan_killed_at_a_page_goes_on_there_and_ends_alike(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, page: int, done: int
-) -> None:
-    sandbox.switch(max_results_limit=20)
-    client = smartpay.client()
+def dying(*, at: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Makes functions that record die at so many of their calls, taken together: written, and not committed."""
     written = [0]
-    record_orders, record_refunds = mirror.record_orders, mirror.record_refunds
 
-    def dying(record: Callable[..., Any]) -> Callable[..., Any]:
+    def made(record: Callable[..., Any]) -> Callable[..., Any]:
         def recorded(*arguments: Any, **options: Any) -> Any:
             answer = record(*arguments, **options)
             written[0] += 1
-            if written[0] == page:
-                raise Killed  # written, not committed
+            if written[0] == at:
+                raise Killed
             return answer
 
         return recorded
 
-    monkeypatch.setattr(mirror, "record_orders", dying(record_orders))
-    monkeypatch.setattr(mirror, "record_refunds", dying(record_refunds))
+    return made
+
+
+# 15 pages of sessions, 15 of orders, 3 of refunds, each of which is written in two steps. Pages that were read while
+# others were written are written together, and die together.
+@pytest.mark.parametrize(
+    ("page", "done"), [(1, 0), (15, 14), (16, 15), (30, 29), (31, 30), (32, 30), (33, 31)]
+)
+def test_a_scan_killed_at_a_page_goes_on_where_it_was_committed_and_ends_alike(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, page: int, done: int
+) -> None:
+    sandbox.switch(max_results_limit=20)
+    client = smartpay.client()
+    dies = dying(at=page)
+    monkeypatch.setattr(mirror, "record_orders", dies(mirror.record_orders))
+    monkeypatch.setattr(mirror, "record_refunds", dies(mirror.record_refunds))
     read: list[str] = []
     with pytest.raises(Killed):
         mirror.sync(client, observe=services.observe_refund, progress=read.append)
-    assert len(read) == done
+    assert done - mirror.PAGES_AT_ONCE < len(read) <= done
     resumed = sync(client)
     assert sum(pages(resumed).values()) == 33 - len(read) + len(read) // 15  # a list that was done is swept
     disturbed = picture()
@@ -459,6 +466,79 @@ def test_a_list_that_repeats_a_page_is_not_followed_for_ever(naps: list[float]) 
     client.list_orders = lambda token: smartpay.Page(items=tuple(orders(1)), next_token="again")
     with pytest.raises(smartpay.Unclear):
         sync(client)
+
+
+def write_the_first_page(monkeypatch: pytest.MonkeyPatch, client: Any, *, until: Callable[[], bool]) -> None:
+    """Have the first page of orders written for as long as that, and the others read meanwhile, not before."""
+    record_orders, list_orders, writing = mirror.record_orders, client.list_orders, threading.Event()
+
+    def listed(token: str) -> smartpay.Page[Any]:
+        if token:
+            writing.wait(10)
+        page: smartpay.Page[Any] = list_orders(token)
+        return page
+
+    def recorded(page: Any, **options: Any) -> int:
+        if page:  # of the other lists there are none
+            writing.set()
+            wait(until)
+        return record_orders(page, **options)
+
+    client.list_orders = listed
+    monkeypatch.setattr(mirror, "record_orders", recorded)
+
+
+def wait(until: Callable[[], bool]) -> None:
+    last = time.monotonic() + 10
+    while not until() and time.monotonic() < last:
+        time.sleep(0.001)
+
+
+def nobody_reads() -> bool:
+    return "mirror-read" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_pages_that_were_read_meanwhile_are_written_together_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client: Any = Lists(orders=orders(*range(20, 0, -1)))
+    write_the_first_page(monkeypatch, client, until=lambda: ("orders", "8") in client.read)
+    lines: list[str] = []
+
+    def progress(line: str) -> None:
+        lines.append(line)
+        if line.startswith("orders"):
+            monkeypatch.setattr(mirror, "record_orders", dying(at=3)(mirror.record_orders))
+
+    with pytest.raises(Killed):
+        mirror.sync(client, observe=observed, progress=progress)
+
+    assert [line.split()[1] for line in lines if line.startswith("orders")] == ["pages=1"]
+    assert Order.objects.count() == 2
+    assert SyncCursor.objects.get(pk="orders").page_token == "2"
+    wait(nobody_reads)
+    assert nobody_reads()  # what nobody will write
+    assert "18" not in client.tokens()
+
+
+def test_pages_before_one_that_cannot_be_read_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    client: Any = Lists(orders=orders(*range(8, 0, -1)))
+    read = client.list_orders
+
+    def refused(token: str) -> smartpay.Page[Any]:
+        page: smartpay.Page[Any] = read(token)
+        if token == "6":
+            raise smartpay.Refused("no", http_status=404)
+        return page
+
+    client.list_orders = refused
+    write_the_first_page(monkeypatch, client, until=nobody_reads)
+
+    with pytest.raises(smartpay.Refused):
+        sync(client)
+
+    assert Order.objects.count() == 6
+    assert SyncCursor.objects.get(pk="orders").page_token == "6"
 
 
 # --- Refunds in a scan --------------------------------------------------------------------------------------
