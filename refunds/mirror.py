@@ -463,19 +463,17 @@ def record_answer(refund: smartpay.Refund, *, ours_id: uuid.UUID | None, read_at
     and the transaction goes on.
     """
     with transaction.atomic():
-        row = SmartpayRefund(id=refund.id, payment_id=refund.payment, read_at=read_at, ours_id=ours_id)
-        _put(row, _refund_facts(refund))
-        if ours_id and _insert_unless_there(row):
+        row = REFUNDS_TABLE.blank | {
+            "id": refund.id,
+            "payment_id": refund.payment,
+            "read_at": read_at,
+            "ours_id": ours_id,
+        }
+        _put(REFUNDS_TABLE, row, _refund_facts(refund))
+        if ours_id and REFUNDS_TABLE.insert_unless_there(row):
             _count_external([refund.payment])
         else:
             record_refunds([refund], read_at=read_at)
-
-
-def _insert_unless_there(row: SmartpayRefund) -> bool:
-    with connection.cursor() as cursor:
-        [facts] = values(SmartpayRefund, [row])
-        cursor.execute(f"{_insert_statement(SmartpayRefund)} ON CONFLICT DO NOTHING", facts)
-        return bool(cursor.rowcount)
 
 
 def _refund_facts(refund: smartpay.Refund) -> dict[str, Any]:

@@ -76,6 +76,18 @@ class Table:
     def insert(self, rows: Iterable[Mapping[str, Any]]) -> None:
         insert(self.name, self.columns, self.values(rows))
 
+    def insert_unless_there(self, row: Mapping[str, Any]) -> bool:
+        """Add a row; whether there was none in its way."""
+        [facts] = self.values([row])
+        marks = ", ".join(["%s"] * len(facts))
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"INSERT INTO {self.name} ({', '.join(self.columns)}) "  # noqa: S608  (names of ours)
+                f"VALUES ({marks}) ON CONFLICT DO NOTHING",
+                facts,
+            )
+            return bool(cursor.rowcount)
+
     def update(self, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> None:
         """Write these columns of the rows."""
         names = sorted(columns)
