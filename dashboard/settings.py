@@ -86,7 +86,7 @@ TEMPLATES = [
     {
         "BACKEND": "django.template.backends.jinja2.Jinja2",  # for what a page repeats many times
         "APP_DIRS": True,
-        "OPTIONS": {"environment": "refunds.templatetags.rows.environment"},
+        "OPTIONS": {"environment": "refunds.templatetags.order_rows.environment"},
     },
 ]
 FORM_RENDERER = "django.forms.renderers.Jinja2"
