@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import lru_cache
 from itertools import pairwise
 from queue import SimpleQueue
-from threading import Semaphore, Thread
+from threading import Lock, Thread
 from typing import Any, Protocol
 
 import structlog
@@ -731,18 +731,20 @@ class _Read:
 
 
 class _Ahead:
-    """The pages of a list from a token on, read in a thread while those before are written; some, and then it waits.
+    """The pages of a list from a token on, read in a thread while those before are written, until some are there.
 
     A process need not wait for the thread at its end, and the thread needs no database.
     """
 
     def __init__(self, fetch: Callable[[str], _Read], token: str) -> None:
         self._fetch = fetch
-        self._places = Semaphore(PAGES_AT_ONCE)
         self._there: SimpleQueue[_Read | BaseException] = SimpleQueue()
         self._failed: BaseException | None = None
-        self._closed = False
-        Thread(target=self._run, args=(token,), name="mirror-read", daemon=True).start()
+        self._lock = Lock()  # of what follows
+        self._token: str | None = token  # of the next page
+        self._places = PAGES_AT_ONCE
+        self._reading = False
+        self._read_on()
 
     def take(self) -> list[_Read]:
         """Wait for a page; return it with those after it that are there as well. Raises: what reading it did."""
@@ -751,7 +753,6 @@ class _Ahead:
         taken: list[_Read] = []
         while not taken or (len(taken) < PAGES_AT_ONCE and not self._there.empty()):
             outcome = self._there.get()
-            self._places.release()
             if isinstance(outcome, _Read):
                 taken.append(outcome)
             elif taken:
@@ -759,27 +760,36 @@ class _Ahead:
                 break
             else:
                 raise outcome
+        with self._lock:
+            self._places += len(taken)
+        self._read_on()
         return taken
 
     def close(self) -> None:
         """Read no more."""
-        self._closed = True
-        self._places.release()
+        with self._lock:
+            self._token, self._places = None, 0
 
-    def _run(self, token: str) -> None:
-        while True:
-            self._places.acquire()
-            if self._closed:
+    def _read_on(self) -> None:
+        with self._lock:
+            if self._reading or self._token is None:
                 return
+            self._reading = True
+        Thread(target=self._run, name="mirror-read", daemon=True).start()
+
+    def _run(self) -> None:
+        goes_on = True
+        while goes_on:
+            outcome: _Read | BaseException
             try:
-                read = self._fetch(token)
+                outcome = self._fetch(self._token or "")
+                token = outcome.page.next_token or None
             except BaseException as error:
-                self._there.put(error)
-                return
-            self._there.put(read)
-            token = read.page.next_token
-            if not token:
-                return
+                outcome, token = error, None
+            with self._lock:
+                self._there.put(outcome)  # before another thread reads on
+                self._token, self._places = token, self._places - 1
+                self._reading = goes_on = token is not None and self._places > 0
 
 
 @dataclass
