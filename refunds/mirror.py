@@ -649,7 +649,7 @@ class _Batch:
 
 # --- Reading whole lists ------------------------------------------------------------------------------------
 
-PAGES_AT_ONCE = 4  # at most, in a transaction; a kill has as many read again
+PAGES_AHEAD = 4  # at most; a kill has as many read again
 PAUSES = (1, 2, 4, 8, 16)  # seconds between the tries of a page that fails
 LONGEST_PAUSE = 60  # seconds, however long Smartpay asks to wait
 NOT_LISTED_FOR = timedelta(hours=1)  # Smartpay's lists may lag behind
@@ -718,8 +718,12 @@ def is_older_than(age: timedelta) -> bool:
 
 
 def freshness() -> datetime | None:
-    """When a page of orders was last read; None before the first."""
-    return SyncCursor.objects.filter(pk=ORDERS).values_list("last_read_at", flat=True).first()
+    """When a page of orders was last read; None before the first. By a statement made once: each list asks for it."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT last_read_at FROM refunds_synccursor WHERE collection = %s", [ORDERS])
+        [read_at] = cursor.fetchone() or [None]
+    # SQLite's moments have no zone; they are in UTC.
+    return read_at.replace(tzinfo=UTC) if read_at and read_at.tzinfo is None else read_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -742,16 +746,16 @@ class _Ahead:
         self._failed: BaseException | None = None
         self._lock = Lock()  # of what follows
         self._token: str | None = token  # of the next page
-        self._places = PAGES_AT_ONCE
+        self._places = PAGES_AHEAD
         self._reading = False
         self._read_on()
 
-    def take(self) -> list[_Read]:
+    def take(self, most: int) -> list[_Read]:
         """Wait for a page; return it with those after it that are there as well. Raises: what reading it did."""
         if self._failed:
             raise self._failed
         taken: list[_Read] = []
-        while not taken or (len(taken) < PAGES_AT_ONCE and not self._there.empty()):
+        while not taken or (len(taken) < most and not self._there.empty()):
             outcome = self._there.get()
             if isinstance(outcome, _Read):
                 taken.append(outcome)
@@ -864,7 +868,8 @@ class _Scan:
     def _take(self, token: str) -> list[_Read]:
         """Return the page with this token, and those after it that are there."""
         self._ahead = self._ahead or _Ahead(self._fetch, token)
-        return self._ahead.take()
+        # Where rows are locked, each page by itself: its locks are taken in one order, those of several would not be.
+        return self._ahead.take(most=1 if connection.features.has_select_for_update else PAGES_AHEAD)
 
     def _close_ahead(self) -> None:
         if self._ahead:

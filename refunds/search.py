@@ -14,7 +14,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
@@ -29,7 +29,7 @@ from dashboard.models import User
 from refunds import smartpay
 from refunds.folding import fold as fold  # noqa: PLC0414  (views fold what they record of a search)
 from refunds.mirror import first_key, moment_of
-from refunds.models import Order, SavedSearch
+from refunds.models import Order, SavedSearch, Search
 
 PAGE = 50  # orders
 CANDIDATES = 1000  # orders that a branch of tiers 2 to 4 may bring in another order than ours
@@ -165,6 +165,12 @@ def find(text: str, *, filters: Filters = Filters(), cursor: str = "", limit: in
         result = _page(tiers, filters, cursor, limit, unfiltered=tiers, columns=COLUMNS)
     query.label(result.orders)
     return result
+
+
+def kept(search_id: str) -> Search | None:
+    """What was typed under this id, and by whom; None for an id that is not ours. Nothing else of it is read."""
+    found = _rows("SELECT id, person_id, text FROM refunds_search WHERE id = %s", [search_id])
+    return Search(**dict(zip(("id", "person_id", "text"), found[0], strict=True))) if found else None
 
 
 def recent(person: User) -> list[tuple[str, str]]:
@@ -360,11 +366,17 @@ class _Query:
                 return [_Exact((f"key = ({owner})",), {"id": self.whole.typed})]
         parameters = self.whole.parameters("whole")
         whole = [rule for rule, _column in self.whole.whole("whole")]
-        begun = f"{self.whole.at_start('whole')} AND NOT {_either(whole)}"
+        beyond = f"NOT {_either(whole)}"
+        apart = self.whole.begins_apart("whole")
         tiers: list[_Tier] = [
             _Exact(tuple(whole), parameters),
             _Candidates(
-                tuple(self.whole.begins("whole")), begun, parameters, tuple(self.whole.begins_apart("whole"))
+                tuple(self.whole.begins("whole")),
+                beyond,
+                parameters,
+                _Candidates(tuple(apart), f"{self.whole.at_start('whole')} AND {beyond}", parameters)
+                if apart
+                else None,
             ),
         ]
         if len(self.whole.folded) >= SHORTEST_FRAGMENT:
@@ -381,11 +393,10 @@ class _Query:
                     order.matched = [_("支払いID") if kind == "payment" else _("返金ID")]
                 return
         labels = [(str(label), texts) for label, texts in LABELS]  # translated once a page
-        # Words are the last resort: where the whole is found in one order of a page, it is in all.
-        needles = (self.whole,) if page and self.whole.labels(page[0], labels) else self.words
         for order in page:
-            found = [label for needle in needles for label in needle.labels(order, labels)]
-            order.matched = list(dict.fromkeys(found))
+            order.matched = self.whole.labels(order, labels) or list(
+                dict.fromkeys(label for word in self.words for label in word.labels(order, labels))
+            )
 
 
 def _either(conditions: Sequence[str]) -> str:
@@ -441,21 +452,22 @@ class _Candidates:
     """Branches of which a bounded number of rows is looked at, together and in the order of their keys.
 
     fits: what a candidate has to meet.
-    apart: other branches, where those leave something out.
+    otherwise: what tells more, where these leave something out and do not fill the page.
     """
 
     branches: tuple[_Branch, ...]
     fits: str
     parameters: dict[str, Any]
-    apart: tuple[_Branch, ...] = ()
+    otherwise: "_Candidates | None" = None
     last_resort: bool = False
 
     def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
-        found = self._looked_at(rules, order, parameters)
-        if found[1] and self.apart:
-            other = replace(self, branches=self.apart, apart=()).keys(rules, order, parameters)
-            return found if other[1] else other
-        return found
+        keys, cut = self._looked_at(rules, order, parameters)
+        if cut and self.otherwise and len(keys) < parameters["limit"]:
+            others, cut = self.otherwise.keys(rules, order, parameters)
+            # What either found is right; where both were cut, neither alone tells where the next page begins.
+            keys = sorted({*keys, *others}, reverse=order == "DESC")[: parameters["limit"]] if cut else others
+        return keys, cut
 
     def _looked_at(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
         values = {"candidates": CANDIDATES} | self.parameters | parameters
@@ -514,25 +526,25 @@ class _Words:
         longest = sorted((word for word in self.words if not word.domain), key=lambda word: -len(word.folded))
         # Few of any word's fill the page, as a rule, or are all there are: the others need no look.
         few = min(8 * parameters["limit"], CANDIDATES)
-        tier = replace(self.candidates(longest[0]), apart=())
-        keys, cut = tier.keys(rules, order, parameters | {"candidates": few})
+        keys, cut = self.candidates(longest[0]).keys(rules, order, parameters | {"candidates": few})
         if not cut:
             return keys, False
-        rare = next((word for word in longest if self._is_rare(word)), None)
-        if not rare and len(keys) == parameters["limit"] and parameters["place"] == START.key:
-            return keys, True  # no look at more of them would be whole
-        return self.candidates(rare or longest[0]).keys(rules, order, parameters)
+        rare = next((word for word in longest if self._is_rare(word)), longest[0])
+        return self.candidates(rare).keys(rules, order, parameters)
 
     def candidates(self, first: _Needle) -> _Candidates:
         parameters = first.parameters("first")
-        fits = [first.at_start("first")]
+        fits = []
         for number, word in enumerate(word for word in self.words if word is not first):
             parameters |= word.parameters(f"other{number}")
             fits.append(word.fits(f"other{number}"))
-        whole, begins, apart = first.whole("first"), first.begins("first"), first.begins_apart("first")
+        others, whole = " AND ".join(fits), first.whole("first")
+        ranges = _Candidates((*whole, *first.begins("first")), others, parameters)
+        if not (apart := first.begins_apart("first")):
+            return ranges
         # Who types several words means parts of names, as a rule: first as such.
         return _Candidates(
-            (*whole, *(apart or begins)), " AND ".join(fits), parameters, (*whole, *begins) if apart else ()
+            (*whole, *apart), f"{others} AND {first.at_start('first')}", parameters, otherwise=ranges
         )
 
     def _is_rare(self, word: _Needle) -> bool:

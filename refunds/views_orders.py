@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from django.conf import settings
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -117,7 +117,9 @@ def own_search(request: HttpRequest, search_id: str) -> Search | None:
         return None
     if not search_id.isprintable():
         raise Http404
-    kept = get_object_or_404(Search, pk=search_id)
+    kept = search.kept(search_id)
+    if kept is None:
+        raise Http404
     if kept.person_id != request.user.pk and not request.user.has_perm(roles.AUDIT):
         audit.record(request.user, "orders.searched", kept, refused=True)
         raise Http404

@@ -511,6 +511,31 @@ def test_find_equals_a_look_at_every_row(candidates: int, monkeypatch: pytest.Mo
     assert bool(partial) is (candidates == 20)
 
 
+def test_every_page_of_a_search_is_right_however_few_candidates_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = random.Random(20261130)
+    store(*draw_orders(draw, 500))
+    rows = list(Order.objects.all())
+    plain = Plain([row for row in rows if row.status not in Order.UNPAID])
+    wrong = []
+    for _ in range(150):
+        monkeypatch.setattr(search, "CANDIDATES", draw.choice([3, 5, 10, 20]))
+        monkeypatch.setattr(search, "WALK", draw.choice([10, 50]))
+        text, limit = draw_query(draw, rows), draw.choice([3, 5, 20])
+        page = search.find(text, limit=limit)
+        pages = [page]
+        while page.older and len(pages) < 200:
+            page = search.find(text, limit=limit, cursor=page.older)
+            pages.append(page)
+        got, expected = [order.order_id for page in pages for order in page.orders], plain.found(text)
+        partial = any(page.partial for page in pages)
+        right = set(got) <= set(expected) and len(got) == len(set(got)) if partial else got == expected
+        if not right or page.older or not all(order.matched for page in pages for order in page.orders):
+            wrong.append(text)
+    assert wrong == []
+
+
 def test_who_begins_like_a_common_family_is_found_among_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "CANDIDATES", 3)
     store(*(order_of(number, family="田中", given="一") for number in range(4)))

@@ -117,8 +117,8 @@ def dying(*, at: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return made
 
 
-# 15 pages of sessions, 15 of orders, 3 of refunds, each of which is written in two steps. Pages that were read while
-# others were written are written together, and die together.
+# 15 pages of sessions, 15 of orders, 3 of refunds, each of which is written in two steps. On SQLite, pages that were
+# read while others were written are written together, and die together.
 @pytest.mark.parametrize(
     ("page", "done"), [(1, 0), (15, 14), (16, 15), (30, 29), (31, 30), (32, 30), (33, 31)]
 )
@@ -133,7 +133,7 @@ def test_a_scan_killed_at_a_page_goes_on_where_it_was_committed_and_ends_alike(
     read: list[str] = []
     with pytest.raises(Killed):
         mirror.sync(client, observe=services.observe_refund, progress=read.append)
-    assert done - mirror.PAGES_AT_ONCE < len(read) <= done
+    assert done - mirror.PAGES_AHEAD < len(read) <= done
     resumed = sync(client)
     assert sum(pages(resumed).values()) == 33 - len(read) + len(read) // 15  # a list that was done is swept
     disturbed = picture()
@@ -498,6 +498,7 @@ def nobody_reads() -> bool:
     return "mirror-read" not in {thread.name for thread in threading.enumerate()}
 
 
+@pytest.mark.sqlite  # elsewhere each page has a transaction of its own: see Note [Lock order] in models.py
 def test_pages_that_were_read_meanwhile_are_written_together_or_not_at_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,7 +2,8 @@
 
 A connection of its own for each request costs more than what most pages ask of it: the schema is parsed anew, every
 statement is compiled anew, and who closes the last one writes the whole log back. Kept without a look, it would go on
-reading and writing a file that was moved away when a backup took its place.
+reading and writing a file that was moved away when a backup took its place. That does not make it safe to move one
+there while others have the old file open: their log stays at its path. See "restore" in docs/operations.md.
 """
 
 from pathlib import Path
@@ -15,9 +16,8 @@ class DatabaseWrapper(base.DatabaseWrapper):
     opened: tuple[int, int] | None = None
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        connection = super().get_new_connection(conn_params)
-        self.opened = self.file()
-        return connection
+        self.opened = self.file()  # before: whatever is put there from now on is seen
+        return super().get_new_connection(conn_params)
 
     def is_usable(self) -> bool:
         """Asked by Django before the first statement of each request: see CONN_HEALTH_CHECKS."""

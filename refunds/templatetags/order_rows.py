@@ -33,7 +33,7 @@ def order_rows(context: Context) -> SafeString:
                 "orders": context["orders"],
                 "searched": context["search"],
                 "sprite": context["sprite"],
-                "address": reverse("refunds:order", args=["ID"]).split("ID"),
+                "address": reverse("refunds:order", args=["ID"]).rsplit("ID", 1),
                 "statuses": {value: str(label) for value, label in Order.Status.choices},
                 "refund_statuses": {value: str(label) for value, label in Order.RefundStatus.choices},
             }

@@ -8,7 +8,7 @@ from scripts.bench import databases
 from scripts.bench.site import Part
 from scripts.bench.site import run as output
 
-ORDERS, FAR_ORDERS = 20_000, 4_000
+ORDERS, FAR_ORDERS = 60_000, 4_000
 FAR = 0.1  # seconds before each answer, of a Smartpay beyond a network; told, without a bar
 READING, MOST_MEMORY = 0.6, 200  # of the bare client's rate; MB
 WRITING = {"SQLite": 0.07, "PostgreSQL": 0.04}  # of executemany, of COPY
