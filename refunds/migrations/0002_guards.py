@@ -420,8 +420,7 @@ OVER = "NEW.last_sent_at >= NEW.first_sent_at + interval '5 hours'"
 def triggers_postgresql() -> Iterable[str]:
     """Have the guards called, each only where the columns of its own row do not say yet that nothing is refused.
 
-    To call a function takes PostgreSQL longer than to write a row. A trigger itself can ask no table. A migration that
-    gives such a column another type has to take the guards away first, or PostgreSQL refuses it.
+    To call a function takes PostgreSQL longer than to write a row. A trigger itself can ask no table.
     """
     for name, (table, event, condition, _words) in zip(names(GUARDS, "guard"), GUARDS, strict=True):
         if "SELECT" not in condition:
