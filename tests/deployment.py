@@ -391,7 +391,9 @@ class Deployment(World):
     def _judge_alarms(self, tally: Tally) -> None:
         """But nobody starts without the database: who tries ends, and is started again until it is there."""
         self.ended_by_themselves = [
-            ended for ended in self.ended_by_themselves if "connection to server at" not in ended
+            ended
+            for ended in self.ended_by_themselves
+            if "connection to server at" not in ended and "server terminated abnormally" not in ended
         ]
         super()._judge_alarms(tally)
 
