@@ -101,9 +101,8 @@ DATABASES["default"]["CONN_MAX_AGE"] = 3600  # seconds
 DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     DATABASES["default"]["ENGINE"] = "dashboard.sqlite"
-    DATABASES["default"]["TEST"] = {
-        "NAME": ":memory:"
-    }  # pytest-django knows that of Django's own engine alone
+    # The default of Django's own engine, by whose name pytest-django knows it.
+    DATABASES["default"]["TEST"] = {"NAME": ":memory:"}
     DATABASES["default"]["OPTIONS"] = {
         "transaction_mode": "IMMEDIATE",  # a reader that becomes a writer half-way would fail instead of waiting
         "timeout": 20,

@@ -46,10 +46,8 @@ NAMES = ("family_folded", "given_folded", "name_folded", "name_turned_folded")
 KANA = ("family_kana_folded", "given_kana_folded", "kana_folded", "kana_turned_folded")
 WHOLE = (*NAMES, *KANA, "email_folded", "reference_folded")
 # Full names begin as family names do, and turned ones as given names: those need no branch of their own.
-BEGINNING = tuple(column for column in WHOLE if column not in {*NAMES[:2], *KANA[:2]})
-PARTS = tuple(
-    column for columns in (NAMES, KANA) for column in columns[:2]
-)  # of a name; a full one begins with one
+PARTS = (*NAMES[:2], *KANA[:2])
+BEGINNING = tuple(column for column in WHOLE if column not in PARTS)
 SPLIT = range(2, 7)  # characters of a word that is looked for as a part and a beginning of the other
 LOOKED_IN = (*WHOLE, "order_id_reversed")
 LABELS: tuple[tuple[Any, Callable[[Any], Sequence[str]]], ...] = (  # what of an order matched
@@ -177,8 +175,8 @@ def recent(person: User) -> list[tuple[str, str]]:
     """What the person looked for last, each once, as (id, text); not what was typed on the way to it."""
     found: list[tuple[str, str]] = []
     since = connection.ops.adapt_datetimefield_value(timezone.now() - KEPT)
-    kept = "SELECT id, text FROM refunds_search WHERE person_id = %s AND created_at > %s ORDER BY created_at DESC"
-    for pk, text in _rows(f"{kept} LIMIT {10 * RECENT}", [person.pk, since]):
+    sql = "SELECT id, text FROM refunds_search WHERE person_id = %s AND created_at > %s ORDER BY created_at DESC"
+    for pk, text in _rows(f"{sql} LIMIT {10 * RECENT}", [person.pk, since]):
         if len(found) == RECENT:
             break
         if not any(later.startswith(text) for _pk, later in found):
@@ -196,8 +194,8 @@ class Saved(NamedTuple):
 
 def saved(person: User) -> list[Saved]:
     """What the person keeps, by name."""
-    kept = "SELECT name, coalesce(search_id, ''), filters FROM refunds_savedsearch WHERE person_id = %s ORDER BY name"
-    return [Saved(*row) for row in _rows(f"{kept} LIMIT {SavedSearch.MOST}", [person.pk])]
+    sql = "SELECT name, coalesce(search_id, ''), filters FROM refunds_savedsearch WHERE person_id = %s ORDER BY name"
+    return [Saved(*row) for row in _rows(f"{sql} LIMIT {SavedSearch.MOST}", [person.pk])]
 
 
 def as_typed(text: str) -> str:
