@@ -180,6 +180,9 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Time stands still until it is moved."""
     moved = Clock()
     monkeypatch.setattr("refunds.clock.now", lambda: moved.now)
+    monkeypatch.setattr(
+        "refunds.mirror._Scan._now", lambda _scan: moved.now
+    )  # which goes on between two looks at it
     return moved
 
 
