@@ -123,7 +123,8 @@ class Found:
 
 
 COLUMNS = tuple(column.name for column in fields(Found) if column.name != "matched")
-SHOWN = tuple(column for column in COLUMNS if column not in LOOKED_IN)
+SEARCHED = ", ".join(COLUMNS)
+LISTED = ", ".join(column for column in COLUMNS if column not in LOOKED_IN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ def find(text: str, *, filters: Filters = Filters(), cursor: str = "", limit: in
     query = _Query.of(text)
     tiers = query.tiers()
     with _plans_kept():
-        result = _page(tiers, filters, cursor, limit, unfiltered=tiers, columns=COLUMNS)
+        result = _page(tiers, filters, cursor, limit, unfiltered=tiers, columns=SEARCHED)
     query.label(result.orders)
     return result
 
@@ -218,6 +219,8 @@ def whole_order_id(text: str) -> str | None:
 # A condition, and the column whose index answers it, in the order of that column; "" where the rows that meet it lie in
 # one place of an index, by their keys.
 type _Branch = tuple[str, str]
+type _Row = tuple[Any, ...]  # of an order, its key first
+type _Parameters = dict[str, Any]
 type _Labels = Sequence[tuple[str, Callable[[Found], Sequence[str]]]]
 
 _DOMAIN = re.compile(r"@[0-9a-z.-]+|[0-9a-z-]+(?:\.[0-9a-z-]+)+")
@@ -319,6 +322,23 @@ class _Needle:
             rules.append(f"substr(email_folded, {start}) = %({name}_domain)s")
         return _either(rules)
 
+    def near(self, name: str) -> str:
+        """What of that is told by the key of a `candidate`: no row is read for what is of another domain."""
+        if not self.domain:
+            return "TRUE"
+        of_domain = (
+            f"SELECT TRUE FROM refunds_fragment WHERE text = %({name}_domain)s AND key = candidate.key"  # noqa: S608
+        )
+        return f"(({of_domain}) OR EXISTS ({' UNION ALL '.join(self.walks(name))}))"
+
+    def walks(self, name: str) -> list[str]:
+        """Statements, one an index, for the keys of some orders of which a column is this, or begins with it."""
+        return [
+            f"SELECT key FROM (SELECT key FROM refunds_order WHERE {rule} "  # noqa: S608
+            f"ORDER BY {column or 'key'} DESC LIMIT %(candidates)s + 1) AS walk{number}"
+            for number, (rule, column) in enumerate([*self.whole(name), *self.begins(name)])
+        ]
+
     def labels(self, order: Found, labels: _Labels) -> list[str]:
         """In words, what of the order is this, begins with it or, failing those, holds it."""
         folded = self.folded
@@ -372,7 +392,9 @@ class _Query:
                 tuple(self.whole.begins("whole")),
                 beyond,
                 parameters,
-                _Candidates(tuple(apart), f"{self.whole.at_start('whole')} AND {beyond}", parameters)
+                otherwise=_Candidates(
+                    tuple(apart), f"{self.whole.at_start('whole')} AND {beyond}", parameters
+                )
                 if apart
                 else None,
             ),
@@ -420,8 +442,10 @@ class _Tier(Protocol):
         """Only asked where the tiers before it have nothing."""
         ...
 
-    def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
-        """Return the first `%(limit)s` keys in that order among the orders that meet the rules, and whether partial."""
+    def rows(
+        self, columns: str, rules: _Rules, order: str, parameters: _Parameters
+    ) -> tuple[list[_Row], bool]:
+        """Return the first `%(limit)s` in that order among the orders that meet the rules, and whether partial."""
         ...
 
 
@@ -430,13 +454,15 @@ class _Exact:
     """Branches whose rows an index gives in the order of their keys: exact, however many rows there are."""
 
     branches: tuple[str, ...]
-    parameters: dict[str, Any]
+    parameters: _Parameters
     last_resort: bool = False
 
-    def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
-        return [key for (key,) in _rows(self.sql(rules, order), self.parameters | parameters)], False
+    def rows(
+        self, columns: str, rules: _Rules, order: str, parameters: _Parameters
+    ) -> tuple[list[_Row], bool]:
+        return _rows(_of(columns, self.keys(rules, order), order), self.parameters | parameters), False
 
-    def sql(self, rules: _Rules, order: str) -> str:
+    def keys(self, rules: _Rules, order: str) -> str:
         branches = " UNION ".join(
             "SELECT key FROM (SELECT key FROM refunds_order "  # noqa: S608  (conditions are ours; values are parameters)
             f"WHERE {branch} AND {rules} ORDER BY key {order} LIMIT %(limit)s) AS branch{number}"
@@ -450,37 +476,45 @@ class _Candidates:
     """Branches of which a bounded number of rows is looked at, together and in the order of their keys.
 
     fits: what a candidate has to meet.
+    near: what is told of that by the key of the candidate; of those that do not meet it no row is read.
     otherwise: what tells more, where these leave something out and do not fill the page.
     """
 
     branches: tuple[_Branch, ...]
     fits: str
-    parameters: dict[str, Any]
+    parameters: _Parameters
+    near: str = "TRUE"
     otherwise: "_Candidates | None" = None
     last_resort: bool = False
 
-    def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
-        keys, cut = self._looked_at(rules, order, parameters)
-        if cut and self.otherwise and len(keys) < parameters["limit"]:
-            others, cut = self.otherwise.keys(rules, order, parameters)
+    def rows(
+        self, columns: str, rules: _Rules, order: str, parameters: _Parameters
+    ) -> tuple[list[_Row], bool]:
+        found, cut = self._looked_at(columns, rules, order, parameters)
+        if cut and self.otherwise and len(found) < parameters["limit"]:
+            others, cut = self.otherwise.rows(columns, rules, order, parameters)
             # What either found is right; where both were cut, neither alone tells where the next page begins.
-            keys = sorted({*keys, *others}, reverse=order == "DESC")[: parameters["limit"]] if cut else others
-        return keys, cut
+            both = sorted({*found, *others}, reverse=order == "DESC")
+            found = both[: parameters["limit"]] if cut else others
+        return found, cut
 
-    def _looked_at(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
+    def _looked_at(
+        self, columns: str, rules: _Rules, order: str, parameters: _Parameters
+    ) -> tuple[list[_Row], bool]:
         values = {"candidates": CANDIDATES} | self.parameters | parameters
         limit, newest_first = values["limit"], order == "DESC"
-        rows = _rows(self.sql(rules, order), values)
+        walked = _rows(self.keys(rules, order), values)
         of_branch: dict[int, list[int]] = defaultdict(list)
-        for branch, key, _near in rows:
+        for branch, key, _near in walked:
             of_branch[branch].append(key)
-        candidates = sorted({key for _branch, key, near in rows if near}, reverse=newest_first)
-        found: list[int] = []
-        few, judged = 2 * max(limit, PAGE), 0  # they fill the page, but where few of them meet the conditions
+        candidates = sorted({key for _branch, key, near in walked if near}, reverse=newest_first)
+        few = max(limit, PAGE) * 4 // 3  # fill the page, as a rule: one in seven orders was never paid
+        found: list[_Row] = []
+        judged = 0
         while candidates[judged:] and len(found) < limit:
             some = candidates[judged : judged + few]
-            fitting = self._fitting(some, rules, values)
-            found += [key for key in some if key in fitting]
+            fitting = {row[0]: row for row in self._fitting(columns, some, rules, values)}
+            found += [fitting[key] for key in some if key in fitting]
             judged += len(some)
             few = max(judged, judged * (limit - len(found)) // max(len(found), 1) * 5 // 4)
         farthest = min if newest_first else max
@@ -490,27 +524,33 @@ class _Candidates:
         if len(found) < limit or any(self.branches[branch][1] for branch in cut):
             return found[:limit], bool(cut)
         # Branches in the order of keys are whole as far as they were walked.
-        last = found[limit - 1]
+        last = found[limit - 1][0]
         return found[:limit], any(key > last if newest_first else key < last for key in cut.values())
 
-    def sql(self, rules: _Rules, order: str) -> str:
-        return " UNION ALL ".join(
-            f"SELECT * FROM (SELECT {number} AS branch, key, {rules.key} AS near FROM refunds_order "  # noqa: S608
-            + (
-                f"WHERE {condition} ORDER BY {column} DESC, key DESC "
-                if column
-                else f"WHERE {condition} AND {rules.key} ORDER BY key {order} "
-            )
-            + f"LIMIT %(candidates)s + 1) AS branch{number}"
+    def keys(self, rules: _Rules, order: str) -> str:
+        candidates = " UNION ALL ".join(
+            f"SELECT * FROM (SELECT {number} AS branch, key FROM refunds_order WHERE {condition} "  # noqa: S608
+            + (f"ORDER BY {column} DESC, key DESC" if column else f"AND {rules.key} ORDER BY key {order}")
+            + f" LIMIT %(candidates)s + 1) AS branch{number}"
             for number, (condition, column) in enumerate(self.branches)
         )
+        return f"SELECT branch, key, {rules.key} AND {self.near} FROM ({candidates}) AS candidate"  # noqa: S608
 
-    def _fitting(self, keys: Sequence[int], rules: _Rules, values: dict[str, Any]) -> set[int]:
-        numbers = ", ".join(
-            map(str, keys)
-        )  # ours, and whole; as parameters they take longer than to be looked at
-        sql = f"SELECT key FROM refunds_order WHERE key IN ({numbers}) AND {self.fits} AND {rules.rest}"  # noqa: S608
-        return {key for (key,) in _rows(sql, values)}
+    def _fitting(self, columns: str, keys: Sequence[int], rules: _Rules, values: _Parameters) -> list[_Row]:
+        return _rows(f"{_of(columns, _listed(keys))} AND {self.fits} AND {rules.rest}", values)
+
+
+def _of(columns: str, keys: str, order: str = "") -> str:
+    """A statement for the orders of the keys, which are a list or a statement."""
+    if columns == "key" and order:
+        return keys
+    sorted_by = f" ORDER BY key {order}" if order else ""
+    return f"SELECT {columns} FROM refunds_order WHERE key IN ({keys}){sorted_by}"  # noqa: S608
+
+
+def _listed(keys: Sequence[int]) -> str:
+    """Ours, and whole numbers; as parameters they take longer than to be looked at."""
+    return ", ".join(map(str, keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -520,37 +560,38 @@ class _Words:
     words: tuple[_Needle, ...]
     last_resort: bool = True
 
-    def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
+    def rows(
+        self, columns: str, rules: _Rules, order: str, parameters: _Parameters
+    ) -> tuple[list[_Row], bool]:
         longest = sorted((word for word in self.words if not word.domain), key=lambda word: -len(word.folded))
         # Few of any word's fill the page, as a rule, or are all there are: the others need no look.
-        few = min(8 * parameters["limit"], CANDIDATES)
-        keys, cut = self.candidates(longest[0]).keys(rules, order, parameters | {"candidates": few})
+        few = min(8 * max(parameters["limit"], PAGE), CANDIDATES)
+        found, cut = self.candidates(longest[0]).rows(columns, rules, order, parameters | {"candidates": few})
         if not cut:
-            return keys, False
+            return found, False
         rare = next((word for word in longest if self._is_rare(word)), longest[0])
-        return self.candidates(rare).keys(rules, order, parameters)
+        return self.candidates(rare).rows(columns, rules, order, parameters)
 
     def candidates(self, first: _Needle) -> _Candidates:
         parameters = first.parameters("first")
-        fits = []
-        for number, word in enumerate(word for word in self.words if word is not first):
+        others = [word for word in self.words if word is not first]
+        for number, word in enumerate(others):
             parameters |= word.parameters(f"other{number}")
-            fits.append(word.fits(f"other{number}"))
-        others, whole = " AND ".join(fits), first.whole("first")
-        ranges = _Candidates((*whole, *first.begins("first")), others, parameters)
+        fits = " AND ".join(word.fits(f"other{number}") for number, word in enumerate(others))
+        near = " AND ".join(word.near(f"other{number}") for number, word in enumerate(others))
+        whole = first.whole("first")
+        ranges = _Candidates((*whole, *first.begins("first")), fits, parameters, near)
         if not (apart := first.begins_apart("first")):
             return ranges
         # Who types several words means parts of names, as a rule: first as such.
-        return _Candidates(
-            (*whole, *apart), f"{others} AND {first.at_start('first')}", parameters, otherwise=ranges
-        )
+        fits += f" AND {first.at_start('first')}"
+        return _Candidates((*whole, *apart), fits, parameters, near, otherwise=ranges)
 
     def _is_rare(self, word: _Needle) -> bool:
         """Whether all its candidates would be looked at."""
         counts = " UNION ALL ".join(
-            "SELECT sum(1) AS many FROM "  # noqa: S608  (conditions are ours; values are parameters)
-            f"(SELECT 1 FROM refunds_order WHERE {rule} LIMIT %(candidates)s + 1) AS branch{number}"
-            for number, (rule, _column) in enumerate([*word.whole("word"), *word.begins("word")])
+            f"SELECT sum(1) FROM ({walk}) AS counted{number}"  # noqa: S608
+            for number, walk in enumerate(word.walks("word"))
         )
         found = _rows(counts, word.parameters("word") | {"candidates": CANDIDATES})
         return all((many or 0) <= CANDIDATES for (many,) in found)
@@ -565,10 +606,12 @@ class _Within:
 
     needle: _Needle
     without: str
-    parameters: dict[str, Any]
+    parameters: _Parameters
     last_resort: bool = False
 
-    def keys(self, rules: _Rules, order: str, parameters: dict[str, Any]) -> tuple[list[int], bool]:
+    def rows(
+        self, columns: str, rules: _Rules, order: str, parameters: _Parameters
+    ) -> tuple[list[_Row], bool]:
         domain = self.needle.domain
         text = domain or self.needle.folded
         values = self.parameters | parameters
@@ -591,23 +634,23 @@ class _Within:
         walked = f"({newest}) AS walked"
         source = f"refunds_fragment WHERE {matches} AND {rules.key}" if rare else f"{walked} WHERE {matches}"
         near = f"SELECT key FROM {source} ORDER BY key {order} LIMIT %(candidates)s"  # noqa: S608
-        keys: list[int] = []
+        sql = _of(columns, self.keys(near, rules, order), order)
+        found: list[_Row] = []
         # The first few of a short walk fill the page, but where a filter, or what begins alike, leaves few of them.
         for most, walk in ((min(2 * values["limit"], CANDIDATES), WALK // 10), (CANDIDATES, WALK)):
-            keys = self._page(near, rules, order, values | {"candidates": most, "walk": walk})
-            if len(keys) == values["limit"] or many <= most:
-                return keys, False
+            found = _rows(sql, values | {"candidates": most, "walk": walk})
+            if len(found) == values["limit"] or many <= most:
+                return found, False
         cut = _count("walk", walked, values) > WALK
-        return keys, cut or _count("candidates", f"{walked} WHERE {matches}", values) > CANDIDATES
+        return found, cut or _count("candidates", f"{walked} WHERE {matches}", values) > CANDIDATES
 
-    def _page(self, near: str, rules: _Rules, order: str, values: dict[str, Any]) -> list[int]:
+    def keys(self, near: str, rules: _Rules, order: str) -> str:
         # One look at each order, by its key. As a join, PostgreSQL may walk all orders beside the few.
         fits = f"SELECT TRUE FROM refunds_order WHERE key = near.key AND {rules.rest} AND {self.without}"  # noqa: S608
-        sql = (
+        return (
             f"WITH near AS MATERIALIZED ({near}) SELECT DISTINCT key FROM near WHERE ({fits}) "  # noqa: S608
             f"ORDER BY key {order} LIMIT %(limit)s"
         )
-        return [key for (key,) in _rows(sql, values)]
 
 
 def _count(bound: str, rows: str, values: dict[str, Any]) -> int:
@@ -676,6 +719,11 @@ class _Place(NamedTuple):
     tier: int
     key: int
 
+    @classmethod
+    def beside(cls, shown: tuple[int, _Row], *, newer: bool) -> Self:
+        tier, row = shown
+        return cls(newer, tier, row[0])
+
     def __str__(self) -> str:
         return f"{'n' if self.newer else 'o'}{self.tier}.{self.key:x}"
 
@@ -696,51 +744,43 @@ def _page(
     limit: int,
     *,
     unfiltered: Sequence[_Tier],
-    columns: tuple[str, ...] = SHOWN,
+    columns: str = LISTED,
 ) -> Result:
     place = _place(cursor)
-    found, partial = _from(place, tiers, filters, limit + 1)
+    found, partial = _from(place, columns, tiers, filters, limit + 1)
     if place != START and len(found) <= (limit if place.newer else 0):
         # Nothing is left to turn to on that side: this is the first page, and it is to be a full one.
         place = START
-        found, partial = _from(place, tiers, filters, limit + 1)
+        found, partial = _from(place, columns, tiers, filters, limit + 1)
     shown = found[limit - 1 :: -1] if place.newer else found[:limit]
-    rows = _read([key for _tier, key in shown], columns)
-    hidden = not found and bool(_from(START, unfiltered, Filters(status=ANY_STATUS), 1)[0])
+    hidden = not found and bool(_from(START, "key", unfiltered, Filters(status=ANY_STATUS), 1)[0])
     return Result(
-        orders=[rows[key] for _tier, key in shown],
-        newer=str(_Place(True, *shown[0])) if place != START else "",
-        older=str(_Place(False, *shown[-1])) if len(found) > limit else "",
+        orders=[Found(*row) for _tier, row in shown],
+        newer=str(_Place.beside(shown[0], newer=True)) if place != START else "",
+        older=str(_Place.beside(shown[-1], newer=False)) if len(found) > limit else "",
         partial=partial,
         hidden_by_filters=hidden,
     )
 
 
-def _read(keys: Sequence[int], columns: Sequence[str]) -> dict[int, Found]:
-    if not keys:
-        return {}
-    marks = ", ".join(["%s"] * len(keys))
-    sql = f"SELECT {', '.join(columns)} FROM refunds_order WHERE key IN ({marks})"  # noqa: S608
-    return {row[0]: Found(*row) for row in _rows(sql, keys)}
-
-
 def _from(
-    place: _Place, tiers: Sequence[_Tier], filters: Filters, limit: int
-) -> tuple[list[tuple[int, int]], bool]:
-    """Return up to `limit` orders from the place on, as (tier, key) in the order of going, and whether partial."""
+    place: _Place, columns: str, tiers: Sequence[_Tier], filters: Filters, limit: int
+) -> tuple[list[tuple[int, _Row]], bool]:
+    """Return up to `limit` orders from the place on, as (tier, row) in the order of going, and whether partial."""
     rules, parameters = _rules(filters)
-    found: list[tuple[int, int]] = []
+    found: list[tuple[int, _Row]] = []
     partial = False
     for number in range(place.tier, -1, -1) if place.newer else range(place.tier, len(tiers)):
         if number >= len(tiers) or len(found) == limit or (tiers[number].last_resort and found):
             continue
         beside = f"{rules.key} AND key {'>' if place.newer else '<'} %(place)s"
         bounded = rules._replace(key=beside) if number == place.tier else rules
-        keys, cut = tiers[number].keys(
+        rows, cut = tiers[number].rows(
+            columns,
             bounded,
             "ASC" if place.newer else "DESC",
             parameters | {"place": place.key, "limit": limit - len(found)},
         )
         partial = partial or cut
-        found += [(number, key) for key in keys]
+        found += [(number, row) for row in rows]
     return found, partial
