@@ -1,4 +1,9 @@
 # Every target sets up what it needs and is missing; see scripts/setup.
+
+# Tests and measurements start processes by the hundred: none is to compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.state/pycache
+
 .PHONY: help run test simulate kills check format translations screenshots mutants bench kills-sync drill
 
 help:

@@ -1,6 +1,5 @@
 """The web server's entry point: `gunicorn dashboard.wsgi`."""
 
-import gc
 import os
 
 from django.conf import settings
@@ -8,6 +7,8 @@ from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.wsgi import get_wsgi_application
 from django.db import connection
+
+from dashboard import garbage
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "dashboard.settings")
 
@@ -22,8 +23,4 @@ if connection.vendor == "postgresql" and not settings.DATABASE_POOLED:
 if faults := [str(message) for message in run_checks() if message.is_serious()]:
     raise ImproperlyConfigured("; ".join(faults))
 
-# A page makes thousands of objects and drops them: looking for cycles among so few, again and again, takes a tenth of
-# a page's time and finds next to nothing. What was made until here stays for good, and is not looked at any more.
-gc.collect()
-gc.freeze()
-gc.set_threshold(50_000, 10, 10)  # objects, some megabytes of them
+garbage.seek_rarely()

@@ -2,6 +2,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from dashboard import garbage
 from refunds import mirror, services, smartpay
 
 
@@ -12,6 +13,7 @@ class Command(BaseCommand):
         parser.add_argument("--full", action="store_true", help="from the start, all pages")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        garbage.seek_rarely()
         try:
             mirror.sync(
                 smartpay.client(),
