@@ -19,6 +19,9 @@ def main() -> None:
     environ.Env.read_env(BASE_DIR / ".state" / "embedded.env")
     from django.core.management import execute_from_command_line
 
+    from dashboard import garbage
+
+    garbage.seek_rarely()
     execute_from_command_line(sys.argv)
 
 

@@ -1,5 +1,6 @@
 """The web server's entry point: `gunicorn dashboard.wsgi`."""
 
+import gc
 import os
 
 from django.conf import settings
@@ -24,3 +25,5 @@ if faults := [str(message) for message in run_checks() if message.is_serious()]:
     raise ImproperlyConfigured("; ".join(faults))
 
 garbage.seek_rarely()
+gc.collect()
+gc.freeze()  # what is loaded by now stays for good

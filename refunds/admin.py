@@ -473,7 +473,7 @@ class OrderAdmin(AuditorAdmin):
     ) -> tuple[models.QuerySet[Order], bool]:
         if not search_term:
             return queryset, False
-        found = search.find(search_term, filters=search.Filters(status="any"))
+        found = search.find(search.as_typed(search_term), filters=search.Filters(status="any"))
         return queryset.filter(pk__in=[order.key for order in found.orders]), False
 
     @admin.display(description=_("お客様名"))

@@ -310,9 +310,12 @@ class _Needle:
 
     def at_start(self, name: str) -> str:
         """A condition for rows at hand: a column is this, or begins with it."""
-        rules = [f"{column} >= %({name})s AND {column} <= %({name}_to)s" for column in BEGINNING]
-        rules += [rule for rule, _column in self._ids(name)]
-        return _either([*rules, f"order_id = %({name}_typed)s"])
+        return _either([rule for rule, _column in self.starts(name)])
+
+    def starts(self, name: str) -> list[_Branch]:
+        """What finds all rows of which a column is this, or begins with it, by few branches."""
+        ranges = [(f"{column} >= %({name})s AND {column} <= %({name}_to)s", column) for column in BEGINNING]
+        return [*ranges, *self._ids(name), (f"order_id = %({name}_typed)s", "")]
 
     def fits(self, name: str) -> str:
         """A condition for rows at hand: as above, or the mail is of this domain."""
@@ -323,21 +326,12 @@ class _Needle:
         return _either(rules)
 
     def near(self, name: str) -> str:
-        """What of that is told by the key of a `candidate`: no row is read for what is of another domain."""
-        if not self.domain:
-            return "TRUE"
+        """What the key of a `candidate` tells of that: of another domain, unless anything at all begins with this."""
         of_domain = (
             f"SELECT TRUE FROM refunds_fragment WHERE text = %({name}_domain)s AND key = candidate.key"  # noqa: S608
         )
-        return f"(({of_domain}) OR EXISTS ({' UNION ALL '.join(self.walks(name))}))"
-
-    def walks(self, name: str) -> list[str]:
-        """Statements, one an index, for the keys of some orders of which a column is this, or begins with it."""
-        return [
-            f"SELECT key FROM (SELECT key FROM refunds_order WHERE {rule} "  # noqa: S608
-            f"ORDER BY {column or 'key'} DESC LIMIT %(candidates)s + 1) AS walk{number}"
-            for number, (rule, column) in enumerate([*self.whole(name), *self.begins(name)])
-        ]
+        begun = " UNION ALL ".join(_walks(self.starts(name)))
+        return f"(({of_domain}) OR EXISTS ({begun}))"
 
     def labels(self, order: Found, labels: _Labels) -> list[str]:
         """In words, what of the order is this, begins with it or, failing those, holds it."""
@@ -369,7 +363,7 @@ class _Query:
     def of(cls, text: str) -> Self:
         text = _cleaned(text)
         words = [needle for needle in map(_Needle.of, text.split()) if needle.folded]
-        return cls(_Needle.of(text), tuple(words) if len(words) > 1 else ())
+        return cls(_Needle.of(text), tuple(dict.fromkeys(words)) if len(words) > 1 else ())
 
     def tiers(self) -> list["_Tier"]:
         if not self.whole.folded:
@@ -423,7 +417,16 @@ def _either(conditions: Sequence[str]) -> str:
     return "(" + " OR ".join(f"({condition})" for condition in conditions) + ")"
 
 
-# --- Tiers: what to look for -> keys ------------------------------------------------------------------------
+def _walks(branches: Sequence[_Branch]) -> list[str]:
+    """A statement for each branch that walks its index as far as candidates are looked at, and one row more."""
+    return [
+        f"SELECT key FROM (SELECT key FROM refunds_order WHERE {condition} "  # noqa: S608
+        f"ORDER BY {column or 'key'} DESC LIMIT %(candidates)s + 1) AS walk{number}"
+        for number, (condition, column) in enumerate(branches)
+    ]
+
+
+# --- Tiers: what to look for -> rows ------------------------------------------------------------------------
 
 
 class _Rules(NamedTuple):
@@ -460,7 +463,8 @@ class _Exact:
     def rows(
         self, columns: str, rules: _Rules, order: str, parameters: _Parameters
     ) -> tuple[list[_Row], bool]:
-        return _rows(_of(columns, self.keys(rules, order), order), self.parameters | parameters), False
+        sql = _in_order(columns, self.keys(rules, order), order)
+        return _rows(sql, self.parameters | parameters), False
 
     def keys(self, rules: _Rules, order: str) -> str:
         branches = " UNION ".join(
@@ -493,9 +497,11 @@ class _Candidates:
         found, cut = self._looked_at(columns, rules, order, parameters)
         if cut and self.otherwise and len(found) < parameters["limit"]:
             others, cut = self.otherwise.rows(columns, rules, order, parameters)
-            # What either found is right; where both were cut, neither alone tells where the next page begins.
-            both = sorted({*found, *others}, reverse=order == "DESC")
-            found = both[: parameters["limit"]] if cut else others
+            # What either found is right; where both were cut, neither alone tells where the next page begins. A row may
+            # have changed between the two.
+            both = {row[0]: row for row in (*found, *others)}
+            keys = sorted(both, reverse=order == "DESC")[: parameters["limit"]]
+            found = [both[key] for key in keys] if cut else others
         return found, cut
 
     def _looked_at(
@@ -503,12 +509,12 @@ class _Candidates:
     ) -> tuple[list[_Row], bool]:
         values = {"candidates": CANDIDATES} | self.parameters | parameters
         limit, newest_first = values["limit"], order == "DESC"
-        walked = _rows(self.keys(rules, order), values)
+        walked = _rows(self.walk(rules, order), values)
         of_branch: dict[int, list[int]] = defaultdict(list)
         for branch, key, _near in walked:
             of_branch[branch].append(key)
         candidates = sorted({key for _branch, key, near in walked if near}, reverse=newest_first)
-        few = max(limit, PAGE) * 4 // 3  # fill the page, as a rule: one in seven orders was never paid
+        few = max(limit, PAGE) * 4 // 3  # a third more than a page: the never paid, and what does not fit
         found: list[_Row] = []
         judged = 0
         while candidates[judged:] and len(found) < limit:
@@ -527,7 +533,8 @@ class _Candidates:
         last = found[limit - 1][0]
         return found[:limit], any(key > last if newest_first else key < last for key in cut.values())
 
-    def keys(self, rules: _Rules, order: str) -> str:
+    def walk(self, rules: _Rules, order: str) -> str:
+        """A statement for the candidates as (branch, key, whether their rows are to be read)."""
         candidates = " UNION ALL ".join(
             f"SELECT * FROM (SELECT {number} AS branch, key FROM refunds_order WHERE {condition} "  # noqa: S608
             + (f"ORDER BY {column} DESC, key DESC" if column else f"AND {rules.key} ORDER BY key {order}")
@@ -537,15 +544,17 @@ class _Candidates:
         return f"SELECT branch, key, {rules.key} AND {self.near} FROM ({candidates}) AS candidate"  # noqa: S608
 
     def _fitting(self, columns: str, keys: Sequence[int], rules: _Rules, values: _Parameters) -> list[_Row]:
-        return _rows(f"{_of(columns, _listed(keys))} AND {self.fits} AND {rules.rest}", values)
+        return _rows(f"{_orders(columns, _listed(keys))} AND {self.fits} AND {rules.rest}", values)
 
 
-def _of(columns: str, keys: str, order: str = "") -> str:
-    """A statement for the orders of the keys, which are a list or a statement."""
-    if columns == "key" and order:
-        return keys
-    sorted_by = f" ORDER BY key {order}" if order else ""
-    return f"SELECT {columns} FROM refunds_order WHERE key IN ({keys}){sorted_by}"  # noqa: S608
+def _orders(columns: str, keys: str) -> str:
+    """A statement, open at its end, for the orders of the keys, which are a list or a statement."""
+    return f"SELECT {columns} FROM refunds_order WHERE key IN ({keys})"  # noqa: S608
+
+
+def _in_order(columns: str, keys: str, order: str) -> str:
+    """A statement for the orders of the keys that a statement gives in this order."""
+    return keys if columns == "key" else f"{_orders(columns, keys)} ORDER BY key {order}"
 
 
 def _listed(keys: Sequence[int]) -> str:
@@ -565,8 +574,8 @@ class _Words:
     ) -> tuple[list[_Row], bool]:
         longest = sorted((word for word in self.words if not word.domain), key=lambda word: -len(word.folded))
         # Few of any word's fill the page, as a rule, or are all there are: the others need no look.
-        few = min(8 * max(parameters["limit"], PAGE), CANDIDATES)
-        found, cut = self.candidates(longest[0]).rows(columns, rules, order, parameters | {"candidates": few})
+        first_few = parameters | {"candidates": min(8 * max(parameters["limit"], PAGE), CANDIDATES)}
+        found, cut = self.candidates(longest[0]).rows(columns, rules, order, first_few)
         if not cut:
             return found, False
         rare = next((word for word in longest if self._is_rare(word)), longest[0])
@@ -577,8 +586,10 @@ class _Words:
         others = [word for word in self.words if word is not first]
         for number, word in enumerate(others):
             parameters |= word.parameters(f"other{number}")
-        fits = " AND ".join(word.fits(f"other{number}") for number, word in enumerate(others))
-        near = " AND ".join(word.near(f"other{number}") for number, word in enumerate(others))
+        fits = " AND ".join(word.fits(f"other{number}") for number, word in enumerate(others)) or "TRUE"
+        # One domain rules out the most of them; another would be looked up for each candidate as well.
+        domains = (word.near(f"other{number}") for number, word in enumerate(others) if word.domain)
+        near = next(domains, "TRUE")
         whole = first.whole("first")
         ranges = _Candidates((*whole, *first.begins("first")), fits, parameters, near)
         if not (apart := first.begins_apart("first")):
@@ -591,7 +602,7 @@ class _Words:
         """Whether all its candidates would be looked at."""
         counts = " UNION ALL ".join(
             f"SELECT sum(1) FROM ({walk}) AS counted{number}"  # noqa: S608
-            for number, walk in enumerate(word.walks("word"))
+            for number, walk in enumerate(_walks([*word.whole("word"), *word.begins("word")]))
         )
         found = _rows(counts, word.parameters("word") | {"candidates": CANDIDATES})
         return all((many or 0) <= CANDIDATES for (many,) in found)
@@ -634,7 +645,7 @@ class _Within:
         walked = f"({newest}) AS walked"
         source = f"refunds_fragment WHERE {matches} AND {rules.key}" if rare else f"{walked} WHERE {matches}"
         near = f"SELECT key FROM {source} ORDER BY key {order} LIMIT %(candidates)s"  # noqa: S608
-        sql = _of(columns, self.keys(near, rules, order), order)
+        sql = _in_order(columns, self.keys(near, rules, order), order)
         found: list[_Row] = []
         # The first few of a short walk fill the page, but where a filter, or what begins alike, leaves few of them.
         for most, walk in ((min(2 * values["limit"], CANDIDATES), WALK // 10), (CANDIDATES, WALK)):
@@ -720,8 +731,8 @@ class _Place(NamedTuple):
     key: int
 
     @classmethod
-    def beside(cls, shown: tuple[int, _Row], *, newer: bool) -> Self:
-        tier, row = shown
+    def beside(cls, one: tuple[int, _Row], *, newer: bool) -> Self:
+        tier, row = one
         return cls(newer, tier, row[0])
 
     def __str__(self) -> str:
@@ -753,7 +764,10 @@ def _page(
         place = START
         found, partial = _from(place, columns, tiers, filters, limit + 1)
     shown = found[limit - 1 :: -1] if place.newer else found[:limit]
-    hidden = not found and bool(_from(START, "key", unfiltered, Filters(status=ANY_STATUS), 1)[0])
+    hidden = False
+    if not found:
+        beyond, cut = _from(START, "key", unfiltered, Filters(status=ANY_STATUS), 1)
+        hidden, partial = bool(beyond), partial or (cut and not beyond)
     return Result(
         orders=[Found(*row) for _tier, row in shown],
         newer=str(_Place.beside(shown[0], newer=True)) if place != START else "",

@@ -75,7 +75,7 @@ class Plain:
         if len(text) < 2:
             return set()
         if text.startswith("@"):
-            return self.domains.rows_with(f"\x01{text}")
+            return self.domains.rows_with(f"\x01{text}") | self.names.rows_with(text)
         return self.of_domain(text) if self.is_domain(text) else self.names.rows_with(text)
 
     def is_domain(self, text: str) -> bool:

@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 from unittest.mock import patch
 
@@ -578,7 +579,54 @@ def test_word_that_is_a_domain_may_begin_something_else_among_many_of_the_domain
     assert numbers(search.find("田中 example.jp")) == [201, 200, *range(99, 51, -1)]
 
 
+def test_order_that_changes_while_it_is_looked_for_is_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both looks at 田中 are cut here, and find some orders twice."""
+    monkeypatch.setattr(search, "CANDIDATES", 3)
+    store(*(order_of(n, family="田中", given="一") for n in range(4)))
+    store(order_of(4, family="田", given="中子"), *(order_of(n, family="田中子") for n in range(5, 9)))
+    store(*(order_of(n, family="田", given="中子一") for n in range(10, 14)))
+    asked, amounts = search._rows, count(2000)
+
+    def ask_while_the_mirror_is_written(sql: str, parameters: Any) -> list[Any]:
+        found = asked(sql, parameters)
+        Order.objects.update(amount=next(amounts))
+        return found
+
+    with patch("refunds.search._rows", ask_while_the_mirror_is_written):
+        shown = numbers(search.find("田中", limit=20))
+
+    assert shown[:4] == [3, 2, 1, 0]
+    assert shown[4:] == sorted({*shown[4:]}, reverse=True)
+    assert len(shown) > 4
+
+
+def test_empty_page_is_partial_where_the_look_without_filters_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "CANDIDATES", 3)
+    store(order_of(0, family="田中", email="t@elsewhere.jp"))
+    store(*(order_of(n, family="田中", email=f"t{n}@example.jp") for n in range(1, 10)))
+
+    result = search.find("田中 @elsewhere.jp", filters=Filters(period_to=BEGIN))
+
+    assert (result.orders, result.partial, result.hidden_by_filters) == ([], True, False)
+
+
 # --- What it costs ------------------------------------------------------------------------------------------
+
+
+def test_many_words_cost_no_more_for_each_candidate() -> None:
+    store(*(order_of(n, family="田中", email=f"t{n}@example.jp") for n in range(100)))
+
+    def asked(text: str) -> str:
+        with CaptureQueriesContext(connection) as queries:
+            search.find(text)
+        return " ".join(query["sql"] for query in queries)
+
+    two, forty = asked("田中 0.jp 1.jp"), asked("田中 " + " ".join(f"{number}.jp" for number in range(40)))
+    assert forty.count("refunds_fragment WHERE text") == two.count("refunds_fragment WHERE text") > 0
+    one, one_forty_times = asked("田中 0.jp"), asked("田中 " + "0.jp " * 40)
+    assert one_forty_times.count("substr(") == one.count("substr(")
+    assert search.find("zz " * 1100).orders == []
+
 
 QUERIES = [
     "田中",
@@ -691,3 +739,4 @@ def test_every_branch_is_a_range_of_an_index(filters: Filters, older: bool, frag
                     r"|refunds_order_pkey.*\n(?!.*\(key = (\w+\.key|1)\))"
                 )
                 assert not re.search(walked, plan), f"{sql}\n{plan}"
+                assert not re.search("Hash Join|Hash Semi|Merge", plan), f"{sql}\n{plan}"

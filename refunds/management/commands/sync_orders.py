@@ -2,7 +2,6 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from dashboard import garbage
 from refunds import mirror, services, smartpay
 
 
@@ -13,7 +12,6 @@ class Command(BaseCommand):
         parser.add_argument("--full", action="store_true", help="from the start, all pages")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        garbage.seek_rarely()
         try:
             mirror.sync(
                 smartpay.client(),
