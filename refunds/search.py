@@ -514,9 +514,8 @@ class _Candidates:
         for branch, key, _near in walked:
             of_branch[branch].append(key)
         candidates = sorted({key for _branch, key, near in walked if near}, reverse=newest_first)
-        few = max(limit, PAGE) * 4 // 3  # a third more than a page: the never paid, and what does not fit
         found: list[_Row] = []
-        judged = 0
+        few, judged = _few(limit), 0
         while candidates[judged:] and len(found) < limit:
             some = candidates[judged : judged + few]
             fitting = {row[0]: row for row in self._fitting(columns, some, rules, values)}
@@ -545,6 +544,11 @@ class _Candidates:
 
     def _fitting(self, columns: str, keys: Sequence[int], rules: _Rules, values: _Parameters) -> list[_Row]:
         return _rows(f"{_orders(columns, _listed(keys))} AND {self.fits} AND {rules.rest}", values)
+
+
+def _few(limit: int) -> int:
+    """How many candidates fill a page, as a rule: a third more, for the never paid and for what does not fit."""
+    return max(limit, PAGE) * 4 // 3
 
 
 def _orders(columns: str, keys: str) -> str:
@@ -648,7 +652,7 @@ class _Within:
         sql = _in_order(columns, self.keys(near, rules, order), order)
         found: list[_Row] = []
         # The first few of a short walk fill the page, but where a filter, or what begins alike, leaves few of them.
-        for most, walk in ((min(2 * values["limit"], CANDIDATES), WALK // 10), (CANDIDATES, WALK)):
+        for most, walk in ((min(_few(values["limit"]), CANDIDATES), WALK // 10), (CANDIDATES, WALK)):
             found = _rows(sql, values | {"candidates": most, "walk": walk})
             if len(found) == values["limit"] or many <= most:
                 return found, False

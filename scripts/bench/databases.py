@@ -24,11 +24,9 @@ MADE_OF = ("refunds/migrations", "refunds/folding.py", "refunds/variants.py", "r
 def server(*, durable: bool = False) -> Iterator[str]:
     """The bench's own PostgreSQL server, whose data stays; gives the URL of its databases, without a name.
 
-    durable: what is committed is on the disk, as in production. Its memory is what docs/operations.md asks for.
+    durable: what is committed is on the disk, as in production.
     """
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20  # MB
-    settings = (f"shared_buffers={memory // 4}MB", *(() if durable else postgres.NOT_DURABLE))
-    with postgres.running(*_place(), settings=settings) as port:
+    with postgres.running(*_place(), settings=() if durable else postgres.NOT_DURABLE) as port:
         yield f"postgres://refunds:bench@127.0.0.1:{port}/"
 
 
