@@ -11,19 +11,20 @@ Where a bound on the work left something out, the result says that it is partial
 
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import connection
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
+from psycopg.pq import TransactionStatus
 
 from dashboard.models import User
 from refunds import smartpay
@@ -166,25 +167,6 @@ def find(text: str, *, filters: Filters = Filters(), cursor: str = "", limit: in
     return result
 
 
-def kept(search_id: str) -> Search | None:
-    """What was typed under this id, and by whom; None for an id that is not ours. Nothing else of it is read."""
-    found = _rows("SELECT id, person_id, text FROM refunds_search WHERE id = %s", [search_id])
-    return Search(**dict(zip(("id", "person_id", "text"), found[0], strict=True))) if found else None
-
-
-def recent(person: User) -> list[tuple[str, str]]:
-    """What the person looked for last, each once, as (id, text); not what was typed on the way to it."""
-    found: list[tuple[str, str]] = []
-    since = connection.ops.adapt_datetimefield_value(timezone.now() - KEPT)
-    sql = "SELECT id, text FROM refunds_search WHERE person_id = %s AND created_at > %s ORDER BY created_at DESC"
-    for pk, text in _rows(f"{sql} LIMIT {10 * RECENT}", [person.pk, since]):
-        if len(found) == RECENT:
-            break
-        if not any(later.startswith(text) for _pk, later in found):
-            found.append((pk, text))
-    return found
-
-
 class Saved(NamedTuple):
     """保存した検索, as pages offer it: its name, the search that it narrows ("" for none) and the filters."""
 
@@ -193,10 +175,51 @@ class Saved(NamedTuple):
     filters: str
 
 
-def saved(person: User) -> list[Saved]:
-    """What the person keeps, by name."""
-    sql = "SELECT name, coalesce(search_id, ''), filters FROM refunds_savedsearch WHERE person_id = %s ORDER BY name"
-    return [Saved(*row) for row in _rows(f"{sql} LIMIT {SavedSearch.MOST}", [person.pk])]
+class Remembered(NamedTuple):
+    """What a page shows of searches.
+
+    asked: that of the id given, whoever's it is, with its text and its person alone; None for an id that is not ours.
+    recent: what the person looked for last, each once, as (id, text); not what was typed on the way to it.
+    saved: what the person keeps, by name.
+    """
+
+    asked: Search | None
+    recent: list[tuple[str, str]]
+    saved: list[Saved]
+
+
+REMEMBERED = f"""
+SELECT 'asked', id, text, '', person_id, created_at FROM refunds_search WHERE id = %(asked)s
+UNION ALL
+SELECT 'recent', id, text, '', person_id, created_at FROM (
+    SELECT id, text, person_id, created_at FROM refunds_search
+    WHERE person_id = %(person)s AND created_at > %(since)s ORDER BY created_at DESC LIMIT {10 * RECENT}
+) AS recent
+UNION ALL
+SELECT 'saved', coalesce(search_id, ''), name, filters, person_id, NULL FROM (
+    SELECT search_id, name, filters, person_id FROM refunds_savedsearch
+    WHERE person_id = %(person)s ORDER BY name LIMIT {SavedSearch.MOST}
+) AS saved
+"""  # noqa: S608  (numbers of ours)
+
+
+def remembered(person: User, search_id: str = "") -> Remembered:
+    """By one statement, made once: each list asks for it."""
+    values = {
+        "asked": search_id if search_id.isprintable() else "",
+        "person": person.pk,
+        "since": connection.ops.adapt_datetimefield_value(timezone.now() - KEPT),
+    }
+    rows: dict[str, list[_Row]] = {"asked": [], "recent": [], "saved": []}
+    for what, *row in _rows(REMEMBERED, values):
+        rows[what].append(tuple(row))
+    asked = [Search(id=pk, person_id=owner, text=text) for pk, text, _filters, owner, _at in rows["asked"]]
+    recent: list[tuple[str, str]] = []
+    for pk, text, _filters, _owner, _at in sorted(rows["recent"], key=itemgetter(-1), reverse=True):
+        if len(recent) < RECENT and not any(later.startswith(text) for _pk, later in recent):
+            recent.append((pk, text))
+    saved = sorted(Saved(name, pk, filters) for pk, name, filters, _owner, _at in rows["saved"])
+    return Remembered(asked[0] if asked else None, recent, saved)
 
 
 def as_typed(text: str) -> str:
@@ -510,9 +533,8 @@ class _Candidates:
         values = {"candidates": CANDIDATES} | self.parameters | parameters
         limit, newest_first = values["limit"], order == "DESC"
         walked = _rows(self.walk(rules, order), values)
-        of_branch: dict[int, list[int]] = defaultdict(list)
-        for branch, key, _near in walked:
-            of_branch[branch].append(key)
+        counts = Counter(branch for branch, _key, _near in walked)
+        cut = {branch for branch, many in counts.items() if many > values["candidates"]}
         candidates = sorted({key for _branch, key, near in walked if near}, reverse=newest_first)
         found: list[_Row] = []
         few, judged = _few(limit), 0
@@ -522,15 +544,12 @@ class _Candidates:
             found += [fitting[key] for key in some if key in fitting]
             judged += len(some)
             few = max(judged, judged * (limit - len(found)) // max(len(found), 1) * 5 // 4)
-        farthest = min if newest_first else max
-        cut = {
-            branch: farthest(keys) for branch, keys in of_branch.items() if len(keys) > values["candidates"]
-        }
-        if len(found) < limit or any(self.branches[branch][1] for branch in cut):
+        if not cut or len(found) < limit or any(self.branches[branch][1] for branch in cut):
             return found[:limit], bool(cut)
         # Branches in the order of keys are whole as far as they were walked.
         last = found[limit - 1][0]
-        return found[:limit], any(key > last if newest_first else key < last for key in cut.values())
+        reached = {branch for branch, key, _near in walked if (key <= last if newest_first else key >= last)}
+        return found[:limit], not cut <= reached
 
     def walk(self, rules: _Rules, order: str) -> str:
         """A statement for the candidates as (branch, key, whether their rows are to be read)."""
@@ -650,12 +669,17 @@ class _Within:
         source = f"refunds_fragment WHERE {matches} AND {rules.key}" if rare else f"{walked} WHERE {matches}"
         near = f"SELECT key FROM {source} ORDER BY key {order} LIMIT %(candidates)s"  # noqa: S608
         sql = _in_order(columns, self.keys(near, rules, order), order)
-        found: list[_Row] = []
+        limit = values["limit"]
+        most, walk = min(_few(limit), CANDIDATES), max(WALK // 10, 1)
         # The first few of a short walk fill the page, but where a filter, or what begins alike, leaves few of them.
-        for most, walk in ((min(_few(values["limit"]), CANDIDATES), WALK // 10), (CANDIDATES, WALK)):
+        while True:
             found = _rows(sql, values | {"candidates": most, "walk": walk})
-            if len(found) == values["limit"] or many <= most:
+            if len(found) == limit or many <= most:
                 return found, False
+            if (most, walk) == (CANDIDATES, WALK):
+                break
+            times = max(2, 5 * limit // (4 * max(len(found), 1)))  # as it seems, and somewhat more
+            most, walk = min(times * most, CANDIDATES), min(times * walk, WALK)
         cut = _count("walk", walked, values) > WALK
         return found, cut or _count("candidates", f"{walked} WHERE {matches}", values) > CANDIDATES
 
@@ -690,16 +714,20 @@ def _plans_kept() -> Iterator[None]:
     if connection.vendor != "postgresql" or settings.DATABASE_POOLED:
         yield
         return
-    with transaction.atomic(durable=True), connection.cursor() as cursor:
-        cursor.execute("SET LOCAL plan_cache_mode = force_generic_plan")
-        before, cursor.connection.prepare_threshold = (
-            cursor.connection.prepare_threshold,
-            1,
-        )  # at their second time
+    with connection.cursor() as cursor:
+        driver = cursor.connection
+        before, driver.prepare_threshold = driver.prepare_threshold, 1  # at their second time
+        cursor.execute(
+            "SET plan_cache_mode = force_generic_plan"
+        )  # not LOCAL: BEGIN and COMMIT are two ways more
         try:
             yield
         finally:
-            cursor.connection.prepare_threshold = before
+            driver.prepare_threshold = before
+            if (
+                driver.info.transaction_status != TransactionStatus.INERROR
+            ):  # else it ends with the transaction
+                cursor.execute("SET plan_cache_mode = DEFAULT")
 
 
 def _rules(filters: Filters) -> tuple[_Rules, dict[str, Any]]:

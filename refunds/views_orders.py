@@ -29,7 +29,7 @@ def order_list(request: HttpRequest) -> HttpResponse:
     """Orders, newest first, or what a search found. What was typed is never in the address."""
     if request.GET.get("q"):
         return _searched(request, request.GET["q"])
-    typed = own_search(request, request.GET.get("search", ""))
+    typed, remembered = own_search(request, request.GET.get("search", ""))
     form = OrderFilterForm(request.GET)
     filters = form.filters()
     cursor = request.GET.get("page", "")
@@ -53,8 +53,8 @@ def order_list(request: HttpRequest) -> HttpResponse:
         "orders": result.orders,
         "search": typed,
         "typed": parked_fields(request).get("q", ""),
-        "recent": search.recent(person(request)),
-        "saved": search.saved(person(request)),
+        "recent": remembered.recent,
+        "saved": remembered.saved,
         "filters": form,
         "export_url": f"{reverse('refunds:order_export')}?{paging.filters(request.GET)}",
         "newer_url": paging.url(request.GET, result.newer),
@@ -99,7 +99,8 @@ def saved_searches(request: HttpRequest) -> HttpResponse:
     if not form.is_valid():
         messages.warning(request, " ".join(str(error) for errors in form.errors.values() for error in errors))
         return see_other("refunds:order_list")
-    name, typed = form.cleaned_data["name"], own_search(request, form.cleaned_data["search"])
+    name = form.cleaned_data["name"]
+    typed, _remembered = own_search(request, form.cleaned_data["search"])
     if mine.exclude(name=name).count() >= SavedSearch.MOST:
         messages.warning(request, _("保存できる検索は %(most)s 件までです。") % {"most": SavedSearch.MOST})
         return see_other("refunds:order_list")
@@ -111,19 +112,19 @@ def saved_searches(request: HttpRequest) -> HttpResponse:
     return redirect(f"{reverse('refunds:order_list')}?{address}{form.as_address()}")
 
 
-def own_search(request: HttpRequest, search_id: str) -> Search | None:
-    """The search of this id, for its person and for auditors; to everybody else it does not exist."""
-    if not search_id:
-        return None
-    if not search_id.isprintable():
+def own_search(request: HttpRequest, search_id: str) -> tuple[Search | None, search.Remembered]:
+    """The search of this id, for its person and for auditors, and what else is remembered of the person's.
+
+    None without an id. To everybody else it does not exist: raises Http404.
+    """
+    remembered = search.remembered(person(request), search_id)
+    asked = remembered.asked
+    if search_id and asked is None:
         raise Http404
-    kept = search.kept(search_id)
-    if kept is None:
+    if asked and asked.person_id != request.user.pk and not request.user.has_perm(roles.AUDIT):
+        audit.record(request.user, "orders.searched", asked, refused=True)
         raise Http404
-    if kept.person_id != request.user.pk and not request.user.has_perm(roles.AUDIT):
-        audit.record(request.user, "orders.searched", kept, refused=True)
-        raise Http404
-    return kept
+    return asked, remembered
 
 
 @require_safe

@@ -37,7 +37,7 @@ def start(request: HttpRequest) -> HttpResponse:
     context = {
         "unsettled": unsettled,
         "found_out": found_out,
-        "recent": search.recent(person(request)),
+        "recent": search.remembered(person(request)).recent,
         "waiting": waiting,
         "cases": cases,
         "typed": parked_fields(request).get("q", ""),

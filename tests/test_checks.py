@@ -189,3 +189,10 @@ def test_web_server_refuses_to_start_under_unsafe_settings(unsafe: dict[str, str
     )  # fmt: skip
 
     assert (done.returncode, fault in done.stderr) == (bool(fault), True), done.stderr
+
+
+@pytest.mark.postgresql
+def test_postgresql_compiles_no_statement_on_a_guess_at_its_cost(db: None) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW jit")
+        assert cursor.fetchone() == ("off",)

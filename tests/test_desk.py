@@ -29,7 +29,7 @@ def test_recent_searches_are_ones_own_each_once_without_what_was_typed_on_the_wa
     for ago, text in enumerate(["tanaka", "tan", "佐藤", "佐藤", *"abcdef"]):
         keep(operator, text, minutes=ago)
 
-    assert [text for _id, text in search.recent(operator)] == ["tanaka", "佐藤", "a", "b", "c"]
+    assert [text for _id, text in search.remembered(operator).recent] == ["tanaka", "佐藤", "a", "b", "c"]
 
 
 def test_search_is_saved_replaced_and_forgotten(browser: Client, operator: User) -> None:

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import psycopg
 import pytest
-from django.db import connection
+from django.db import DatabaseError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
@@ -694,6 +694,30 @@ def plan_of(sql: str, parameters: dict[str, Any], *, for_all_values: bool) -> st
         plan = "\n".join(row[0] for row in cursor.fetchall())
         cursor.execute("DEALLOCATE searched")
         return plan
+
+
+def test_plans_of_others_are_made_for_their_values_whatever_became_of_a_search() -> None:
+    def mode() -> str:
+        if connection.vendor != "postgresql":
+            return "auto"
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW plan_cache_mode")
+            return str(cursor.fetchone()[0])
+
+    def fail(*_args: Any, **_options: Any) -> None:
+        assert mode() == ("force_generic_plan" if connection.vendor == "postgresql" else "auto")
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT one FROM nowhere")
+
+    search.find("田中")
+    assert mode() == "auto"
+    with (
+        pytest.raises(DatabaseError, match="nowhere"),
+        transaction.atomic(),
+        patch("refunds.search._page", fail),
+    ):
+        search.find("田中")
+    assert mode() == "auto"
 
 
 @pytest.mark.parametrize(
