@@ -716,17 +716,15 @@ def _plans_kept() -> Iterator[None]:
         return
     with connection.cursor() as cursor:
         driver = cursor.connection
+        # Not LOCAL: BEGIN and COMMIT would be two ways to the database more.
+        cursor.execute("SET plan_cache_mode = force_generic_plan")
         before, driver.prepare_threshold = driver.prepare_threshold, 1  # at their second time
-        cursor.execute(
-            "SET plan_cache_mode = force_generic_plan"
-        )  # not LOCAL: BEGIN and COMMIT are two ways more
         try:
             yield
         finally:
             driver.prepare_threshold = before
-            if (
-                driver.info.transaction_status != TransactionStatus.INERROR
-            ):  # else it ends with the transaction
+            # One that failed takes it back itself, with all else that it did.
+            if driver.info.transaction_status != TransactionStatus.INERROR:
                 cursor.execute("SET plan_cache_mode = DEFAULT")
 
 
