@@ -210,9 +210,9 @@ def remembered(person: User, search_id: str = "") -> Remembered:
         "person": person.pk,
         "since": connection.ops.adapt_datetimefield_value(timezone.now() - KEPT),
     }
-    rows: dict[str, list[_Row]] = {"asked": [], "recent": [], "saved": []}
+    rows: dict[str, list[Any]] = {"asked": [], "recent": [], "saved": []}
     for what, *row in _rows(REMEMBERED, values):
-        rows[what].append(tuple(row))
+        rows[what].append(row)
     asked = [Search(id=pk, person_id=owner, text=text) for pk, text, _filters, owner, _at in rows["asked"]]
     recent: list[tuple[str, str]] = []
     for pk, text, _filters, _owner, _at in sorted(rows["recent"], key=itemgetter(-1), reverse=True):
@@ -692,14 +692,14 @@ class _Within:
         )
 
 
-def _count(bound: str, rows: str, values: dict[str, Any]) -> int:
+def _count(bound: str, rows: str, values: _Parameters) -> int:
     """How many there are, counted up to one more than the bound."""
     sql = f"SELECT sum(1) FROM (SELECT 1 FROM {rows} LIMIT %({bound})s + 1) AS counted"  # noqa: S608
     [(many,)] = _rows(sql, values)
     return int(many or 0)
 
 
-def _rows(sql: str, parameters: dict[str, Any] | Sequence[Any]) -> list[Any]:
+def _rows(sql: str, parameters: _Parameters) -> list[Any]:
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
         return list(cursor.fetchall())
@@ -728,10 +728,10 @@ def _plans_kept() -> Iterator[None]:
                 cursor.execute("SET plan_cache_mode = DEFAULT")
 
 
-def _rules(filters: Filters) -> tuple[_Rules, dict[str, Any]]:
+def _rules(filters: Filters) -> tuple[_Rules, _Parameters]:
     rules: list[str] = []
     keys: list[str] = []
-    parameters: dict[str, Any] = {}
+    parameters: _Parameters = {}
     if filters.status != ANY_STATUS:
         statuses = STATUSES.get(filters.status, (filters.status,)) if filters.status else Order.UNPAID
         names = [f"status{number}" for number in range(len(statuses))]

@@ -23,7 +23,7 @@ CHUNK = 500  # rows read at a time: neither memory nor a transaction grows with 
 @require_safe
 @may_see
 def order_export(request: HttpRequest) -> StreamingHttpResponse:
-    typed, _remembered = own_search(request, request.GET.get("search", ""))
+    typed = own_search(request, request.GET.get("search", "")).asked
     form = OrderFilterForm(request.GET)
     filters = form.filters()
     words: dict[str, Any] = {"words": audit.keyed_hash(search.fold(typed.text))} if typed else {}

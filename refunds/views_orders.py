@@ -29,7 +29,8 @@ def order_list(request: HttpRequest) -> HttpResponse:
     """Orders, newest first, or what a search found. What was typed is never in the address."""
     if request.GET.get("q"):
         return _searched(request, request.GET["q"])
-    typed, remembered = own_search(request, request.GET.get("search", ""))
+    remembered = own_search(request, request.GET.get("search", ""))
+    typed = remembered.asked
     form = OrderFilterForm(request.GET)
     filters = form.filters()
     cursor = request.GET.get("page", "")
@@ -99,8 +100,7 @@ def saved_searches(request: HttpRequest) -> HttpResponse:
     if not form.is_valid():
         messages.warning(request, " ".join(str(error) for errors in form.errors.values() for error in errors))
         return see_other("refunds:order_list")
-    name = form.cleaned_data["name"]
-    typed, _remembered = own_search(request, form.cleaned_data["search"])
+    name, typed = form.cleaned_data["name"], own_search(request, form.cleaned_data["search"]).asked
     if mine.exclude(name=name).count() >= SavedSearch.MOST:
         messages.warning(request, _("保存できる検索は %(most)s 件までです。") % {"most": SavedSearch.MOST})
         return see_other("refunds:order_list")
@@ -112,10 +112,10 @@ def saved_searches(request: HttpRequest) -> HttpResponse:
     return redirect(f"{reverse('refunds:order_list')}?{address}{form.as_address()}")
 
 
-def own_search(request: HttpRequest, search_id: str) -> tuple[Search | None, search.Remembered]:
-    """The search of this id, for its person and for auditors, and what else is remembered of the person's.
+def own_search(request: HttpRequest, search_id: str) -> search.Remembered:
+    """What is remembered for the person; `asked` is the search of this id, for its person and for auditors.
 
-    None without an id. To everybody else it does not exist: raises Http404.
+    To everybody else that does not exist: raises Http404. None without an id.
     """
     remembered = search.remembered(person(request), search_id)
     asked = remembered.asked
@@ -124,7 +124,7 @@ def own_search(request: HttpRequest, search_id: str) -> tuple[Search | None, sea
     if asked and asked.person_id != request.user.pk and not request.user.has_perm(roles.AUDIT):
         audit.record(request.user, "orders.searched", asked, refused=True)
         raise Http404
-    return asked, remembered
+    return remembered
 
 
 @require_safe
