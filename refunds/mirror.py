@@ -717,16 +717,6 @@ def is_older_than(age: timedelta) -> bool:
     return SyncCursor.objects.filter(pk=ORDERS, last_started_at__lt=clock.now() - age).exists()
 
 
-def freshness() -> datetime | None:
-    """When a page of orders was last read; None before the first. By a statement made once: each list asks for it."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT last_read_at FROM refunds_synccursor WHERE collection = %s", [ORDERS])
-        found = cursor.fetchone()
-    read_at: datetime | None = found[0] if found else None
-    # SQLite's moments have no zone; they are in UTC.
-    return read_at.replace(tzinfo=UTC) if read_at and read_at.tzinfo is None else read_at
-
-
 @dataclass(frozen=True, slots=True)
 class _Read:
     """A page as it was read."""

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from operator import attrgetter, itemgetter
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
@@ -29,7 +29,7 @@ from psycopg.pq import TransactionStatus
 from dashboard.models import User
 from refunds import smartpay
 from refunds.folding import fold as fold  # noqa: PLC0414  (views fold what they record of a search)
-from refunds.mirror import first_key, moment_of
+from refunds.mirror import ORDERS, first_key, moment_of
 from refunds.models import Order, SavedSearch, Search
 
 PAGE = 50  # orders
@@ -176,16 +176,19 @@ class Saved(NamedTuple):
 
 
 class Remembered(NamedTuple):
-    """What a page shows of searches.
+    """What a list shows beside its orders.
 
-    asked: that of the id given, whoever's it is, with its text and its person alone; None for an id that is not ours.
+    asked: the search of the id given, whoever's it is, with its text and its person alone; None for an id that is not
+        ours.
     recent: what the person looked for last, each once, as (id, text); not what was typed on the way to it.
     saved: what the person keeps, by name.
+    read_at: when a page of orders was last read; None before the first.
     """
 
     asked: Search | None
     recent: list[tuple[str, str]]
     saved: list[Saved]
+    read_at: datetime | None
 
 
 REMEMBERED = f"""
@@ -200,6 +203,8 @@ SELECT 'saved', coalesce(search_id, ''), name, filters, person_id, NULL FROM (
     SELECT search_id, name, filters, person_id FROM refunds_savedsearch
     WHERE person_id = %(person)s ORDER BY name LIMIT {SavedSearch.MOST}
 ) AS saved
+UNION ALL
+SELECT 'read', collection, '', '', 0, last_read_at FROM refunds_synccursor WHERE collection = '{ORDERS}'
 """  # noqa: S608  (numbers of ours)
 
 
@@ -210,7 +215,7 @@ def remembered(person: User, search_id: str = "") -> Remembered:
         "person": person.pk,
         "since": connection.ops.adapt_datetimefield_value(timezone.now() - KEPT),
     }
-    rows: dict[str, list[Any]] = {"asked": [], "recent": [], "saved": []}
+    rows: dict[str, list[Any]] = {"asked": [], "recent": [], "saved": [], "read": []}
     for what, *row in _rows(REMEMBERED, values):
         rows[what].append(row)
     asked = [Search(id=pk, person_id=owner, text=text) for pk, text, _filters, owner, _at in rows["asked"]]
@@ -219,7 +224,10 @@ def remembered(person: User, search_id: str = "") -> Remembered:
         if len(recent) < RECENT and not any(later.startswith(text) for _pk, later in recent):
             recent.append((pk, text))
     saved = sorted(Saved(name, pk, filters) for pk, name, filters, _owner, _at in rows["saved"])
-    return Remembered(asked[0] if asked else None, recent, saved)
+    read_at: datetime | None = rows["read"][0][-1] if rows["read"] else None
+    if read_at and read_at.tzinfo is None:  # SQLite's, which are in UTC
+        read_at = read_at.replace(tzinfo=UTC)
+    return Remembered(asked[0] if asked else None, recent, saved, read_at)
 
 
 def as_typed(text: str) -> str:

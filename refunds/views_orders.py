@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
 from dashboard.sso import posted_from
-from refunds import audit, mirror, paging, roles, search, services, smartpay
+from refunds import audit, paging, roles, search, services, smartpay
 from refunds.forms import OrderFilterForm, SavedSearchForm
 from refunds.models import AuditEntry, Order, Payment, Refund, SavedSearch, Search, SmartpayRefund
 from refunds.views import may_see, parked_fields, person, problem_text, see_other
@@ -49,7 +49,7 @@ def order_list(request: HttpRequest) -> HttpResponse:
         audit.record(request.user, "orders.listed", None, shown=shown)
         if "search" in request.session:
             del request.session["search"]
-    now, synced_at = timezone.now(), mirror.freshness()
+    now, synced_at = timezone.now(), remembered.read_at
     context = {
         "orders": result.orders,
         "search": typed,

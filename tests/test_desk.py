@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from dashboard.models import User
 from refunds import audit, search
-from refunds.models import Order, SavedSearch, Search
+from refunds.models import Order, SavedSearch, Search, SyncCursor
 from tests.conftest import Clock, make_user, sign_in
 
 
@@ -30,6 +30,14 @@ def test_recent_searches_are_ones_own_each_once_without_what_was_typed_on_the_wa
         keep(operator, text, minutes=ago)
 
     assert [text for _id, text in search.remembered(operator).recent] == ["tanaka", "佐藤", "a", "b", "c"]
+
+
+def test_list_is_as_old_as_the_last_page_of_orders(operator: User) -> None:
+    assert search.remembered(operator).read_at is None
+    at = timezone.now() - timedelta(minutes=3)
+    SyncCursor.objects.create(pk="refunds", last_read_at=timezone.now())
+    SyncCursor.objects.create(pk="orders", last_read_at=at)
+    assert search.remembered(operator).read_at == at
 
 
 def test_search_is_saved_replaced_and_forgotten(browser: Client, operator: User) -> None:

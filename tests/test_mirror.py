@@ -12,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 
 from dashboard.models import User
 from refunds import mirror, smartpay
-from refunds.models import KEY_BITS, Evidence, Order, Payment, Refund, SmartpayRefund, SyncCursor
+from refunds.models import KEY_BITS, Evidence, Order, Payment, Refund, SmartpayRefund
 
 pytestmark = pytest.mark.django_db
 
@@ -494,10 +494,3 @@ def test_refresh_payment_of_an_order_that_is_not_known_reads_that_first() -> Non
     assert mirror.refresh_payment("payment_test_1", client) == (True, ())
     assert client.asked == ["payment_test_1", "order_test_1"]
     assert (Payment.objects.get().order.order_id, external()) == ("order_test_1", 300)
-
-
-def test_freshness_is_the_last_page_of_orders() -> None:
-    assert mirror.freshness() is None
-    SyncCursor.objects.create(pk="refunds", last_read_at=LATER)
-    SyncCursor.objects.create(pk="orders", last_read_at=AT)
-    assert mirror.freshness() == AT
