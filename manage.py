@@ -14,9 +14,11 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "dashboard.settings")
     # After `make run` or `make test` the commands speak to what these set up; the environment and `.env` win.
     environ.Env.read_env(BASE_DIR / ".env")
-    for name in [name for name, value in os.environ.items() if not value]:
-        del os.environ[name]  # left empty: not said
-    environ.Env.read_env(BASE_DIR / ".state" / "embedded.env")
+    embedded = BASE_DIR / ".state" / "embedded.env"
+    for line in embedded.read_text().splitlines() if embedded.exists() else []:
+        name, _, value = line.partition("=")
+        if value and not os.environ.get(name):  # left empty: not said
+            os.environ[name] = value
     from django.core.management import execute_from_command_line
 
     from dashboard import garbage

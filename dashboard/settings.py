@@ -278,5 +278,6 @@ LOGGING = configuration(
         METRICS_TOKEN,
         SENTRY_DSN,
         str(DATABASES["default"].get("PASSWORD", "")),
+        MAILERS["default"].get("OPTIONS", {}).get("password", ""),
     ],
 )

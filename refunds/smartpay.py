@@ -82,6 +82,11 @@ class SmartpayError(Exception):
         self.sha256 = sha256
         self.replayed = replayed
 
+    @property
+    def about(self) -> str:
+        """For engineers: `AMBIGUOUS HTTP 503 internal`."""
+        return f"{self.outcome} HTTP {self.http_status or '-'} {self.error_code}".strip()
+
 
 class Refused(SmartpayError):
     """Smartpay answered no, in its own words. On a first attempt nothing happened; on a later one it may have."""

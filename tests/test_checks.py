@@ -191,6 +191,17 @@ def test_web_server_refuses_to_start_under_unsafe_settings(unsafe: dict[str, str
     assert (done.returncode, fault in done.stderr) == (bool(fault), True), done.stderr
 
 
+def test_setting_left_empty_is_empty_for_commands_as_for_the_web_server() -> None:
+    """The worker is a command: it removes names for good where RETENTION_DAYS has its default."""
+    done = subprocess.run(
+        [sys.executable, "manage.py", "shell", "-v", "0", "-c", "from django.conf import settings; print(settings.RETENTION_DAYS)"],
+        env=os.environ | PRODUCTION | {"RETENTION_DAYS": ""},
+        cwd=BASE_DIR, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    assert done.stdout == "None\n"
+
+
 @pytest.mark.postgresql
 def test_postgresql_compiles_no_statement_on_a_guess_at_its_cost(db: None) -> None:
     with connection.cursor() as cursor:

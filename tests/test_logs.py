@@ -3,6 +3,9 @@
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from ipaddress import ip_network
@@ -22,7 +25,7 @@ from dashboard.logs import Redaction, place_and_kind
 from dashboard.models import User
 from refunds.models import Payment
 from tests.conftest import make_order, sign_in
-from tests.sandbox import Sandbox
+from tests.sandbox import ROOT, Sandbox
 from tests.test_services import refund
 
 
@@ -241,6 +244,18 @@ def test_alarm_is_reported_by_its_name(reported: list[str]) -> None:
     assert '"message":"refund.review"' in "".join(reported)
     assert '"refund":"r-1"' in "".join(reported)
     assert "tanaka" not in "".join(reported)
+
+
+def test_password_of_the_mail_server_is_never_written() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import django; django.setup(); import logging; logging.error('535 of-the-mail-server refused')"],
+        env=os.environ | {"EMAIL_URL": "smtp://app:of-the-mail-server@127.0.0.1", "EMAIL_FROM": "a@example.jp",
+                          "SITE_URL": "https://example.jp", "DJANGO_SETTINGS_MODULE": "dashboard.settings"},
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    written = done.stdout + done.stderr
+    assert ("[redacted] refused" in written, "of-the-mail-server" in written) == (True, False)
 
 
 # --- The whole scan -------------------------------------------------------------------------------------------

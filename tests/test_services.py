@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.core.exceptions import PermissionDenied
 from django.core.management import call_command
+from django.core.management.base import CommandError
 from django.test import override_settings
 
 from dashboard.models import User
@@ -962,6 +963,14 @@ def test_settle_refunds_takes_every_turn_that_is_due(payment: Payment, operator:
 
     made.refresh_from_db()
     assert (made.state, told.getvalue()) == (State.SUCCEEDED, "refunds due: 1\n")
+
+
+def test_settle_refunds_says_that_smartpay_can_not_be_read(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "PAUSES", ())
+    Control.objects.create(restored_at=clock.now())  # the fence: all refunds are to be read
+
+    with pytest.raises(CommandError, match=r"\(NOT_SENT HTTP -\)"):  # nothing listens there
+        call_command("settle_refunds", stdout=io.StringIO())
 
 
 def test_refund_whose_turn_breaks_keeps_no_other_waiting(

@@ -37,9 +37,8 @@ class Command(BaseCommand):
         try:
             days = reconciling.reconcile(first, last, client=smartpay.client())
         except smartpay.SmartpayError as error:
-            about = f"{error.outcome} HTTP {error.http_status or '-'} {error.error_code}".strip()
             raise CommandError(
-                f"Smartpay could not be read ({about}); nothing was compared.", returncode=2
+                f"Smartpay could not be read ({error.about}); nothing was compared.", returncode=2
             ) from error
         found = list(
             Difference.objects.filter(reconciliation__in=days).order_by("reconciliation_id", "at", "id")

@@ -11,9 +11,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("switch", choices=["on", "off"])
-        parser.add_argument(
-            "--reason", required=True, help="kept in the trail and shown to the staff's engineers"
-        )
+        parser.add_argument("--reason", required=True, help="kept in the trail and shown on every page")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:

@@ -1,6 +1,6 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
 
 from refunds import services, smartpay
 
@@ -12,5 +12,8 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         turns = services.settle_due(client=smartpay.client())
-        services.scan_if_needed(client=smartpay.client())
         self.stdout.write(f"refunds due: {turns}")
+        try:
+            services.scan_if_needed(client=smartpay.client())
+        except smartpay.SmartpayError as error:
+            raise CommandError(f"Smartpay's refunds could not be read ({error.about}).") from error

@@ -20,5 +20,6 @@ class Command(BaseCommand):
                 progress=self.stdout.write,
             )
         except smartpay.SmartpayError as error:
-            about = f"{error.outcome} HTTP {error.http_status or '-'} {error.error_code}".strip()
-            raise CommandError(f"Smartpay could not be read ({about}); run it again to go on.") from error
+            raise CommandError(
+                f"Smartpay could not be read ({error.about}); run it again to go on."
+            ) from error
