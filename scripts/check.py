@@ -58,14 +58,8 @@ def templates_compile() -> str:
     from django.template import TemplateSyntaxError, engines
 
     django.setup()
-    roots = {
-        "templates": "django",
-        "dashboard/templates": "django",
-        "refunds/templates": "django",
-        "refunds/jinja2": "jinja2",
-    }
     found = []
-    for name, engine in roots.items():
+    for name, engine in {"templates": "django", "refunds/jinja2": "jinja2"}.items():
         root = BASE_DIR / name
         for path in sorted(path for path in root.rglob("*") if path.is_file()):
             try:

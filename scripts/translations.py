@@ -14,33 +14,21 @@ from pathlib import Path
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 SOURCES = ("dashboard", "refunds", "templates", "static", "locale")
-CATALOGUES = Path("locale/en/LC_MESSAGES")
+CATALOGUE = Path("locale/en/LC_MESSAGES/django.po")
 DJANGOS = Path("locale/ja/LC_MESSAGES/django.po")  # what Django's own Japanese lacks
-SCRIPTS_CATALOGUE = "djangojs"
-
-
-def domains() -> list[str]:
-    """The catalogues there are: django's always, the scripts' once there is one."""
-    return [
-        "django",
-        *([SCRIPTS_CATALOGUE] if (BASE_DIR / CATALOGUES / f"{SCRIPTS_CATALOGUE}.po").exists() else []),
-    ]
 
 
 def extract(directory: Path) -> None:
-    for domain in domains():
-        # Where a message stands would change with every line above it: --no-location.
-        command = [sys.executable, "-m", "django", "makemessages", "--locale=en", f"--domain={domain}"]
-        command += ["--no-obsolete", "--no-location", "--no-wrap", "--ignore=sandbox"]
-        run(*command, cwd=directory)
+    # Where a message stands would change with every line above it: --no-location.
+    command = [sys.executable, "-m", "django", "makemessages", "--locale=en"]
+    command += ["--no-obsolete", "--no-location", "--no-wrap", "--ignore=sandbox"]
+    run(*command, cwd=directory)
 
 
 def update() -> None:
-    compile_catalogue(BASE_DIR / DJANGOS, (BASE_DIR / DJANGOS).with_suffix(".mo"))
-    (BASE_DIR / CATALOGUES).mkdir(parents=True, exist_ok=True)
     extract(BASE_DIR)
-    for domain in domains():
-        compile_catalogue(BASE_DIR / CATALOGUES / f"{domain}.po", BASE_DIR / CATALOGUES / f"{domain}.mo")
+    for catalogue in (DJANGOS, CATALOGUE):
+        compile_catalogue(BASE_DIR / catalogue, (BASE_DIR / catalogue).with_suffix(".mo"))
 
 
 def problems() -> list[str]:
@@ -49,34 +37,23 @@ def problems() -> list[str]:
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory)
         for name in SOURCES:
-            if (BASE_DIR / name).exists():
-                shutil.copytree(BASE_DIR / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-        lacking = copy / "lacking.mo"
-        compile_catalogue(BASE_DIR / DJANGOS, lacking)
-        if messages(lacking) != messages((BASE_DIR / DJANGOS).with_suffix(".mo")):
-            found.append(f"{DJANGOS.with_suffix('.mo')} is not made from {DJANGOS.name}: make translations")
-        (copy / CATALOGUES).mkdir(parents=True, exist_ok=True)
+            shutil.copytree(BASE_DIR / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         extract(copy)
-        for domain in domains():
-            source = CATALOGUES / f"{domain}.po"
-            if not (BASE_DIR / source).exists():
-                found.append(f"{source} is missing: make translations")
-                continue
-            if entries(BASE_DIR / source) != entries(copy / source):
-                found.append(f"{source} is not what the sources say: make translations")
-            for state, flag in (("not translated", "--untranslated"), ("marked fuzzy", "--only-fuzzy")):
-                left = run("msgattrib", flag, "--no-obsolete", "--no-wrap", str(BASE_DIR / source))
-                header = re.match(
-                    r'(?s).*?\nmsgid ""\nmsgstr .*?(\n\n|$)', left
-                )  # comes along with any entry
-                entries_left = left[header.end() :] if header else left
-                found += [
-                    f"{source}: {state}: {text}" for text in re.findall(r"^msgid (.+)", entries_left, re.M)
-                ]
-            fresh = copy / "fresh.mo"
-            compile_catalogue(BASE_DIR / source, fresh)
-            if messages(fresh) != messages((BASE_DIR / source).with_suffix(".mo")):
-                found.append(f"{source.with_suffix('.mo')} is not made from {source.name}: make translations")
+        if entries(BASE_DIR / CATALOGUE) != entries(copy / CATALOGUE):
+            found.append(f"{CATALOGUE} is not what the sources say: make translations")
+        for state, flag in (("not translated", "--untranslated"), ("marked fuzzy", "--only-fuzzy")):
+            left = run("msgattrib", flag, "--no-obsolete", "--no-wrap", str(BASE_DIR / CATALOGUE))
+            header = re.match(r'(?s).*?\nmsgid ""\nmsgstr .*?(\n\n|$)', left)  # comes along with any entry
+            entries_left = left[header.end() :] if header else left
+            found += [
+                f"{CATALOGUE}: {state}: {text}" for text in re.findall(r"^msgid (.+)", entries_left, re.M)
+            ]
+        fresh = copy / "fresh.mo"
+        for catalogue in (DJANGOS, CATALOGUE):
+            compile_catalogue(BASE_DIR / catalogue, fresh)
+            compiled = catalogue.with_suffix(".mo")
+            if messages(fresh) != messages(BASE_DIR / compiled):
+                found.append(f"{compiled} is not made from {catalogue.name}: make translations")
     return found
 
 
