@@ -47,7 +47,7 @@ LISTS = Limit("lists", "SEARCHES_PER_HOUR", "orders.listed")
 ORDERS = Limit("orders", "ORDERS_PER_HOUR", "order.viewed")
 REFUND_FORMS = Limit("refund_forms", "REFUND_FORMS_PER_HOUR", "refund.requested")  # taken by its view
 
-# Whatever shows names. Webhooks are signed, and Smartpay sends many.
+# Whatever shows names, but for one's own start page. Webhooks are signed, and Smartpay sends many.
 LIMITED = {
     "refunds:order_search": SEARCHES,
     "refunds:order_list": LISTS,

@@ -180,7 +180,6 @@ class SessionPolicy:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         request.parked = QueryDict()  # type: ignore[attr-defined]  # See Note [Parked forms]
-        request.parked_for = ""  # type: ignore[attr-defined]
         return self.get_response(request)
 
     def process_view(

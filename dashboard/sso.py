@@ -275,7 +275,6 @@ def park(request: HttpRequest) -> str:
         del parked[next(iter(parked))]
     parked[page] = {
         "fields": fields.urlencode(),
-        "target": request.path,
         "user": request.user.pk,
         "until": time.time() + PARKED_SECONDS,
     }
@@ -324,7 +323,6 @@ def take_parked(request: HttpRequest) -> None:
     request.session["parked"] = parked
     if item["user"] == request.user.pk and time.time() < item["until"]:
         request.parked = QueryDict(item["fields"])  # type: ignore[attr-defined]
-        request.parked_for = item["target"]  # type: ignore[attr-defined]
         messages.warning(
             request,
             _(

@@ -51,7 +51,7 @@ from refunds.models import (
     SmartpayRefund,
     SyncCursor,
 )
-from refunds.templatetags.money import money
+from refunds.wording import money
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[models.Model]
@@ -99,10 +99,6 @@ class ReadOnly:
 
 def kept_search(query: str) -> Search | None:
     return Search.objects.filter(pk=query).first() if query.isprintable() else None
-
-
-def hash_of_words(kept: Search | None) -> str:
-    return audit.keyed_hash(search.fold(kept.text)) if kept else ""
 
 
 def _plainly(value: object) -> str:
@@ -192,7 +188,7 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
             kept,
             model=self.opts.model_name,
             filters=request.GET.dict(),
-            words=hash_of_words(kept),
+            words=search.words(kept),
         )
         return super().changelist_view(request, extra_context)
 
@@ -346,7 +342,7 @@ class AuditEntryAdmin(AuditorAdmin):
             kept,
             kind=kind,
             filters=request.GET.dict(),
-            words=hash_of_words(kept),
+            words=search.words(kept),
             entries=entries.count(),
             until=newest,
         )

@@ -234,7 +234,7 @@ def _expire() -> None:
 
 
 def _may(person: User, permission: str) -> None:
-    if not person.is_active or not person.has_perm(permission):
+    if not roles.may(person, permission):
         raise PermissionDenied
 
 

@@ -26,14 +26,13 @@ BEFORE_COMMA, AFTER_COMMA = re.compile(r"\W*\d{1,3}"), re.compile(r"\d{3}(\.\d+)
 
 HEADINGS = {
     "order": ("注文id", "orderid", "order_id", "order id", "order"),
-    "reference": ("ショップ注文番号", "参照番号", "reference"),
-    "amount": ("返金額", "金額", "amount"),
+    "reference": ("ショップ注文番号", "参照番号", "shop order number", "reference"),
+    "amount": ("返金額", "金額", "refund amount", "amount"),
     "description": ("説明", "description"),
     "reason": ("理由", "reason"),
 }
 # What was refunded already, as this tool writes it out: a list of that is no request to refund it all again.
 WRITTEN_OUT = {"受付番号", "refund number", "返金済み額", "refunded"}
-TEMPLATE = ("注文ID", "ショップ注文番号", "返金額", "説明", "理由")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,25 +7,22 @@ Each function does what is due and nothing else: called too often it finds nothi
 it, and killed it goes on at the next call. So no schedule has to be kept to the second, and no call is ever repeated.
 """
 
-import fcntl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import structlog
 from croniter import croniter
-from django.conf import settings
 from django.db import connection
 from django.db.models import Max
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from dashboard import sso
-from refunds import clock, mirror, notices, reconciling, retention, sealing, services, smartpay
+from refunds import clock, mirror, notices, reconciling, retention, sealing, services, smartpay, state_file
 from refunds.models import JobRun
 
 log = structlog.get_logger(__name__)
@@ -140,15 +137,5 @@ def keep_time(stop: threading.Event) -> None:
 
 def _on_time(job: Job, stop: threading.Event) -> None:
     while not stop.is_set():
-        run(job, _alone(job.alone))
+        run(job, state_file.locked(f"job-{job.alone.replace(' ', '-')}"))
         stop.wait(job.next_at(datetime.now(UTC)).timestamp() - time.time())
-
-
-@contextmanager
-def _alone(word: str) -> Iterator[None]:
-    """Wait until no other process of this machine is at it. A lock of the system's: who dies gives it back."""
-    directory = Path(settings.STATE_DIR)
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (directory / f"job-{word.replace(' ', '-')}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

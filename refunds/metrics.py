@@ -20,84 +20,96 @@ class Standing(Collector):
 
     def collect(self) -> Iterator[Metric]:
         now = clock.now()
+        yield from _unsettled(now)
+        yield from _asked_for(now)
+        yield from _work(now)
+        yield from _mirror(now)
+        yield from _jobs(now)
+        yield from _trail(now)
+        yield from _sending()
 
-        def age(moment: datetime | None) -> float:
-            return max(0.0, (now - moment).total_seconds()) if moment else 0.0
 
-        # Unsettled ones are few: each blocks money, and people are told. Settled ones are never counted as a whole.
-        unsettled = _gauge("refunds_unsettled", "Refunds whose money is reserved, by state.", "state")
-        oldest = _gauge("refunds_oldest_seconds", "Since the oldest of them was asked for.", "state")
-        waiting = Refund.objects.filter(state__in=Refund.RESERVING).order_by()
-        found = {
-            state: (count, since)
-            for state, count, since in waiting.values_list("state").annotate(Count("pk"), Min("requested_at"))
-        }
-        for unsettled_state in Refund.RESERVING:
-            count, since = found.get(unsettled_state, (0, None))
-            unsettled.add_metric([unsettled_state], count)
-            oldest.add_metric([unsettled_state], age(since))
-        yield unsettled
-        yield oldest
+def _unsettled(now: datetime) -> Iterator[Metric]:
+    """These are few: each blocks money, and people are told. Settled ones are never counted as a whole."""
+    unsettled = _gauge("refunds_unsettled", "Refunds whose money is reserved, by state.", "state")
+    oldest = _gauge("refunds_oldest_seconds", "Since the oldest of them was asked for.", "state")
+    waiting = Refund.objects.filter(state__in=Refund.RESERVING).order_by()
+    found = {
+        state: (count, since)
+        for state, count, since in waiting.values_list("state").annotate(Count("pk"), Min("requested_at"))
+    }
+    for state in Refund.RESERVING:
+        count, since = found.get(state, (0, None))
+        unsettled.add_metric([state], count)
+        oldest.add_metric([state], _age(now, since))
+    yield unsettled
+    yield oldest
 
-        lately = _gauge(
-            "refunds_last_hour", "Refunds asked for in the last hour, by their state now.", "state"
-        )
-        asked = Refund.objects.filter(requested_at__gt=now - LATELY).order_by()
-        counts = dict(asked.values_list("state").annotate(Count("pk")))
-        for state in Refund.State.values:
-            lately.add_metric([state], counts.get(state, 0))
-        yield lately
 
-        due = services.due().order_by().aggregate(count=Count("pk"), since=Min("next_check_at"))
-        yield _gauge(
-            "queue_depth", "Refunds whose turn has come and that no worker took yet.", value=due["count"]
-        )
-        yield _gauge("queue_seconds", "Since the first of them was due.", value=age(due["since"]))
-        yield _gauge(
-            "bulk_running",
-            "Files of refunds that workers are at.",
-            value=Bulk.objects.filter(state__in=[Bulk.State.CHECKING, Bulk.State.RUNNING]).count(),
-        )
+def _asked_for(now: datetime) -> Iterator[Metric]:
+    lately = _gauge("refunds_last_hour", "Refunds asked for in the last hour, by their state now.", "state")
+    asked = Refund.objects.filter(requested_at__gt=now - LATELY).order_by()
+    counts = dict(asked.values_list("state").annotate(Count("pk")))
+    for state in Refund.State.values:
+        lately.add_metric([state], counts.get(state, 0))
+    yield lately
 
-        read = _gauge("mirror_seconds", "Since a list of Smartpay's was last read.", "collection")
-        whole = _gauge("mirror_whole_seconds", "Since a list was last read from end to end.", "collection")
-        for cursor in SyncCursor.objects.all():
-            read.add_metric([cursor.collection], age(cursor.last_read_at))
-            whole.add_metric([cursor.collection], age(cursor.last_finished_at))
-        yield read
-        yield whole
 
-        late = _gauge(
-            "job_late_seconds", "Since a job should have run again after it last ended well.", "job"
-        )
-        for job in jobs.JOBS:
-            done = JobRun.objects.filter(job=job.name, outcome=JobRun.Outcome.DONE)
-            last = done.order_by("-started_at").values_list("started_at", flat=True).first()
-            late.add_metric([job.name], age(last and job.next_at(last)))
-        yield late
-        if connection.vendor == "postgresql":
-            from procrastinate.contrib.django.models import ProcrastinateJob
+def _work(now: datetime) -> Iterator[Metric]:
+    due = services.due().order_by().aggregate(count=Count("pk"), since=Min("next_check_at"))
+    yield _gauge(
+        "queue_depth", "Refunds whose turn has come and that no worker took yet.", value=due["count"]
+    )
+    yield _gauge("queue_seconds", "Since the first of them was due.", value=_age(now, due["since"]))
+    running = Bulk.objects.filter(state__in=[Bulk.State.CHECKING, Bulk.State.RUNNING]).count()
+    yield _gauge("bulk_running", "Files of refunds that workers are at.", value=running)
 
-            waiting_jobs = ProcrastinateJob.objects.filter(status="todo").count()
-            yield _gauge(
-                "job_queue_depth", "Jobs that no worker took yet: each at most once.", value=waiting_jobs
-            )
 
-        unsealed = (
-            AuditEntry.objects.filter(seal__isnull=True).order_by("pk").values_list("at", flat=True).first()
-        )
-        yield _gauge(
-            "unsealed_seconds", "Since the oldest entry of the trail without a seal.", value=age(unsealed)
-        )
+def _mirror(now: datetime) -> Iterator[Metric]:
+    read = _gauge("mirror_seconds", "Since a list of Smartpay's was last read.", "collection")
+    whole = _gauge("mirror_whole_seconds", "Since a list was last read from end to end.", "collection")
+    for cursor in SyncCursor.objects.all():
+        read.add_metric([cursor.collection], _age(now, cursor.last_read_at))
+        whole.add_metric([cursor.collection], _age(now, cursor.last_finished_at))
+    yield read
+    yield whole
 
-        control = Control.objects.filter(pk=True).first() or Control()
-        yield _gauge("sends_on", "1: refunds may be sent.", value=control.sends_enabled)
-        yield _gauge(
-            "restored", "1: the database was restored and nobody resumed.", value=bool(control.restored_at)
-        )
-        yield _gauge(
-            "smartpay_silent", "1: the last sendings had no answer.", value=services.smartpay_is_silent()
-        )
+
+def _jobs(now: datetime) -> Iterator[Metric]:
+    late = _gauge("job_late_seconds", "Since a job should have run again after it last ended well.", "job")
+    for job in jobs.JOBS:
+        done = JobRun.objects.filter(job=job.name, outcome=JobRun.Outcome.DONE)
+        last = done.order_by("-started_at").values_list("started_at", flat=True).first()
+        late.add_metric([job.name], _age(now, last and job.next_at(last)))
+    yield late
+    if connection.vendor == "postgresql":
+        from procrastinate.contrib.django.models import ProcrastinateJob
+
+        waiting = ProcrastinateJob.objects.filter(status="todo").count()
+        yield _gauge("job_queue_depth", "Jobs that no worker took yet: each at most once.", value=waiting)
+
+
+def _trail(now: datetime) -> Iterator[Metric]:
+    unsealed = AuditEntry.objects.filter(seal__isnull=True).order_by("pk").values_list("at", flat=True)
+    yield _gauge(
+        "unsealed_seconds",
+        "Since the oldest entry of the trail without a seal.",
+        value=_age(now, unsealed.first()),
+    )
+
+
+def _sending() -> Iterator[Metric]:
+    control = Control.objects.filter(pk=True).first() or Control()
+    yield _gauge("sends_on", "1: refunds may be sent.", value=control.sends_enabled)
+    restored = bool(control.restored_at)
+    yield _gauge("restored", "1: the database was restored and nobody resumed.", value=restored)
+    silent = services.smartpay_is_silent()
+    yield _gauge("smartpay_silent", "1: the last sendings had no answer.", value=silent)
+
+
+def _age(now: datetime, moment: datetime | None) -> float:
+    """In seconds."""
+    return max(0.0, (now - moment).total_seconds()) if moment else 0.0
 
 
 def _gauge(name: str, about: str, label: str = "", value: float | None = None) -> GaugeMetricFamily:

@@ -313,6 +313,7 @@ def _name(row: Order, customer: smartpay.Customer, differing: dict[int, set[str]
     return Import.WRITTEN
 
 
+FORGOTTEN_AT_ONCE = 500  # orders, in one transaction
 CUSTOMER = ("family_name", "given_name", "family_kana", "given_kana", "email")
 
 
@@ -329,13 +330,13 @@ def outdated_customers() -> QuerySet[Order]:
     return Order.objects.filter(key__lt=first_key(since), customer_source__gt="")
 
 
-def forget_customers(limit: int = 500) -> int:
+def forget_customers() -> int:
     """Remove the customers of some of these orders, oldest first; return of how many."""
     emptied = {
         column: "" for column in ("customer_source", *CUSTOMER, *FOLDED) if column != "reference_folded"
     }
     with transaction.atomic():
-        rows = list(outdated_customers().select_for_update().order_by("key")[:limit])
+        rows = list(outdated_customers().select_for_update().order_by("key")[:FORGOTTEN_AT_ONCE])
         before = {row.key: fragments.sources(vars(row)) for row in rows}
         Order.objects.filter(key__in=before).update(**emptied)
         fragments.write((vars(row) | emptied for row in rows), before)
@@ -695,7 +696,7 @@ def sync(
         raise failed
 
 
-def scan_refunds(client: smartpay.Client, *, observe: Observe, progress: Progress | None = None) -> None:
+def scan_refunds(client: smartpay.Client, *, observe: Observe) -> None:
     """Read all pages of GET /refunds from the start: a complete read, which SyncCursor.last_started_at then dates.
 
     Returns at once where another process is reading them. Raises: as sync().
@@ -704,7 +705,7 @@ def scan_refunds(client: smartpay.Client, *, observe: Observe, progress: Progres
         pk=REFUNDS, scan_started_at__isnull=False, last_read_at__gt=clock.now() - UNDER_WAY
     )
     if not under_way.exists():
-        _Scan(REFUNDS, client, observe, progress).run(full=True)
+        _Scan(REFUNDS, client, observe).run(full=True)
 
 
 def scanned_at() -> datetime | None:
@@ -794,7 +795,7 @@ class _Scan:
     collection: str
     client: smartpay.Client
     observe: Observe
-    progress: Progress | None
+    progress: Progress | None = None
     _ahead: _Ahead | None = None
 
     def run(self, *, full: bool) -> None:

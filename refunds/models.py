@@ -88,7 +88,7 @@ class Order(models.Model):
     # When Smartpay no longer listed it and said that there is no such order.
     vanished_at = models.DateTimeField(_("Smartpay から消えた日時"), null=True, blank=True, editable=False)
 
-    # The customer: from the checkout session, or from an import; an order of a token has none. smartpay-api.md 4.2.
+    # The customer: from the checkout session, or from an import; an order of a token has none.
     customer_source = models.CharField(
         _("お客様情報の出所"), max_length=8, choices=CustomerSource, blank=True, default=""
     )
@@ -98,7 +98,7 @@ class Order(models.Model):
     given_kana = models.CharField(_("名(カナ)"), max_length=120, blank=True, default="")
     email = models.CharField(_("メールアドレス"), max_length=254, blank=True, default="")
 
-    # The same, folded by search.fold(): what is searched.
+    # The same, folded by folding.fold(): what is searched.
     family_folded = _text(120)
     given_folded = _text(120)
     name_folded = _text(240)

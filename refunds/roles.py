@@ -8,6 +8,8 @@ from typing import Any
 
 from django.utils.translation import gettext_lazy as _
 
+from dashboard.models import User
+
 VIEW_ORDERS = "refunds.view_order"
 REQUEST_REFUND = "refunds.request_refund"
 APPROVE_REFUND = "refunds.approve_refund"
@@ -42,6 +44,11 @@ LABELS = {
     "auditor": _("監査担当者"),
 }
 STAFF_ROLES = {"auditor"}  # who may open /admin/
+
+
+def may(person: User, permission: str) -> bool:
+    """Whether the person is active and has the permission, now."""
+    return person.is_active and person.has_perm(permission)
 
 
 def sync(**kwargs: Any) -> None:

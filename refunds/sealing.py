@@ -5,29 +5,27 @@
 - verify(): whether the trail is still what was sealed, and what is the first that is not
 """
 
-import fcntl
 import hashlib
 import itertools
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import structlog
-from django.conf import settings
 from django.db import DataError, connection, transaction
 from django.db.models import Count, Min, Q, QuerySet
 from django.utils.translation import gettext as _
 
-from refunds import audit, clock
+from refunds import audit, clock, state_file
 from refunds.models import AuditEntry
 
 log = structlog.get_logger(__name__)
+
+FILE = "audit-head"  # in STATE_DIR
 
 # Note [The order of the seals]
 # The seal of an entry is the SHA-256 of the seal before it and the entry's text. Entries begin unsealed, so that
@@ -164,11 +162,11 @@ def newest_head(since: Head | None = None) -> Head | None:
 def kept_head() -> Head | None:
     """The head in STATE_DIR, or None if none was kept yet. Raises OSError, UnreadableHead."""
     try:
-        heads = read_heads(_file())
+        heads = read_heads(state_file.path(FILE))
     except FileNotFoundError:
         return None
     if len(heads) != 1:
-        raise UnreadableHead(f"{_file()} holds {len(heads)} heads")
+        raise UnreadableHead(f"{FILE} holds {len(heads)} heads")
     return heads[0]
 
 
@@ -177,14 +175,14 @@ def keep_head() -> None:
 
     A head that the trail does not contain any more is never overwritten: it is the proof.
     """
-    with _file_locked():
+    with state_file.locked(FILE):
         kept = kept_head()
         if kept and not _contains(kept):
             log.error("trail.differs_from_head", alarm=True, **asdict(kept))
             return
         head = newest_head(since=kept)
         if head and (kept is None or head.id > kept.id):
-            _write(head)
+            state_file.replace(FILE, f"{head}\n")
             if kept is None or _hour(head) != _hour(kept):
                 log.info("trail.head", **asdict(head))
     if waiting := _unsealed()[0]:
@@ -197,27 +195,6 @@ def _contains(head: Head) -> bool:
 
 def _hour(head: Head) -> str:
     return head.at[: len("2026-01-01T00")]
-
-
-def _file() -> Path:
-    return Path(settings.STATE_DIR) / "audit-head"
-
-
-@contextmanager
-def _file_locked() -> Iterator[None]:
-    _file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _file().with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _write(head: Head) -> None:
-    new = _file().with_suffix(".new")
-    with new.open("w") as file:
-        file.write(f"{head}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(_file())
 
 
 # --- To verify ----------------------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ from django.utils.translation import gettext_lazy
 from psycopg.pq import TransactionStatus
 
 from dashboard.models import User
-from refunds import smartpay
-from refunds.folding import fold as fold  # noqa: PLC0414  (views fold what they record of a search)
+from refunds import audit, smartpay
+from refunds.folding import fold
 from refunds.mirror import ORDERS, first_key, moment_of
 from refunds.models import Order, SavedSearch, Search
 
@@ -230,9 +230,17 @@ def remembered(person: User, search_id: str = "") -> Remembered:
     return Remembered(asked[0] if asked else None, recent, saved, read_at)
 
 
+def words(kept: Search | None) -> str:
+    """What the trail says of a search: by it an equal one is found again, and what was typed is not guessed."""
+    return audit.keyed_hash(fold(kept.text)) if kept else ""
+
+
 def as_typed(text: str) -> str:
-    """What somebody typed, as it is kept: printable characters, trimmed, 200 at most; "" where nothing is left."""
-    return "".join(character for character in text if character.isprintable()).strip()[:200]
+    """What somebody typed, as it is kept: printable characters, 200 at most, words by one blank; "" for nothing.
+
+    An IME's blank, a tab between two cells and a line's end part words as well.
+    """
+    return "".join(character for character in " ".join(text.split()) if character.isprintable()).strip()[:200]
 
 
 def whole_order_id(text: str) -> str | None:

@@ -22,9 +22,9 @@ from dashboard.sso import fresh_sign_in_required
 from refunds import audit, clock, roles, services, smartpay
 from refunds.forms import RefundForm, SimilarForm
 from refunds.models import Order, Payment, Refund
-from refunds.templatetags.money import money
 from refunds.views import not_now, parked_fields, person, quick_client, see_other, uuid_of, viewed
 from refunds.views_orders import others_on, why_no_refund
+from refunds.wording import money
 
 CONFIRMATION = "refunds.confirmation"  # the salt of its signature
 CONFIRMATION_SECONDS = 3600

@@ -18,8 +18,8 @@ from refunds import audit, bulk, bulk_file, csv_file, paging, roles, services, s
 from refunds.bulk import Share
 from refunds.forms import BulkStartForm, BulkUploadForm, DecisionForm
 from refunds.models import Bulk, BulkLine, Refund
-from refunds.templatetags.money import grouped, money
 from refunds.views import may_see, parked_fields, person, see_other, viewed
+from refunds.wording import grouped, money
 
 RENEW_SECONDS = {Bulk.State.CHECKING: 2, Bulk.State.RUNNING: 3, Bulk.State.PAUSED: 15}
 PAUSABLE = (Bulk.State.RUNNING, Bulk.State.PAUSED)
@@ -82,7 +82,8 @@ def bulk_template(request: HttpRequest) -> HttpResponseBase:
         ["order_…", "", "1000", _("欠品のため"), str(Refund.Reason.REQUESTED_BY_CUSTOMER.label)],
         ["", "EC-1001", _("残額"), "", ""],
     ]
-    return spreadsheet.download("bulk-refund-template.csv", bulk_file.TEMPLATE, examples)
+    heading = [_("注文ID"), _("ショップ注文番号"), _("返金額"), _("説明"), _("理由")]
+    return spreadsheet.download("bulk-refund-template.csv", heading, examples)
 
 
 @require_http_methods(["GET", "HEAD", "POST"])

@@ -19,7 +19,6 @@ from dashboard.sso import fresh_sign_in_required, posted_from
 from refunds import audit, paging, roles, services, smartpay
 from refunds.forms import ReviewForm, SendsForm
 from refunds.models import Bulk, Refund
-from refunds.templatetags.money import money
 from refunds.views import (
     may_see,
     parked_fields,
@@ -31,6 +30,7 @@ from refunds.views import (
     viewed,
 )
 from refunds.views_refunds import refund_of, why_not_my_case
+from refunds.wording import money
 
 
 @require_safe

@@ -14,8 +14,8 @@ from dashboard.sso import fresh_sign_in_required, posted_from
 from refunds import audit, paging, roles, services, smartpay
 from refunds.forms import DecisionForm, RefundFilterForm
 from refunds.models import Control, Refund, SmartpayRefund
-from refunds.templatetags.money import money
 from refunds.views import may_see, not_now, parked_fields, person, viewed
+from refunds.wording import money
 
 RENEW_SECONDS = {
     Refund.State.QUEUED: 3,

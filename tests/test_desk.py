@@ -32,6 +32,11 @@ def test_recent_searches_are_ones_own_each_once_without_what_was_typed_on_the_wa
     assert [text for _id, text in search.remembered(operator).recent] == ["tanaka", "佐藤", "a", "b", "c"]
 
 
+@pytest.mark.parametrize("blank", ["\u3000", "\t", "\u00a0", "\r\n"])
+def test_blank_of_any_kind_parts_words(blank: str) -> None:
+    assert search.as_typed(f"{blank}田中{blank}EC-1 ") == "田中 EC-1"
+
+
 def test_list_is_as_old_as_the_last_page_of_orders(operator: User) -> None:
     assert search.remembered(operator).read_at is None
     at = timezone.now() - timedelta(minutes=3)

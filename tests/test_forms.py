@@ -23,7 +23,7 @@ from refunds.forms import (
 )
 from refunds.models import Order, Payment
 from refunds.services import Request
-from refunds.templatetags.money import ago, money, short_id
+from refunds.wording import ago, money, short_id
 from tests.conftest import make_order
 
 REQUIRED = "返金額を入力してください。"

@@ -1413,13 +1413,13 @@ def test_case_tells_why_it_is_one(
     Refund.objects.filter(pk=case.pk).update(absent_since=at.now)
     assert why(case) == [silent]
     observe(shown(Refund(payment=payment, amount=1000), number(7), reference=""))
-    without = "この返金の番号がある返金はありませんが、番号のない同じ金額の返金があります。"
+    without = "この返金の受付番号がある返金はありませんが、受付番号のない同じ金額の返金があります。"
     assert why(case) == [without]
     observe(shown(case, number(1), amount=999))
     differs = "Smartpay が示す返金は、支払い・金額・通貨のいずれかが申請と異なります。"
     assert why(case) == [differs]
     observe(shown(case, number(2), amount=998))
-    assert why(case) == [differs, "この返金の番号がある返金が、Smartpay に二つ以上あります。"]
+    assert why(case) == [differs, "この返金の受付番号がある返金が、Smartpay に二つ以上あります。"]
 
 
 def test_case_tells_that_an_answer_contradicted_or_that_it_was_settled_before(

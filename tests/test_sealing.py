@@ -21,7 +21,7 @@ from django.urls import reverse
 from django.utils import translation
 
 from dashboard.models import User
-from refunds import audit, jobs, sealing, spreadsheet
+from refunds import audit, jobs, sealing, spreadsheet, state_file
 from refunds.models import AuditEntry, Order
 from tests.conftest import Clock, guards, make_user, sign_in
 
@@ -508,7 +508,7 @@ def test_full_rewrite_is_found_by_who_kept_the_head(trail: list[int]) -> None:
     rewrite(since=trail[4], roles="auditor")
 
     assert broken() == ("rewritten", trail[9])
-    Path(sealing._file()).unlink()
+    Path(state_file.path(sealing.FILE)).unlink()
     assert broken() is None  # what a chain can't prove
 
 
@@ -708,13 +708,13 @@ def test_trail_that_nobody_seals_raises_an_alarm(
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "nonsense", '{"id": "x"}', "\x00", "1\n2"])
 def test_head_that_is_none_is_not_taken_for_one(trail: list[int], content: str) -> None:
-    sealing._file().write_text(content)
+    state_file.path(sealing.FILE).write_text(content)
 
     with pytest.raises(sealing.UnreadableHead):
         sealing.verify()
     with pytest.raises(sealing.UnreadableHead):
         sealing.keep_head()
-    assert sealing._file().read_text() == content
+    assert state_file.path(sealing.FILE).read_text() == content
 
 
 # --- The command ---------------------------------------------------------------------------------------------
@@ -852,7 +852,7 @@ def test_whatever_it_should_go_on_from(browser: Client, trail: list[int], after:
 
 
 def test_button_tells_that_the_kept_head_can_not_be_read(browser: Client, trail: list[int]) -> None:
-    sealing._file().write_text("nonsense")
+    state_file.path(sealing.FILE).write_text("nonsense")
 
     assert "読み取れないため、検証できません" in text(browser.post(VERIFY))
     assert AuditEntry.objects.latest("id").data == {"broken": "kept_head"}

@@ -28,7 +28,7 @@ from refunds.services.errors import (
     SimilarRefund,
 )
 from refunds.services.states import State, cancel, locked, locked_payment, retried
-from refunds.templatetags.money import money
+from refunds.wording import money
 
 FIRST_TURN_HEAD_START = timedelta(seconds=5)  # whose request made the row sends it; a worker steps in later
 SIMILAR_ON_ORDER = timedelta(hours=24)
@@ -320,7 +320,7 @@ def similar_refunds(payment: Payment, amount: int, *, but: uuid.UUID) -> list[Si
 
 def _check(payment: Payment, request: Request, *, by: User, refundable: int | None = None) -> None:
     """Raise what speaks against the request; `refundable` is what the person saw, None before they saw anything."""
-    if not by.is_active or not by.has_perm(roles.REQUEST_REFUND):
+    if not roles.may(by, roles.REQUEST_REFUND):
         raise PermissionDenied
     if payment.refunds.filter(state__in=Refund.BLOCKING).exists():
         raise RefundUnsettled(

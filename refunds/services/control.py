@@ -1,26 +1,23 @@
 """Whether anything may be sent at all: the switch, the restore fence, the circuit breaker. Reading always goes on."""
 
-import fcntl
 import json
-import os
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import NamedTuple
 
 import structlog
-from django.conf import settings
 from django.core.exceptions import PermissionDenied
 from django.db import connection, transaction
 from django.utils.translation import gettext as _
 
 from dashboard.models import User
-from refunds import audit, clock, mirror, roles, smartpay
+from refunds import audit, clock, mirror, roles, smartpay, state_file
 from refunds.models import Attempt, Control, Refund
 from refunds.services.errors import NotReconciled
 from refunds.services.states import alarm, wake
 
 log = structlog.get_logger(__name__)
 
+FILE = "ledger-mark"  # See Note [The restore fence]
 BREAKS_AFTER = 5  # sendings in a row without an answer
 PROBE_EVERY = timedelta(minutes=1)  # one sending, then, to see whether Smartpay answers again
 SILENT = (Attempt.Outcome.AMBIGUOUS, Attempt.Outcome.NOT_SENT)
@@ -69,7 +66,7 @@ def set_sends(*, enabled: bool, reason: str, by: User | None = None) -> None:
 
     Raises: PermissionDenied, NotReconciled.
     """
-    if by is not None and not (by.is_active and by.has_perm(roles.APPROVE_REFUND)):
+    if by is not None and not roles.may(by, roles.APPROVE_REFUND):
         raise PermissionDenied
     if enabled:
         with transaction.atomic():
@@ -129,18 +126,9 @@ def watch() -> None:
 def remember(attempt: int) -> None:
     """Write down, outside the database, that this attempt was committed. Before its request leaves."""
     mark = Mark(_accepted(), attempt)
-    directory = Path(settings.STATE_DIR)
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (directory / "ledger-mark.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if mark <= _mark():
-            return
-        new = directory / "ledger-mark.new"
-        with new.open("w") as file:
-            json.dump(mark, file)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(directory / "ledger-mark")
+    with state_file.locked(FILE):
+        if mark > _mark():
+            state_file.replace(FILE, json.dumps(mark))
 
 
 def _notice_restore() -> bool:
@@ -183,7 +171,7 @@ def _raise_fence(newest: int, mark: Mark) -> None:
 def _mark() -> Mark:
     """What the file says. One that can't be read raises: nothing is sent by who can't tell."""
     try:
-        return Mark(*json.loads((Path(settings.STATE_DIR) / "ledger-mark").read_text()))
+        return Mark(*json.loads(state_file.path(FILE).read_text()))
     except FileNotFoundError:
         return Mark()
 

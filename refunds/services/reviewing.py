@@ -138,7 +138,7 @@ def _why_not_absent(refund: Refund, complete_at: datetime | None) -> str:
     """Why nobody can say yet that it was not executed, in words; "" where people may. See Note [Proof of absence]."""
     shown = list(refund.seen.filter(payment=refund.payment_id))
     if any(row.counts for row in shown):
-        return _("Smartpay にこの返金の番号がある返金が示されているため、返金不成立とは判定できません。")
+        return _("Smartpay にこの返金の受付番号がある返金が示されているため、返金不成立とは判定できません。")
     if shown:
         return ""  # all that there is of it failed, as Smartpay says itself
     counts_from = absence_counts_from(refund)
@@ -168,10 +168,10 @@ def _why(refund: Refund, candidates: Iterable[Candidate]) -> list[str]:
         _("Smartpay が示す返金は、支払い・金額・通貨のいずれかが申請と異なります。"): found.filter(
             detail=Evidence.Detail.DIFFERS
         ).exists(),
-        _("この返金の番号がある返金が、Smartpay に二つ以上あります。"): len(named) > 1,
+        _("この返金の受付番号がある返金が、Smartpay に二つ以上あります。"): len(named) > 1,
         _("いったん確定したあとに、Smartpay が返金を示しました。"): refund.settled_at is not None,
         _("送信した記録がないのに、Smartpay が返金を示しました。"): refund.first_sent_at is None,
-        _("この返金の番号がある返金はありませんが、番号のない同じ金額の返金があります。"): bool(
+        _("この返金の受付番号がある返金はありませんが、受付番号のない同じ金額の返金があります。"): bool(
             refund.absent_since and not named and same_amount
         ),
     }
@@ -297,12 +297,8 @@ def _settle(
 
 
 def _check_may(refund: Refund, by: User) -> None:
-    if not _is_approver(by) or refund.requested_by_id == by.pk:
+    if not roles.may(by, roles.APPROVE_REFUND) or refund.requested_by_id == by.pk:
         raise PermissionDenied
-
-
-def _is_approver(person: User) -> bool:
-    return person.is_active and person.has_perm(roles.APPROVE_REFUND)
 
 
 def _last_words(refund: Refund) -> dict[int, ReviewDecision]:
@@ -315,6 +311,6 @@ def _another_agrees(refund: Refund, decision: ReviewDecision) -> bool:
     return any(
         (other.verdict, other.smartpay_id) == (decision.verdict, decision.smartpay_id)
         and other.person_id != decision.person_id
-        and _is_approver(other.person)
+        and roles.may(other.person, roles.APPROVE_REFUND)
         for other in _last_words(refund).values()
     )

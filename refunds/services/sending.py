@@ -195,8 +195,8 @@ def _entitled(refund: Refund) -> bool:
     """Whether who asked, and who approved, are still active and still may."""
     asked = refund.requested_by
     decided = refund.decided_by
-    return (asked.is_active and asked.has_perm(roles.REQUEST_REFUND)) and (
-        decided is None or (decided.is_active and decided.has_perm(roles.APPROVE_REFUND))
+    return roles.may(asked, roles.REQUEST_REFUND) and (
+        decided is None or roles.may(decided, roles.APPROVE_REFUND)
     )
 
 

@@ -10,7 +10,7 @@ from django.utils.translation import gettext
 from jinja2 import Environment
 
 from refunds.models import Order
-from refunds.templatetags.money import minute, money, short_id
+from refunds.wording import minute, money, short_id
 
 register = template.Library()
 
