@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache
 
 import structlog
@@ -156,6 +156,7 @@ def decide(bulk_id: uuid.UUID, *, by: User, approved: bool, note: str = "") -> B
             raise PermissionDenied
         if bulk.state != Bulk.State.AWAITING_APPROVAL:
             raise BulkError(_("この一括返金はすでに決定されたか、中止されています。"))
+        _check_age(bulk.uploaded_at)
         if not approved and not note:
             raise BulkError(_("却下する理由を入力してください。"), "note")
         bulk.decided_by, bulk.decided_at, bulk.decision_note = by, clock.now(), note
@@ -184,6 +185,8 @@ def pause(bulk_id: uuid.UUID, *, by: User, paused: bool) -> Bulk:
             raise BulkError(_("この一括返金の状態が変わりました。いまの状態を確かめてください。"))
         if not paused and bulk.paused_by_id != by.pk and not by.has_perm(roles.APPROVE_REFUND):
             raise BulkError(_("ほかの人が一時停止したため、再開できるのは承認者だけです。"))
+        if not paused:
+            _check_age(bulk.decided_at or bulk.started_at)
         bulk.state, bulk.paused_by = after, by if paused else None
         bulk.save(update_fields=["state", "paused_by"])
         audit.record(by, "bulk.paused" if paused else "bulk.resumed", bulk)
@@ -221,11 +224,21 @@ def _stop(bulk: Bulk, state: Bulk.State) -> None:
     waiting.update(state=Line.LEFT_OUT, problem=Problem.STOPPED)
 
 
+def _check_age(moment: datetime | None) -> None:
+    """Nobody's word holds for longer than REFUND_REQUEST_DAYS: the lines were judged, and approved, long ago."""
+    if moment and moment < services.expired_before():
+        raise BulkError(
+            _(
+                "この一括返金は期限が切れました。残りの行が必要なら、中止してから、もう一度取り込んでください。"
+            )
+        )
+
+
 def _expire() -> None:
     """Give up what nobody has started or decided for REFUND_REQUEST_DAYS, as a single request expires."""
     waits = (Bulk.State.CHECKED, Bulk.State.AWAITING_APPROVAL)
-    before = clock.now() - timedelta(days=settings.REFUND_REQUEST_DAYS)
-    for bulk_id in Bulk.objects.filter(state__in=waits, uploaded_at__lt=before).values_list("pk", flat=True):
+    old = Bulk.objects.filter(state__in=waits, uploaded_at__lt=services.expired_before())
+    for bulk_id in old.values_list("pk", flat=True):
         with _locked(bulk_id) as bulk:
             if bulk.state in waits:
                 _stop(bulk, Bulk.State.CANCELLED)

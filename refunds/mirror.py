@@ -409,7 +409,7 @@ def _write_payments(
     changed = batch.write()
     new = payments.keys() - locked.keys()
     if new and REFUNDS_TABLE.held("payment_id", new):  # they came first
-        _count_external(new)
+        count_external(new)
     return {batch.rows[pk]["order_id"] for pk in changed}
 
 
@@ -453,7 +453,7 @@ def record_refunds(refunds: Iterable[smartpay.Refund], *, read_at: datetime) -> 
             facts = {} if _is_older(row, read_at) else _refund_facts(refund)
             batch.add(row, facts | {"ours_id": ours.get(refund.id)})
         batch.write()
-        _count_external(payments)
+        count_external(payments)
     return batch.rows
 
 
@@ -472,7 +472,7 @@ def record_answer(refund: smartpay.Refund, *, ours_id: uuid.UUID | None, read_at
         }
         _put(REFUNDS_TABLE, row, _refund_facts(refund))
         if ours_id and REFUNDS_TABLE.insert_unless_there(row):
-            _count_external([refund.payment])
+            count_external([refund.payment])
         else:
             record_refunds([refund], read_at=read_at)
 
@@ -541,12 +541,13 @@ def _uuid(text: object) -> uuid.UUID | None:
         return None
 
 
-def _count_external(payment_ids: Iterable[str]) -> None:
+def count_external(payment_ids: Iterable[str]) -> None:
     """Make `external` of the payments, which are locked or new, what Smartpay's refunds say.
 
     A refund under our reference that is not the one the ledger row was settled with is a second one, and one of a
-    row that was cancelled was made all the same: the ledger does not count them, so they are counted here. So is what
-    one is larger than its row says, as only Smartpay's own mistake can make it.
+    row that ended without a refund was made all the same: the ledger does not count them, so they are counted here. So
+    is what one is larger than its row says, as only Smartpay's own mistake can make it. The row's state is a part of
+    it: whoever books evidence on a row counts again.
     """
     ids = list(payment_ids)
     if not ids:
@@ -559,7 +560,7 @@ def _count_external(payment_ids: Iterable[str]) -> None:
                 SELECT payment.id, COALESCE(SUM(CASE
                     WHEN seen.ours_id IS NULL THEN seen.amount
                     WHEN ours.smartpay_id <> seen.id THEN seen.amount
-                    WHEN ours.state = 'cancelled' THEN seen.amount
+                    WHEN ours.state IN ('cancelled', 'rejected', 'not_executed') THEN seen.amount
                     WHEN seen.amount > ours.amount THEN seen.amount - ours.amount
                     ELSE 0
                 END), 0) AS total

@@ -162,6 +162,18 @@ def test_request_that_nobody_decides_expires(
     assert services.expire_requests() == 0
 
 
+def test_request_that_is_too_old_is_not_decided_even_where_no_worker_cancelled_it(
+    waiting: Refund, approver: User, at: Clock, sandbox: Sandbox
+) -> None:
+    at.advance(days=8)
+
+    with pytest.raises(services.NotWaiting, match="期限"):
+        services.approve(waiting.pk, by=approver)
+
+    waiting.refresh_from_db()
+    assert (waiting.state, sandbox.requests("POST", "/v1/refunds")) == (State.AWAITING_APPROVAL, [])
+
+
 def test_request_that_was_withdrawn_a_moment_ago_does_not_expire(
     waiting: Refund, at: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -745,6 +745,21 @@ def test_file_that_nobody_starts_or_decides_expires(
     assert [states(each) for each in kept] == [[Line.LEFT_OUT], [Line.LEFT_OUT]]
 
 
+def test_file_that_is_too_old_is_neither_decided_nor_resumed(
+    payments: list[Payment], operator: User, approver: User, settings: Any, at: Clock
+) -> None:
+    settings.REFUND_APPROVAL_ABOVE = 150
+    running = started(operator, line_for(payments[0]))
+    bulk.pause(running.pk, by=operator, paused=True)
+    waiting = started(operator, line_for(payments[1], 200))
+    at.advance(days=8)
+
+    with pytest.raises(bulk.BulkError, match="期限"):
+        bulk.pause(running.pk, by=operator, paused=False)
+    with pytest.raises(bulk.BulkError, match="期限"):
+        bulk.decide(waiting.pk, by=approver, approved=True)
+
+
 def test_file_is_started_once_and_not_after_its_end(
     payments: list[Payment], operator: User, at: Clock
 ) -> None:

@@ -439,7 +439,7 @@ def test_similar_refunds_come_newest_first_with_their_facts(
 
 def test_similar_means_within_exactly_a_day_and_exactly_seven(operator: User, at: Clock, db: None) -> None:
     order, later = make_order(5000), make_order(5000)
-    queued(order.payments.get(), operator, 100)
+    observe(shown(queued(order.payments.get(), operator, 100)))  # it is settled now
 
     def similar(where: Any, amount: int) -> int:
         return len(services.similar_refunds(where.payments.get(), amount, but=uuid.uuid4()))

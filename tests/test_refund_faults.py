@@ -9,6 +9,7 @@ import time
 import uuid
 from datetime import timedelta
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from django.db import DatabaseError, IntegrityError, connection, connections, transaction
@@ -646,7 +647,7 @@ def test_outcome_is_kept_where_the_mirror_can_not_be_written(
         raise DatabaseError("No such thing can be counted.")
 
     with monkeypatch.context() as failing:
-        failing.setattr(mirror, "_count_external", refuses)
+        failing.setattr(mirror, "count_external", refuses)
         made = refund(payment, operator)
 
     made.refresh_from_db()
@@ -778,3 +779,68 @@ def test_who_waited_is_woken_behind_the_lock_of_its_payment(payment: Payment, op
         '"refunds_payment"',
         '"refunds_refund"',
     ]  # which one, then both locks
+
+
+# --- What was refunded beside a refund of ours, while that is not settled
+
+
+def test_lost_refund_is_not_sent_again_once_somebody_refunded_by_hand(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    made = unknown(payment, operator, sandbox)  # Smartpay never had it
+    sandbox.refund_elsewhere(
+        payment.pk, made.amount
+    )  # and a colleague, in its dashboard, did what it should do
+    services.read_payment(payment.pk, client=smartpay.client())
+
+    for hours in (0.1, 1, 6, 1):
+        at.advance(hours=hours)
+        sandbox.advance(hours * 3600)
+        work()
+
+    made.refresh_from_db()
+    assert (made.state, made.attempt_no, len(at_smartpay(sandbox, payment))) == (State.REVIEW, 1, 1)
+
+
+def test_refund_that_was_made_twice_counts_twice_in_whatever_order_it_is_seen(
+    payment: Payment, operator: User, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox.fault("reset")
+    made = refund(payment, operator)
+    [there] = at_smartpay(sandbox, payment)
+    other = sandbox.refund_elsewhere(payment.pk, 500, reference=str(made.pk))
+    for seen in (other, there):
+        observe(smartpay.client().get_refund(seen["id"]))
+
+    made.refresh_from_db()
+    payment.refresh_from_db()
+    assert (made.state, made.smartpay_id) == (State.SUCCEEDED, there["id"])
+    assert payment.refundable() == payment.captured - made.amount - 500
+    assert "refund.two_executions" in caplog.text
+
+
+@pytest.mark.parametrize("denied", ["not_executed", "rejected"])
+def test_denied_refund_that_smartpay_shows_in_a_new_word_is_for_people(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock, denied: str
+) -> None:
+    if denied == "rejected":
+        sandbox.fault("altered", values={"status": "failed"})
+        made = refund(payment, operator)
+        [there] = at_smartpay(sandbox, payment)
+    else:
+        made = unknown(payment, operator, sandbox)
+        for _hour in range(9):
+            at.advance(hours=1)
+            sandbox.advance(3600)
+            with patch("refunds.services.sending.begin_attempt", return_value=None):
+                work()
+        there = sandbox.refund_elsewhere(payment.pk, made.amount, reference=str(made.pk))
+    made.refresh_from_db()
+    assert made.state == denied
+
+    sandbox.set(there["id"], status="processing")
+    observe(smartpay.client().get_refund(there["id"]))
+
+    made.refresh_from_db()
+    payment.refresh_from_db()
+    assert (made.state, payment.refundable()) == (State.REVIEW, payment.captured - made.amount)

@@ -246,6 +246,20 @@ def test_customer_without_a_mail_is_told_by_name(operator: User) -> None:
     assert not services.similar_refunds(stranger.payments.get(), 1000, but=uuid.uuid4())
 
 
+def test_refund_is_similar_from_when_the_money_left(
+    payment: Payment, operator: User, approver: User, at: Clock
+) -> None:
+    with override_settings(REFUND_APPROVAL_ABOVE=0):
+        waiting = refund(payment, operator, 1000)
+        at.advance(days=6, hours=23)
+
+        assert services.similar_refunds(payment, 999, but=uuid.uuid4())  # it may still leave
+        services.approve(waiting.pk, by=approver)
+    at.advance(days=2)
+
+    assert [each.refund for each in services.similar_refunds(payment, 1000, but=uuid.uuid4())] == [waiting]
+
+
 def test_yesterdays_refund_of_another_amount_is_not_similar(
     payment: Payment, operator: User, at: Clock
 ) -> None:

@@ -30,7 +30,7 @@ from refunds.services.asking import (
     withdraw,
 )
 from refunds.services.control import set_sends, smartpay_is_silent, watch
-from refunds.services.deciding import approve, expire_requests, reject
+from refunds.services.deciding import approve, expire_requests, expired_before, reject
 from refunds.services.errors import (
     AboveDailyLimit,
     AboveMaximum,
@@ -78,6 +78,7 @@ __all__ = [
     "decide_case",
     "due",
     "expire_requests",
+    "expired_before",
     "find_request",
     "look_again",
     "needs_approval",

@@ -287,7 +287,8 @@ def similar_refunds(payment: Payment, amount: int, *, but: uuid.UUID) -> list[Si
     """Refunds like this one, by anyone, here or elsewhere, newest first; `but` is this request's own id.
 
     Alike: of the same order within 24 hours, whatever the amount; of the same amount to the same customer (told by
-    mail, else by name) within seven days.
+    mail, else by name) within seven days. Counted from when the money left, which may be days after it was asked for;
+    what may still leave counts however old it is.
     """
     order, now = payment.order, clock.now()
     same_customer = Q(payment__order=order)
@@ -296,13 +297,17 @@ def similar_refunds(payment: Payment, amount: int, *, but: uuid.UUID) -> list[Si
     elif order.name_folded:
         same_customer |= Q(payment__order__name_folded=order.name_folded)
 
+    same_order, same_amount = Q(payment__order=order), same_customer & Q(amount=amount)
+
     def alike(moment: str) -> Q:
-        same_order = Q(payment__order=order) & Q((f"{moment}__gte", now - SIMILAR_ON_ORDER))
-        same_amount = same_customer & Q(amount=amount) & Q((f"{moment}__gte", now - SIMILAR_FOR_CUSTOMER))
-        return same_order | same_amount
+        lately_on_order = same_order & Q((f"{moment}__gte", now - SIMILAR_ON_ORDER))
+        return lately_on_order | same_amount & Q((f"{moment}__gte", now - SIMILAR_FOR_CUSTOMER))
 
     ours = (
-        Refund.objects.filter(alike("requested_at"), state__in=[*Refund.RESERVING, State.SUCCEEDED])
+        Refund.objects.filter(
+            Q(state__in=Refund.RESERVING) & (same_order | same_amount)
+            | Q(state=State.SUCCEEDED) & alike("settled_at")
+        )
         .exclude(pk=but)
         .select_related("payment__order", "requested_by")
     )

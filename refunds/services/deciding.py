@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
@@ -40,6 +40,8 @@ def approve(
 def _approve(refund_id: uuid.UUID, *, by: User, note: str) -> bool:
     """Write the decision down; return whether the refund may be sent, or was cancelled since the balance moved."""
     with _to_decide(refund_id, by=by, note=note) as refund:
+        if refund.requested_at < expired_before():  # and no worker has cancelled it yet
+            raise NotWaiting(_("この申請は期限が切れました。必要なら、あらためて申請してください。"))
         moved = refund.payment.refundable() + refund.amount != refund.refundable_before
         if moved or refund.payment.is_overdrawn():
             cancel(refund, Refund.Cancelled.BALANCE, by=by)
@@ -61,10 +63,14 @@ def reject(refund_id: uuid.UUID, *, by: User, note: str) -> Refund:
     return refund
 
 
+def expired_before() -> datetime:
+    """What was asked for before this moment is decided no more."""
+    return clock.now() - timedelta(days=settings.REFUND_REQUEST_DAYS)
+
+
 def expire_requests() -> int:
     """Cancel what has waited for a second person for REFUND_REQUEST_DAYS; return how many."""
-    before = clock.now() - timedelta(days=settings.REFUND_REQUEST_DAYS)
-    old = Refund.objects.filter(state=State.AWAITING_APPROVAL, requested_at__lt=before)
+    old = Refund.objects.filter(state=State.AWAITING_APPROVAL, requested_at__lt=expired_before())
     ids = list(old.values_list("pk", flat=True))
     for refund_id in ids:
         with locked(refund_id) as refund:

@@ -158,6 +158,9 @@ def _why_not_sent(refund: Refund, now: datetime) -> str:
         return "another refund of the payment is open"
     if refund.first_sent_at and not _entitled(refund):
         return "a person behind it may no longer refund"
+    # What was lost may be what somebody then refunded by hand. It is looked for until its absence is proved.
+    if refund.first_sent_at and refund.payment.external > refund.external_before:
+        return "a refund made elsewhere could be it"
     return ""
 
 

@@ -60,6 +60,7 @@ def observe_refund(
     if is_news and (refund_id := row.ours_id or mirror.named_refund(seen)):
         with locked(refund_id) as refund:
             book_evidence(refund, seen, kind=kind, now=clock.now())
+            mirror.count_external([refund.payment_id])
     return row
 
 
@@ -133,9 +134,10 @@ def book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str, now: date
     known = refund.smartpay_id == seen.id
     failed = seen.status == SmartpayRefund.Status.FAILED
     never_sent = refund.state in (State.AWAITING_APPROVAL, State.QUEUED)
+    denied = refund.state in (State.REJECTED, State.NOT_EXECUTED)
     if is_strange := seen.status not in ("", *SmartpayRefund.Status.values):
         alarm("refund.status_unknown", refund, smartpay_id=seen.id)
-        if not never_sent:
+        if not never_sent and not denied:
             return  # neither done nor failed: it is read again
     if known and refund.state == (State.REJECTED if failed else State.SUCCEEDED):
         return
@@ -155,6 +157,8 @@ def book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str, now: date
             refund.save()  # a step of its own: no guard lets a waiting row become a settled one at once
         if not is_strange:
             _judge(refund, seen, now, matches=matches)
+        elif denied:
+            to_review(refund, f"{seen.id} exists, with a status of its own")
         refund.save()
     action = f"refund.{refund.state}" if refund.state != before else "refund.observed"
     audit.record(None, action, refund, smartpay_id=seen.id, evidence=kind)
@@ -176,6 +180,9 @@ def _judge(refund: Refund, seen: smartpay.Refund, now: datetime, *, matches: boo
             refund.error_code = "status.failed"
             settle(refund, State.REJECTED, now)
         elif not failed:
+            others = refund.seen.exclude(pk=seen.id).exclude(status=SmartpayRefund.Status.FAILED)
+            if refund.state == State.REVIEW and others.exists():  # what made it a case
+                alarm("refund.two_executions", refund, smartpay_id=seen.id)
             refund.smartpay_id = seen.id
             refund.error_code = refund.error_message = ""
             settle(refund, State.SUCCEEDED, now)
@@ -200,7 +207,8 @@ def look_for(refund_id: uuid.UUID, *, owner: str, client: smartpay.Client) -> bo
         complete = read_payment(refund.payment_id, client=client)
         # The mirror has it and the ledger does not: who recorded it died in between, or its status is a new word.
         for smartpay_id in refund.seen.values_list("pk", flat=True):
-            observe_refund(client.get_refund(smartpay_id), read_at=clock.now())
+            seen_at = clock.now()
+            observe_refund(client.get_refund(smartpay_id), read_at=seen_at)
     except smartpay.SmartpayError as error:
         _book_silence(refund_id, error, owner=owner)
         return False
