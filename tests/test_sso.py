@@ -560,6 +560,16 @@ def test_a_session_ends(
     assert not Session.objects.filter(session_key__in=SessionIndex.objects.values("session_key")).exists()
 
 
+def test_session_survives_a_new_secret_key(idp: DishonestProvider, client: Client, settings: Any) -> None:
+    sign_in(client)
+    settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
+    settings.SECRET_KEY = "the-next-secret-of-the-tests-long-enough-for-every-check-012345"
+    during = client.get("/page/").status_code
+    settings.SECRET_KEY_FALLBACKS = []
+
+    assert (during, client.get("/page/").status_code) == (200, 200)  # it was signed anew meanwhile
+
+
 def test_using_the_site_keeps_the_session_alive_but_a_script_does_not(
     idp: DishonestProvider, client: Client, settings: Any
 ) -> None:
