@@ -13,7 +13,7 @@ help:
 	@echo "make kills         the product killed 250 times, then held against Smartpay (KILLS_PG=200 KILLS_SQLITE=50)"
 	@echo "make kills-sync    a reading of Smartpay killed 20 times at random, then compared (SYNC_KILLS=20)"
 	@echo "make drill         deploy/ on this machine, each part killed in turn during 500 refunds (DRILL_REFUNDS=500)"
-	@echo "make check         format, lint, types, migrations, deployment, templates, translations, lock"
+	@echo "make check         format, lint, types, imports, migrations, deployment, templates, translations, lock"
 	@echo "make format        rewrite the sources as make check wants them"
 	@echo "make translations  bring locale/ up to date with the sources"
 	@echo "make screenshots   make docs/screenshots anew, by the browser tests"

@@ -120,6 +120,7 @@ STEPS: dict[str, Callable[[], str]] = {
     "format": tool("ruff", "format", "--check", "--output-format=concise", "."),
     "lint": tool("ruff", "check", "--output-format=concise", "."),
     "types": tool("mypy"),
+    "imports": tool("lint-imports", "--no-cache"),
     "migrations": tool("python", "manage.py", "makemigrations", "--check", "--dry-run"),
     "deployment": tool("python", "manage.py", "check", "--deploy", "--fail-level", "WARNING"),
     "templates": tool("djlint", "templates", "--lint", "--quiet"),

@@ -11,7 +11,7 @@ from refunds.models import Attempt
 
 ROOT = Path(__file__).resolve().parent.parent
 SECURITY = ROOT / "docs" / "security.md"
-DOCUMENTS = sorted((ROOT / "docs").rglob("*.md"))
+DOCUMENTS = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
 
 FILE = re.compile(r"tests/test_\w+\.py")
 TEST = re.compile(r"(?:(tests/test_\w+\.py)::)?\b(test_\w+)\b(?!\.py)")
