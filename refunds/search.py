@@ -35,6 +35,7 @@ from refunds.models import Order, SavedSearch, Search
 PAGE = 50  # orders
 CANDIDATES = 1000  # orders that a branch of tiers 2 to 4 may bring in another order than ours
 WALK = 5000  # fragments looked at, from the newest on, where more than those candidates would match
+FILTERED = 20_000  # orders of a name looked at for those that a filter leaves
 SHORTEST_FRAGMENT = 2  # characters: an index of single ones would find too much
 RECENT = 5  # searches
 KEPT = timedelta(days=30)  # what was typed
@@ -420,7 +421,7 @@ class _Query:
         beyond = f"NOT {_either(whole)}"
         apart = self.whole.begins_apart("whole")
         tiers: list[_Tier] = [
-            _Exact(tuple(whole), parameters),
+            _Exact(tuple(whole), parameters, walked=True),
             _Candidates(
                 tuple(self.whole.begins("whole")),
                 beyond,
@@ -469,10 +470,14 @@ def _walks(branches: Sequence[_Branch]) -> list[str]:
 
 
 class _Rules(NamedTuple):
-    """The filters as conditions: on the key alone, and on the order's other columns."""
+    """The filters as conditions: on the key alone, and on the order's other columns.
+
+    narrow: whether they may leave few of many orders.
+    """
 
     key: str
     rest: str
+    narrow: bool
 
     def __str__(self) -> str:
         return f"{self.key} AND {self.rest}"
@@ -493,23 +498,49 @@ class _Tier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Exact:
-    """Branches whose rows an index gives in the order of their keys: exact, however many rows there are."""
+    """Branches whose rows an index gives in the order of their keys: exact, however many rows there are.
+
+    walked: of a name that many have, only so much is looked at for what narrow filters leave.
+    """
 
     branches: tuple[str, ...]
     parameters: _Parameters
+    walked: bool = False
     last_resort: bool = False
 
     def rows(
         self, columns: str, rules: _Rules, order: str, parameters: _Parameters
     ) -> tuple[list[_Row], bool]:
-        sql = _in_order(columns, self.keys(rules, order), order)
-        return _rows(sql, self.parameters | parameters), False
-
-    def keys(self, rules: _Rules, order: str) -> str:
-        branches = " UNION ".join(
-            "SELECT key FROM (SELECT key FROM refunds_order "  # noqa: S608  (conditions are ours; values are parameters)
-            f"WHERE {branch} AND {rules} ORDER BY key {order} LIMIT %(limit)s) AS branch{number}"
+        values = self.parameters | parameters
+        if not (self.walked and rules.narrow):
+            sources = [f"refunds_order WHERE {branch} AND {rules}" for branch in self.branches]
+            return _rows(_in_order(columns, self.keys(sources, order), order), values), False
+        sources = [
+            f"(SELECT key, status, refund_status FROM refunds_order WHERE {branch} AND {rules.key} "  # noqa: S608
+            f"ORDER BY key {order} LIMIT %(walk)s) AS walked WHERE {rules.rest}"
+            for branch in self.branches
+        ]
+        sql = _in_order(columns, self.keys(sources, order), order)
+        walk = WALK // 10
+        while True:
+            found = _rows(sql, values | {"walk": walk})
+            if len(found) == values["limit"]:
+                return found, False
+            if walk == FILTERED:
+                break
+            walk = min(_times(values["limit"], found) * walk, FILTERED)
+        counts = " UNION ALL ".join(
+            f"SELECT sum(1) FROM (SELECT 1 FROM refunds_order WHERE {branch} AND {rules.key} "  # noqa: S608
+            f"LIMIT %(walk)s + 1) AS counted{number}"
             for number, branch in enumerate(self.branches)
+        )
+        reached = _rows(counts, values | {"walk": FILTERED})
+        return found, any((many or 0) > FILTERED for (many,) in reached)
+
+    def keys(self, sources: Sequence[str], order: str) -> str:
+        branches = " UNION ".join(
+            f"SELECT key FROM (SELECT key FROM {source} ORDER BY key {order} LIMIT %(limit)s) AS branch{number}"  # noqa: S608
+            for number, source in enumerate(sources)
         )
         return f"SELECT key FROM ({branches}) AS found ORDER BY key {order} LIMIT %(limit)s"  # noqa: S608
 
@@ -694,7 +725,7 @@ class _Within:
                 return found, False
             if (most, walk) == (CANDIDATES, WALK):
                 break
-            times = max(2, 5 * limit // (4 * max(len(found), 1)))  # as it seems, and somewhat more
+            times = _times(limit, found)
             most, walk = min(times * most, CANDIDATES), min(times * walk, WALK)
         cut = _count("walk", walked, values) > WALK
         return found, cut or _count("candidates", f"{walked} WHERE {matches}", values) > CANDIDATES
@@ -706,6 +737,11 @@ class _Within:
             f"WITH near AS MATERIALIZED ({near}) SELECT DISTINCT key FROM near WHERE ({fits}) "  # noqa: S608
             f"ORDER BY key {order} LIMIT %(limit)s"
         )
+
+
+def _times(limit: int, found: Sequence[_Row]) -> int:
+    """How many times as much has to be looked at to fill a page: as it seems, and somewhat more."""
+    return max(2, 5 * limit // (4 * max(len(found), 1)))
 
 
 def _count(bound: str, rows: str, values: _Parameters) -> int:
@@ -763,7 +799,8 @@ def _rules(filters: Filters) -> tuple[_Rules, _Parameters]:
     if filters.period_to:
         keys.append("key < %(period_to)s")
         parameters["period_to"] = first_key(filters.period_to)
-    return _Rules(" AND ".join(keys) or "TRUE", " AND ".join(rules) or "TRUE"), parameters
+    narrow = bool(filters.refund_status) or filters.status not in ("", ANY_STATUS)
+    return _Rules(" AND ".join(keys) or "TRUE", " AND ".join(rules) or "TRUE", narrow), parameters
 
 
 # --- Pages --------------------------------------------------------------------------------------------------

@@ -720,6 +720,27 @@ def test_plans_of_others_are_made_for_their_values_whatever_became_of_a_search()
     assert mode() == "auto"
 
 
+def test_name_that_many_have_is_looked_through_for_so_long_where_a_filter_leaves_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store(
+        *(
+            order_of(n, family="田中", given=f"{n}郎", status="canceled" if n < 2 else "succeeded")
+            for n in range(10)
+        )
+    )
+    canceled = Filters(status="canceled")
+    assert len(search.find("田中", filters=canceled).orders) == 2
+    monkeypatch.setattr(search, "WALK", 50)
+
+    monkeypatch.setattr(search, "FILTERED", 9)
+    cut = search.find("田中", filters=canceled)
+    monkeypatch.setattr(search, "FILTERED", 10)
+    whole = search.find("田中", filters=canceled)
+
+    assert ([len(cut.orders), cut.partial], [len(whole.orders), whole.partial]) == ([1, True], [2, False])
+
+
 @pytest.mark.parametrize(
     "filters", [Filters(), Filters(status=ANY_STATUS), Filters(period_from=BEGIN, status=IN_PROGRESS)]
 )
