@@ -431,9 +431,9 @@ def test_similar_refunds_come_newest_first_with_their_facts(
 
     order_id = payment.order.order_id
     assert similar == [
-        services.Similar(at.now, 300, "JPY", order_id, operator, last),
-        services.Similar(at.now - timedelta(minutes=1), 200, "JPY", order_id, None, None),
-        services.Similar(at.now - timedelta(minutes=2), 100, "JPY", order_id, operator, first),
+        services.Similar(str(last.pk), at.now, 300, "JPY", order_id, operator, last),
+        services.Similar(there.id, at.now - timedelta(minutes=1), 200, "JPY", order_id, None, None),
+        services.Similar(str(first.pk), at.now - timedelta(minutes=2), 100, "JPY", order_id, operator, first),
     ]
 
 

@@ -1,7 +1,7 @@
 """Asking for a refund: what it would do, what speaks against it, and its row, committed before anything is sent."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -60,6 +60,7 @@ class Approval:
 class Similar:
     """A refund like the one asked for: of the same order within a day, or to the same customer of the same amount."""
 
+    id: str  # the ledger's, or Smartpay's
     at: datetime
     amount: int
     currency: str
@@ -163,14 +164,19 @@ def refund_payment(
     refundable: int,
     by: User,
     similar_reason: str = "",
+    similar_shown: Collection[str] | None = None,
     client: smartpay.Client | None = None,
 ) -> Refund:
     """Record a refund and take its first turn at once; return the row with its outcome so far.
 
+    similar_shown: the ids of the similar refunds that the reason speaks of; None: of all that there are.
+
     Raises what request_refund() raises, before anything is recorded or sent. What Smartpay answers, or fails to
     answer, is not raised: it is the state of the refund returned.
     """
-    refund, attempt = _request_and_begin(request, refundable=refundable, by=by, similar_reason=similar_reason)
+    refund, attempt = _request_and_begin(
+        request, refundable=refundable, by=by, similar_reason=similar_reason, similar_shown=similar_shown
+    )
     if attempt is None:
         return refund
     return sending.book(attempt, sending.send(attempt, client=client or smartpay.client()))
@@ -178,14 +184,16 @@ def refund_payment(
 
 @retried
 def _request_and_begin(
-    request: Request, *, refundable: int, by: User, similar_reason: str
+    request: Request, *, refundable: int, by: User, similar_reason: str, similar_shown: Collection[str] | None
 ) -> tuple[Refund, Attempt | None]:
     """Commit the refund and the intent to send it as one; None where it was there before, or may not be sent now.
 
     What was there before is not sent from here, since nobody has read Smartpay since: a worker does both.
     """
     with _asking(request, by=by):
-        refund, is_new = _record(request, refundable=refundable, by=by, similar_reason=similar_reason)
+        refund, is_new = _record(
+            request, refundable=refundable, by=by, similar_reason=similar_reason, similar_shown=similar_shown
+        )
         begins = is_new and refund.state == State.QUEUED
         attempt = sending.begin(refund, owner="", now=refund.requested_at) if begins else None
     return refund, attempt
@@ -208,6 +216,7 @@ def _record(
     refundable: int,
     by: User,
     similar_reason: str,
+    similar_shown: Collection[str] | None = None,
     approval: Approval | None = None,
     head_start: timedelta = FIRST_TURN_HEAD_START,
 ) -> tuple[Refund, bool]:
@@ -219,10 +228,7 @@ def _record(
     if refund := find_request(request, by=by):
         return refund, False
     _check(payment, request, by=by, refundable=refundable)
-    if not similar_reason and similar_refunds(payment, request.amount, but=request.request_id):
-        raise SimilarRefund(
-            _("似た返金があります。それでも返金する理由を入力してください。何も送られていません。")
-        )
+    _check_similar(payment, request, reason=similar_reason, shown=similar_shown)
     now = clock.now()
     refund = Refund(
         id=request.request_id,
@@ -265,6 +271,23 @@ def _record(
         similar=bool(similar_reason),
     )
     return refund, True
+
+
+def _check_similar(payment: Payment, request: Request, *, reason: str, shown: Collection[str] | None) -> None:
+    """Raise where a similar refund has no reason, or was not there when the person gave theirs."""
+    if reason and shown is None:
+        return
+    similar = {each.id for each in similar_refunds(payment, request.amount, but=request.request_id)}
+    if similar and not reason:
+        raise SimilarRefund(
+            _("似た返金があります。それでも返金する理由を入力してください。何も送られていません。")
+        )
+    if shown is not None and not similar <= set(shown):
+        raise SimilarRefund(
+            _(
+                "確認のあとに、似た返金が増えました。内容を見て、もう一度確認してください。何も送られていません。"
+            )
+        )
 
 
 @retried
@@ -317,9 +340,12 @@ def similar_refunds(payment: Payment, amount: int, *, but: uuid.UUID) -> list[Si
         .select_related("payment__order")
     )
     found = [
-        Similar(r.requested_at, r.amount, r.currency, r.payment.order.order_id, r.requested_by, r)
+        Similar(str(r.pk), r.requested_at, r.amount, r.currency, r.payment.order.order_id, r.requested_by, r)
         for r in ours
-    ] + [Similar(s.created_at, s.amount, s.currency, s.payment.order.order_id, None, None) for s in elsewhere]
+    ] + [
+        Similar(s.pk, s.created_at, s.amount, s.currency, s.payment.order.order_id, None, None)
+        for s in elsewhere
+    ]
     return sorted(found, key=lambda similar: similar.at, reverse=True)
 
 
