@@ -658,6 +658,12 @@ MOST_MISSING = 1000  # rows; a list that lacks more says something about itself,
 RESTARTS = 3  # of a scan whose page token ran out
 UNDER_WAY = timedelta(minutes=2)  # a scan that read no page for so long was given up by its process
 
+# Note [How far a sweep goes]
+# A page without news says nothing about the pages behind it: it may have been written by a sweep that failed or was
+# killed there, by the checkout sessions, or by webhooks. So a sweep goes on at least to what is older than
+# SyncCursor.sweep_to: the newest object that the last sweep, or whole reading, saw on its first page, or, where a sweep
+# did not end, the oldest that it wrote. No sweep dates a complete reading, unless it came to the list's own end.
+
 
 class Observe(Protocol):
     """services.observe_refund(), handed in: this module stands below the ledger."""
@@ -674,9 +680,9 @@ def sync(
     """Bring the mirror up to date: checkout sessions with their orders, orders, refunds. Safe to repeat and to kill.
 
     A scan that was killed goes on after the last page that was committed. Otherwise all pages are read where that was
-    never done; else the newest ones, up to the first page that brings nothing new, if the list shows itself to come
-    newest first, and all pages if it does not. Changes of older orders are then left to webhooks and to the next full
-    scan.
+    never done; else the newest ones, if the list shows itself to come newest first, and all pages if it does not. The
+    newest ones are those back to the first page that brings nothing new and lies behind all that could be new (see Note
+    [How far a sweep goes]). Changes of older orders are then left to webhooks and to the next full scan.
 
     Args:
         full: from the start, all pages, whatever was read before.
@@ -806,12 +812,14 @@ class _Scan:
 
     def _run(self, full: bool) -> None:
         cursor, _created = SyncCursor.objects.get_or_create(pk=self.collection)
-        # A sweep is a scan that may end early; where it stands is not kept, since it is short.
+        # A sweep is a scan that may end early. Its page is not kept, it is short. See Note [How far a sweep goes].
         sweep = not full and cursor.scan_started_at is None and cursor.last_finished_at is not None
         if full or cursor.scan_started_at is None:
             _begin(cursor)
         began, pages, seen, changed, restarts = time.monotonic(), 0, 0, 0, 0
         oldest: datetime | None = None
+        newest: datetime | None = None
+        sweep_to: datetime | None = None
         while True:
             self._look_at_the_clock()
             try:
@@ -826,6 +834,8 @@ class _Scan:
                 continue
             last = taken[-1]
             moments = self._moments(last.page)
+            if not cursor.page_token:
+                newest, sweep_to = next(iter(self._moments(taken[0].page)), None), cursor.sweep_to
             sweep = sweep and _comes_newest_first(moments, after=oldest)
             oldest = moments[-1] if moments else oldest
 
@@ -838,7 +848,12 @@ class _Scan:
             if ended:
                 cursor.last_started_at, cursor.last_finished_at = cursor.scan_started_at, clock.now()
                 cursor.scan_started_at, cursor.last_seen = None, cursor.seen
-            fresh = self._store(taken, cursor, ["last_read_at"] if sweep and not ended else WHERE_IT_STANDS)
+            short = sweep and not ended
+            if short:
+                cursor.sweep_to = min(moments[-1], cursor.sweep_to or moments[-1])
+            else:
+                cursor.sweep_to = newest or cursor.sweep_to
+            fresh = self._store(taken, cursor, ["last_read_at", "sweep_to"] if short else WHERE_IT_STANDS)
 
             for read, news in zip(taken, fresh, strict=True):
                 size = len(read.page.items)
@@ -854,7 +869,10 @@ class _Scan:
                 )
             if ended:
                 self._seek_missing(cursor.last_started_at or last.read_at)
-            if ended or (sweep and not any(fresh)):
+                return
+            if short and not any(fresh) and (sweep_to is None or moments[-1] < sweep_to):
+                cursor.sweep_to = newest
+                cursor.save(update_fields=["sweep_to"])
                 return
 
     def _take(self, token: str) -> list[_Read]:
@@ -970,6 +988,7 @@ WHERE_IT_STANDS = [
     "last_started_at",
     "last_finished_at",
     "last_read_at",
+    "sweep_to",
 ]
 
 

@@ -288,9 +288,12 @@ class Lists:
         self.unlisted: list[Any] = []  # what is there and in no list
         self.read: list[tuple[str, str]] = []
         self.expired: list[str] = []  # tokens that are answered with 400, once each
+        self.broken: tuple[str, str] | None = None  # the list and the token that are answered with 503
 
     def _page(self, name: str, token: str) -> smartpay.Page[Any]:
         self.read.append((name, token))
+        if (name, token) == self.broken:
+            raise smartpay.Unclear("broken", http_status=503)
         if token in self.expired:
             self.expired.remove(token)
             raise smartpay.Refused("token", http_status=400)
@@ -355,6 +358,79 @@ def test_after_a_full_scan_only_the_newest_pages_are_read() -> None:
     ) == (scanned.last_started_at, scanned.last_finished_at, "", None, 9)
     sync(client, full=True)
     assert len(client.tokens()) == 6
+
+
+def refunds(*numbers: int) -> list[smartpay.Refund]:
+    return [refund_of(f"refund_test_{n}", created_at=CREATED + timedelta(minutes=n)) for n in numbers]
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "model"), [("orders", orders, Order), ("refunds", refunds, SmartpayRefund)]
+)
+def test_what_is_behind_a_page_where_a_sweep_failed_is_read_by_the_next(
+    naps: list[float], name: str, made: Callable[..., list[Any]], model: type[models.Model]
+) -> None:
+    client: Any = Lists(**{name: made(3, 2, 1)})
+    sync(client)
+    complete = SyncCursor.objects.get(pk=name)
+    client.lists[name] = made(*range(9, 0, -1))
+    for token in ("2", "4"):  # once more, further on
+        client.broken = (name, token)
+        with pytest.raises(smartpay.Unclear):
+            sync(client)
+    client.broken = None
+    client.tokens(name)
+
+    sync(client)
+
+    assert client.tokens(name) == ["", "2", "4", "6"]
+    assert model._default_manager.count() == 9
+    sync(client)
+    assert client.tokens(name) == [""]
+    swept = SyncCursor.objects.get(pk=name)
+    assert (swept.last_started_at, swept.last_finished_at, swept.scan_started_at, swept.page_token) == (
+        complete.last_started_at, complete.last_finished_at, None, "",
+    )  # fmt: skip
+
+
+def test_changes_behind_a_page_where_a_sweep_failed_are_read_by_the_next(naps: list[float]) -> None:
+    client: Any = Lists(orders=orders(6, 5, 4, 3, 2, 1))
+    sync(client)
+    client.lists["orders"] = [*orders(6, 5, 4, 3, status="canceled"), *orders(2, 1)]
+    client.broken = ("orders", "2")
+    with pytest.raises(smartpay.Unclear):
+        sync(client)
+    client.broken = None
+
+    sync(client)
+
+    assert Order.objects.filter(status="canceled").count() == 4
+
+
+def test_what_is_behind_a_page_where_a_sweep_was_killed_is_read_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client: Any = Lists(orders=orders(3, 2, 1))
+    sync(client)
+    client.lists["orders"] = orders(*range(9, 0, -1))
+    with monkeypatch.context() as patched:
+        patched.setattr(mirror, "record_orders", dying(at=3)(mirror.record_orders))  # after the sessions
+        with pytest.raises(Killed):
+            sync(client)
+    assert Order.objects.count() == 5
+
+    sync(client)
+
+    assert Order.objects.count() == 9
+
+
+def test_a_sweep_by_a_cursor_of_before_ends_at_the_first_page_without_news() -> None:
+    client: Any = Lists(orders=orders(6, 5, 4, 3, 2, 1))
+    sync(client)
+    SyncCursor.objects.update(sweep_to=None)
+    client.tokens()
+    sync(client)
+    assert client.tokens() == [""]
 
 
 def test_a_change_of_a_known_order_is_news_too() -> None:
@@ -445,7 +521,7 @@ def test_a_token_that_ran_out_in_a_sweep_begins_it_again() -> None:
     client.lists["orders"] = orders(7, 6, 5, 4, 3, 2, 1)
     client.expired = ["2"]
     sync(client)
-    assert client.tokens() == ["", "2", ""]
+    assert client.tokens() == ["", "2", "", "2"]  # past what it had written before
 
 
 def test_a_refusal_that_is_not_about_the_token_is_raised() -> None:
