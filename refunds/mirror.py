@@ -655,6 +655,7 @@ PAUSES = (1, 2, 4, 8, 16)  # seconds between the tries of a page that fails
 LONGEST_PAUSE = 60  # seconds, however long Smartpay asks to wait
 NOT_LISTED_FOR = timedelta(hours=1)  # Smartpay's lists may lag behind
 MOST_MISSING = 1000  # rows; a list that lacks more says something about itself, and nothing about them
+MOST_UNREADABLE = 100  # objects of a list; where there are more, the list is not what we know
 RESTARTS = 3  # of a scan whose page token ran out
 UNDER_WAY = timedelta(minutes=2)  # a scan that read no page for so long was given up by its process
 
@@ -853,7 +854,7 @@ class _Scan:
                 cursor.sweep_to = min(moments[-1], cursor.sweep_to or moments[-1])
             else:
                 cursor.sweep_to = newest or cursor.sweep_to
-            fresh = self._store(taken, cursor, ["last_read_at", "sweep_to"] if short else WHERE_IT_STANDS)
+            fresh = self._store(taken, cursor, WHERE_A_SWEEP_STANDS if short else WHERE_IT_STANDS)
 
             for read, news in zip(taken, fresh, strict=True):
                 size = len(read.page.items)
@@ -868,7 +869,7 @@ class _Scan:
                     )
                 )
             if ended:
-                self._seek_missing(cursor.last_started_at or last.read_at)
+                self._seek_missing(cursor.last_started_at or last.read_at, set(cursor.unreadable))
                 return
             if short and not any(fresh) and (sweep_to is None or moments[-1] < sweep_to):
                 cursor.sweep_to = newest
@@ -902,13 +903,30 @@ class _Scan:
         moment, at = self._clock
         return moment + timedelta(seconds=time.monotonic() - at)
 
-    def _seek_missing(self, began: datetime) -> None:
-        """Look for what the complete reading that began then did not show: read each; say what Smartpay denies."""
+    def _tell_unreadable(self, taken: Iterable[_Read], cursor: SyncCursor) -> None:
+        """Keep the ids of what is listed and can't be read; say each once. Raises: smartpay.Unclear for too many."""
+        known = set(cursor.unreadable)
+        readable = {item.id for read in taken for item in read.page.items}
+        unreadable = {one for read in taken for one in read.page.unreadable}
+        cursor.unreadable = sorted(known - readable | unreadable)
+        if len(cursor.unreadable) > MOST_UNREADABLE:
+            raise smartpay.Unclear("Too much of the list can't be read.")
+        for one in sorted(unreadable - known):
+            log.error("mirror.unreadable", alarm=True, collection=self.collection, id=one)
+            self._say(f"{self.collection} unreadable {one}")
+
+    def _seek_missing(self, began: datetime, unreadable: Collection[str]) -> None:
+        """Look for what the complete reading that began then did not show: read each; say what Smartpay denies.
+
+        `unreadable`: what it did show, though it could not be read.
+        """
         model = {ORDERS: Order, REFUNDS: SmartpayRefund}.get(self.collection)
         if model is None:
             return
-        unseen = model._default_manager.filter(read_at__lt=began - NOT_LISTED_FOR, vanished_at=None)
         column = "order_id" if model is Order else "pk"
+        unseen = model._default_manager.filter(read_at__lt=began - NOT_LISTED_FOR, vanished_at=None).exclude(
+            **{f"{column}__in": unreadable}
+        )
         ids = list(unseen.order_by().values_list(column, flat=True)[: MOST_MISSING + 1])
         if len(ids) > MOST_MISSING:
             log.error(
@@ -951,7 +969,11 @@ class _Scan:
         return [item.created_at for item in page.items]
 
     def _store(self, taken: Sequence[_Read], cursor: SyncCursor, columns: list[str]) -> list[int]:
-        """Record pages and where the scan stands; return how many objects of each were new or changed."""
+        """Record pages and where the scan stands; return how many objects of each were new or changed.
+
+        Says what can't be read. Raises: smartpay.Unclear where that is too much.
+        """
+        self._tell_unreadable(taken, cursor)
         if self.collection == REFUNDS:
             # The ledger has transactions of its own. Killed in between, the pages are read again: nothing is lost.
             news = [self._observe(read) for read in taken]
@@ -980,15 +1002,15 @@ class _Scan:
         return len(news)
 
 
+WHERE_A_SWEEP_STANDS = ["last_read_at", "sweep_to", "unreadable"]
 WHERE_IT_STANDS = [
+    *WHERE_A_SWEEP_STANDS,
     "last_seen",
     "page_token",
     "scan_started_at",
     "seen",
     "last_started_at",
     "last_finished_at",
-    "last_read_at",
-    "sweep_to",
 ]
 
 

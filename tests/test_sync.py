@@ -288,6 +288,7 @@ class Lists:
         self.unlisted: list[Any] = []  # what is there and in no list
         self.read: list[tuple[str, str]] = []
         self.expired: list[str] = []  # tokens that are answered with 400, once each
+        self.unreadable: set[str] = set()  # ids of what is listed in another form
         self.broken: tuple[str, str] | None = None  # the list and the token that are answered with 503
 
     def _page(self, name: str, token: str) -> smartpay.Page[Any]:
@@ -299,7 +300,12 @@ class Lists:
             raise smartpay.Refused("token", http_status=400)
         items, at = self.lists[name], int(token or 0)
         more = str(at + self.size) if at + self.size < len(items) else ""
-        return smartpay.Page(items=tuple(items[at : at + self.size]), next_token=more)
+        page = items[at : at + self.size]
+        return smartpay.Page(
+            items=tuple(one for one in page if one.id not in self.unreadable),
+            next_token=more,
+            unreadable=tuple(one.id for one in page if one.id in self.unreadable),
+        )
 
     def list_checkout_sessions(self, token: str) -> smartpay.Page[Any]:
         return self._page("sessions", token)
@@ -815,6 +821,54 @@ def test_a_row_that_was_read_a_moment_ago_is_not_missed_yet() -> None:
     sync(client)
     client.lists["orders"] = orders(1)
     assert not [line for line in sync(client, full=True) if "vanished" in line]
+
+
+def test_an_order_that_cannot_be_read_keeps_no_other_out_and_is_told_once(caplog: Any) -> None:
+    client: Any = Lists(orders=orders(5, 4, 3, 2, 1))
+    client.unreadable = {"order_test_4"}
+
+    lines = sync(client)
+
+    assert "orders unreadable order_test_4" in lines
+    assert set(Order.objects.values_list("order_id", flat=True)) == {
+        "order_test_1", "order_test_2", "order_test_3", "order_test_5",
+    }  # fmt: skip
+    for options in ({}, {"full": True}):
+        sync(client, **options)
+    assert caplog.text.count("mirror.unreadable") == 1
+    client.unreadable = set()
+    sync(client, full=True)
+    assert Order.objects.count() == 5
+    client.unreadable = {"order_test_4"}
+    sync(client)
+    assert caplog.text.count("mirror.unreadable") == 2
+
+
+def test_an_order_that_is_no_longer_readable_has_not_vanished(caplog: Any) -> None:
+    client: Any = Lists(orders=orders(3, 2, 1))
+    sync(client)
+    long_ago()
+    client.unreadable = {"order_test_2"}
+    client.read.clear()
+
+    sync(client, full=True)
+
+    assert [name for name, _token in client.read if name == "one"] == []
+    assert not Order.objects.exclude(vanished_at=None).exists()
+
+
+def test_a_list_of_which_much_cannot_be_read_is_doubted(
+    monkeypatch: pytest.MonkeyPatch, naps: list[float], caplog: Any
+) -> None:
+    monkeypatch.setattr(mirror, "MOST_UNREADABLE", 2)
+    client: Any = Lists(orders=orders(6, 5, 4, 3, 2, 1))
+    client.unreadable = {"order_test_6", "order_test_4", "order_test_2"}
+
+    with pytest.raises(smartpay.Unclear):
+        sync(client)
+
+    assert caplog.text.count("mirror.unreadable") <= 2
+    assert not SyncCursor.objects.exclude(last_finished_at=None).filter(pk="orders").exists()
 
 
 def test_a_list_that_lacks_nearly_everything_condemns_itself(

@@ -10,4 +10,14 @@ class Migration(migrations.Migration):
             "sweep_to",
             models.DateTimeField("次に読み直す範囲の始まり", blank=True, null=True),
         ),
+        migrations.AddField(
+            "synccursor",
+            "unreadable",
+            models.JSONField(
+                "読み取れないもの",
+                blank=True,
+                default=list,
+                db_default=models.Value([], models.JSONField()),
+            ),
+        ),
     ]
