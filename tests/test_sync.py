@@ -430,6 +430,38 @@ def test_what_is_behind_a_page_where_a_sweep_was_killed_is_read_by_the_next(
     assert Order.objects.count() == 9
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_order_of_a_token_behind_a_page_that_the_sessions_brought_is_read(
+    monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    client: Any = Lists(orders=orders(3, 2, 1), sessions=[session_of(order) for order in orders(3, 2, 1)])
+    sync(client)
+    listed = orders(8, 7, 6, 5, 4, 3, 2, 1)
+    client.lists["orders"] = listed
+    client.lists["sessions"] = [session_of(order) for order in listed if order.id != "order_test_5"]
+    if killed:  # between the lists: their pages are all known to the next
+        monkeypatch.setattr(client, "list_orders", dying(at=1)(client.list_orders))
+        with pytest.raises(Killed):
+            sync(client)
+        monkeypatch.undo()
+
+    sync(client)
+
+    assert Order.objects.count() == 8
+
+
+def test_an_order_behind_a_page_that_webhooks_brought_is_read() -> None:
+    client: Any = Lists(orders=orders(3, 2, 1))
+    sync(client)
+    client.lists["orders"] = orders(6, 5, 4, 3, 2, 1)
+    for order_id in ("order_test_6", "order_test_5"):
+        mirror.refresh_order(order_id, client)
+
+    sync(client)
+
+    assert Order.objects.filter(order_id="order_test_4").exists()
+
+
 def test_a_sweep_by_a_cursor_of_before_ends_at_the_first_page_without_news() -> None:
     client: Any = Lists(orders=orders(6, 5, 4, 3, 2, 1))
     sync(client)
