@@ -825,10 +825,12 @@ class _Scan:
             self._look_at_the_clock()
             try:
                 taken = [self._fetch(cursor.page_token)] if sweep else self._take(cursor.page_token)
-            except smartpay.Refused as error:
-                if error.http_status != 400 or not cursor.page_token or restarts == RESTARTS:
+            except smartpay.Refused:
+                # How Smartpay says that a token ran out is not known. Were it not believed, each run would ask for the
+                # same page again, for ever.
+                if not cursor.page_token or restarts == RESTARTS:
                     raise
-                restarts += 1  # the page token ran out
+                restarts += 1
                 oldest = None
                 _begin(cursor)
                 self._close_ahead()

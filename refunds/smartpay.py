@@ -795,7 +795,7 @@ class Client:
                 return InProgress(message, **about)
             case 429:
                 return Limited(message, **about)
-            case 400 | 403 | 404 if is_smartpays and (
+            case 400 | 403 | 404 | 410 | 422 if is_smartpays and (
                 refusals is None or (response.status, code) in refusals
             ):
                 return (NotFound if response.status == 404 else Refused)(message, **about)

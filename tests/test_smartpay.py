@@ -1040,6 +1040,18 @@ def test_page_token_that_ran_out_is_refused_and_costs_no_page_size(client: Clien
     assert [each["query"]["maxResults"] for each in sandbox.requests()] == ["100", "20", "100"]
 
 
+@pytest.mark.parametrize("status", [404, 410, 422])
+def test_page_token_is_refused_whatever_status_smartpay_has_for_it(
+    client: Client, sandbox: Sandbox, status: int
+) -> None:
+    sandbox.fault("error", method="GET", path="/v1/orders", status=status)
+
+    with pytest.raises(Refused) as caught:
+        client.list_orders("old")
+
+    assert caught.value.http_status == status
+
+
 def test_refusal_that_is_about_no_page_is_passed_on(wire: Any) -> None:
     server = wire(http(refusal(404, "request.not-found"), 404))
 

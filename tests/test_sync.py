@@ -287,7 +287,8 @@ class Lists:
         self.size = 2
         self.unlisted: list[Any] = []  # what is there and in no list
         self.read: list[tuple[str, str]] = []
-        self.expired: list[str] = []  # tokens that are answered with 400, once each
+        self.expired: list[str] = []  # tokens that are refused, once each
+        self.refusal: smartpay.SmartpayError = smartpay.Refused("token", http_status=400)
         self.unreadable: set[str] = set()  # ids of what is listed in another form
         self.broken: tuple[str, str] | None = None  # the list and the token that are answered with 503
 
@@ -297,7 +298,7 @@ class Lists:
             raise smartpay.Unclear("broken", http_status=503)
         if token in self.expired:
             self.expired.remove(token)
-            raise smartpay.Refused("token", http_status=400)
+            raise self.refusal
         items, at = self.lists[name], int(token or 0)
         more = str(at + self.size) if at + self.size < len(items) else ""
         page = items[at : at + self.size]
@@ -536,8 +537,13 @@ def test_sessions_bring_orders_and_customers() -> None:
     assert [line.split()[3] for line in lines] == ["changed=2", "changed=0", "changed=0"]
 
 
-def test_a_page_token_that_ran_out_begins_the_list_again() -> None:
+@pytest.mark.parametrize(
+    "refusal", [smartpay.Refused("token", http_status=status) for status in (400, 403, 410, 422)]
+    + [smartpay.NotFound("token", http_status=404)],
+)  # fmt: skip
+def test_a_page_token_that_ran_out_begins_the_list_again(refusal: smartpay.Refused) -> None:
     client: Any = Lists(orders=orders(5, 4, 3, 2, 1))
+    client.refusal = refusal
     client.expired = ["2", "4", "4"]
     sync(client)
     assert client.tokens() == ["", "2", "", "2", "4", "", "2", "4", "", "2", "4"]
@@ -562,17 +568,15 @@ def test_a_token_that_ran_out_in_a_sweep_begins_it_again() -> None:
     assert client.tokens() == ["", "2", "", "2"]  # past what it had written before
 
 
-def test_a_refusal_that_is_not_about_the_token_is_raised() -> None:
+def test_a_key_that_is_turned_away_is_no_token_that_ran_out() -> None:
     client: Any = Lists(orders=orders(3, 2, 1))
-
-    def refused(token: str) -> smartpay.Page[Any]:
-        if token:
-            raise smartpay.Refused("no", http_status=404)
-        return client._page("orders", token)
-
-    client.list_orders = refused
-    with pytest.raises(smartpay.Refused):
+    client.refusal = smartpay.KeyRefused("no", http_status=401)
+    client.expired = ["2"]
+    with pytest.raises(smartpay.KeyRefused):
         sync(client)
+    assert client.tokens() == ["", "2"]
+    sync(client)
+    assert client.tokens() == ["2"]  # where it stood
 
 
 def test_a_list_that_repeats_a_page_is_not_followed_for_ever(naps: list[float]) -> None:
@@ -643,13 +647,13 @@ def test_pages_before_one_that_cannot_be_read_are_written(monkeypatch: pytest.Mo
     def refused(token: str) -> smartpay.Page[Any]:
         page: smartpay.Page[Any] = read(token)
         if token == "6":
-            raise smartpay.Refused("no", http_status=404)
+            raise smartpay.NotAccepted("no", http_status=404)
         return page
 
     client.list_orders = refused
     write_the_first_page(monkeypatch, client, until=nobody_reads)
 
-    with pytest.raises(smartpay.Refused):
+    with pytest.raises(smartpay.NotAccepted):
         sync(client)
 
     assert Order.objects.count() == 6
