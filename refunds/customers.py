@@ -75,7 +75,7 @@ def _line(number: int, cells: dict[str, str]) -> Line:
         problem = "no order"
     elif not customer:
         problem = "no customer"
-    return Line(number, mirror.Named(cells["order"], cells["reference"], customer), problem)
+    return Line(number, mirror.Named(cells["order"], cells["reference"], customer, number), problem)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -95,10 +95,11 @@ def import_file(file: BinaryIO, *, dry_run: bool, report: Report) -> Counter[str
     """
     digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # every BinaryIO has readinto
     fates: Counter[str] = Counter()
+    said: dict[int, mirror.Said] = {}
     for lines in batched(read(file), LINES_AT_ONCE):
         good = [line for line in lines if not line.problem]
         with transaction.atomic():
-            became = mirror.record_customers([line.named for line in good], dry_run=dry_run)
+            became = mirror.record_customers([line.named for line in good], said=said, dry_run=dry_run)
             if not dry_run:
                 audit.record(
                     None,
@@ -106,12 +107,12 @@ def import_file(file: BinaryIO, *, dry_run: bool, report: Report) -> Counter[str
                     sha256=digest,
                     first_line=lines[0].number,
                     last_line=lines[-1].number,
-                    written=became.count(mirror.Import.WRITTEN),
+                    written=became.count((mirror.Import.WRITTEN, 0)),
                 )
-        told = {line.number: line.problem for line in lines if line.problem}
-        told |= {line.number: str(fate) for line, fate in zip(good, became, strict=True)}
-        fates.update(told.values())
-        for number, fate in sorted(told.items()):
+        told = {line.number: (line.problem, 0) for line in lines if line.problem}
+        told |= {line.number: (str(fate), other) for line, (fate, other) in zip(good, became, strict=True)}
+        fates.update(fate for fate, _other in told.values())
+        for number, (fate, other) in sorted(told.items()):
             if fate not in (mirror.Import.WRITTEN, mirror.Import.SAME, mirror.Import.KEPT):
-                report(number, fate)
+                report(number, f"{fate} from line {other}" if other else fate)
     return fates

@@ -235,6 +235,7 @@ class Named:
     order_id: str
     reference: str
     customer: smartpay.Customer
+    line: int = 0  # of the file
 
 
 class Import(StrEnum):
@@ -246,10 +247,28 @@ class Import(StrEnum):
     UNKNOWN = "unknown"  # no such order here
     AMBIGUOUS = "ambiguous"  # several paid orders carry the reference
     TOO_OLD = "too_old"  # its customer was removed, or would be at once: see retention.py
+    DIFFERS = "differs"  # an earlier line names another customer for the order
 
 
-def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[Import]:
-    """Record customers of an import in one transaction of few statements; return what became of each.
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a file said of an order: in which line, whom (as a hash), and what becomes of who says the same again."""
+
+    line: int
+    customer: int
+    again: Import
+
+
+def record_customers(
+    named: Sequence[Named], *, said: dict[int, Said], dry_run: bool = False
+) -> list[tuple[Import, int]]:
+    """Record customers of an import in one transaction of few statements.
+
+    Returns what became of each, and where it DIFFERS from which line; else 0. Of two customers for one order the first
+    stays: which of them is wrong, nobody here can tell.
+
+    Args:
+        said: what the file said before, by the key of the order, an empty one at its start. What it says is added.
 
     A name from a checkout session is never replaced; a session that gave only a mail is, by a name, and its mail is
     kept where the import has none. A reference is looked for as it is, then folded; the attempts that a shopper left
@@ -269,7 +288,7 @@ def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[I
             by_reference.setdefault(row.reference_folded, []).append(row)
         before = {row.key: fragments.sources(vars(row)) for row in by_id.values()}
         differing: dict[int, set[str]] = {}
-        fates = []
+        fates: list[tuple[Import, int]] = []
         for one in named:
             if one.order_id:
                 found = [by_id[one.order_id]] if one.order_id in by_id else []
@@ -277,13 +296,13 @@ def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[I
                 alike = by_reference.get(fold(one.reference), [])
                 found = [row for row in alike if row.reference == one.reference] or alike
             if not found:
-                fates.append(Import.UNKNOWN)
+                fates.append((Import.UNKNOWN, 0))
             elif sum(row.status not in Order.UNPAID for row in found) > 1:
-                fates.append(Import.AMBIGUOUS)
+                fates.append((Import.AMBIGUOUS, 0))
             elif not (young := [row for row in found if since is None or row.created_at >= since]):
-                fates.append(Import.TOO_OLD)
+                fates.append((Import.TOO_OLD, 0))
             else:
-                fates.append(_best({_name(row, one.customer, differing) for row in young}))
+                fates.append(_say(young, one, said, differing))
         if not dry_run:
             changed = [row for row in by_id.values() if row.key in differing]
             columns = set().union(*differing.values())
@@ -293,9 +312,29 @@ def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[I
     return fates
 
 
-def _best(fates: Collection[Import]) -> Import:
-    """Of the attempts under one reference: what says most of what was done."""
-    return next(fate for fate in (Import.WRITTEN, Import.SAME, Import.KEPT) if fate in fates)
+def _say(
+    rows: Sequence[Order], one: Named, said: dict[int, Said], differing: dict[int, set[str]]
+) -> tuple[Import, int]:
+    """Put an import's customer on an order, and on the attempts under its reference, unless the file said another."""
+    who = one.customer
+    customer = hash(
+        (
+            _fold_name(who.family_name, who.given_name)[2],
+            _fold_name(who.family_kana, who.given_kana)[2],
+            fold(who.email),
+        )
+    )
+    fates = set()
+    for before in (said[row.key] for row in rows if row.key in said):
+        if before.customer != customer:
+            return Import.DIFFERS, before.line
+        fates.add(before.again)  # not asked of the row: in a dry run it is as it was
+    for row in rows:
+        if row.key not in said:
+            fates.add(_name(row, who, differing))
+            said[row.key] = Said(one.line, customer, again=_name(row, who, differing))
+    # Of the attempts under one reference: what says most of what was done.
+    return next(fate for fate in (Import.WRITTEN, Import.SAME, Import.KEPT) if fate in fates), 0
 
 
 def _name(row: Order, customer: smartpay.Customer, differing: dict[int, set[str]]) -> Import:

@@ -119,7 +119,7 @@ def test_a_session_and_an_import_agree_in_either_order(
 ) -> None:
     steps = [
         lambda: mirror.record_order(order_of(), read_at=LATER, session=session_of(order_of(), session)),
-        lambda: mirror.record_customers([mirror.Named("order_test_1", "", imported)]),
+        lambda: mirror.record_customers([mirror.Named("order_test_1", "", imported)], said={}),
     ]
     for step in steps if session_first else reversed(steps):
         step()
@@ -179,6 +179,47 @@ def test_a_long_file_is_read_by_and_by(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == [(5, "unknown"), (6, "unknown"), (7, "no order")]
     assert fates == {"written": 2, "unknown": 2, "no order": 1}
     assert AuditEntry.objects.filter(action="customers.imported").count() == 3
+
+
+SAYING_TWICE = (
+    "order_id,reference,name,kana,email\n"
+    "order_test_1,,田中 太郎,タナカ タロウ,t@example.jp\n"
+    ",EC-1,田中　太郎,たなか たろう,T@example.jp\n"  # the same order, and the same customer
+    ",EC-1,佐藤 花子,,hanako@example.jp\n"
+    "order_test_2,,佐藤 花子,,\n"
+    "order_test_1,,田中 太郎,タナカ タロウ,other@example.jp\n"
+    "order_test_1,,田中 太郎,タナカ タロウ,t@example.jp\n"
+).encode()
+
+
+@pytest.mark.parametrize("lines_at_once", [500, 1])
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_of_two_customers_for_one_order_the_first_stays_and_the_other_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines_at_once: int, options: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(customers, "LINES_AT_ONCE", lines_at_once)
+
+    lines = given(tmp_path, SAYING_TWICE, *options)
+
+    assert [line.removeprefix("dry run: ") for line in lines] == [
+        "line 4: differs from line 2",
+        "line 6: differs from line 2",
+        "lines=6 differs=2 same=2 written=2",
+    ]
+    if not options:
+        assert known()["order_test_1"] == ("import", "田中 太郎", "t@example.jp")
+        assert given(tmp_path, SAYING_TWICE)[-1] == "lines=6 differs=2 same=4"
+
+
+def test_attempts_under_one_reference_of_which_one_was_named_already_are_named_alike(tmp_path: Path) -> None:
+    mirror.record_order(order_of("order_test_attempt", reference="EC-2", status="rejected"), read_at=AT)
+
+    lines = given(
+        tmp_path, "order_id,reference,name\norder_test_attempt,,佐藤\n,EC-2,佐藤\n,EC-2,鈴木\n".encode()
+    )
+
+    assert lines == ["line 4: differs from line 2", "lines=3 differs=1 written=2"]
+    assert known()["order_test_2"][1] == known()["order_test_attempt"][1] == "佐藤"
 
 
 def test_an_order_whose_customer_is_removed_by_age_is_not_named_again(tmp_path: Path, settings: Any) -> None:
