@@ -1,6 +1,7 @@
 """The merchant's own record of its customers: a CSV file -> names and mails on orders whose checkout told none."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,13 +19,19 @@ LONGEST = 255  # characters of a cell
 
 HEADINGS = {
     "order": ("注文id", "orderid", "order_id", "order id", "order"),
-    "reference": ("ショップ注文番号", "参照番号", "reference"),
+    "reference": ("ショップ注文番号", "注文番号", "参照番号", "reference", "order_number", "order number"),
     "name": ("お客様名", "氏名", "お名前", "名前", "name"),
     "family": ("姓", "お名前(姓)", "family_name", "last_name"),
     "given": ("名", "お名前(名)", "given_name", "first_name"),
     "kana": ("フリガナ", "ふりがな", "カナ", "お名前(フリガナ)", "kana"),
-    "family_kana": ("姓カナ", "姓(カナ)", "セイ", "お名前(フリガナ・姓)", "family_kana", "last_name_kana"),
-    "given_kana": ("名カナ", "名(カナ)", "メイ", "お名前(フリガナ・名)", "given_kana", "first_name_kana"),
+    "family_kana": (
+        *("セイ", "お名前(セイ)", "姓カナ", "姓(カナ)", "姓フリガナ", "姓(フリガナ)", "フリガナ(姓)"),
+        *("お名前(フリガナ・姓)", "family_kana", "last_name_kana"),
+    ),
+    "given_kana": (
+        *("メイ", "お名前(メイ)", "名カナ", "名(カナ)", "名フリガナ", "名(フリガナ)", "フリガナ(名)"),
+        *("お名前(フリガナ・名)", "given_kana", "first_name_kana"),
+    ),
     "email": ("メールアドレス", "メール", "email", "e-mail", "mail"),
 }
 
@@ -68,14 +75,21 @@ def _line(number: int, cells: dict[str, str]) -> Line:
         (cells["family_kana"], cells["given_kana"]) if cells["family_kana"] else _split(cells["kana"])
     )
     customer = smartpay.Customer(family, given, family_kana, given_kana, cells["email"])
+    order_id = _smartpays(cells["order"])
     problem = ""
     if any(len(cell) > LONGEST for cell in cells.values()):
         problem = "too long"
-    elif not cells["order"] and not cells["reference"]:
+    elif not order_id and not cells["reference"]:
         problem = "no order"
     elif not customer:
         problem = "no customer"
-    return Line(number, mirror.Named(cells["order"], cells["reference"], customer, number), problem)
+    return Line(number, mirror.Named(order_id, cells["reference"], customer, number), problem)
+
+
+def _smartpays(cell: str) -> str:
+    """Smartpay's id of an order, be it in a URL; "" for a number of the shop's own, as EC-CUBE's 注文ID is."""
+    parts = re.split("[^0-9A-Za-z_]", cell)
+    return next((part for part in parts if (smartpay.id_kind(part) or ("",))[0] == "order"), "")
 
 
 def _split(name: str) -> tuple[str, str]:

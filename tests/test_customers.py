@@ -181,6 +181,34 @@ def test_a_long_file_is_read_by_and_by(monkeypatch: pytest.MonkeyPatch) -> None:
     assert AuditEntry.objects.filter(action="customers.imported").count() == 3
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        # of EC-CUBE 4
+        """注文ID,注文番号,会員ID,お名前(姓),お名前(名),お名前(セイ),お名前(メイ),メールアドレス
+17,EC-1,3,髙橋,花子,タカハシ,ハナコ,hanako@example.jp""",
+        """注文番号,お名前（姓）,お名前（名）,姓（フリガナ）,名（フリガナ）,メール
+EC-1,髙橋,花子,ﾀｶﾊｼ,ﾊﾅｺ,hanako@example.jp""",
+        """order_number,氏名,フリガナ(姓),フリガナ(名),email
+EC-1,髙橋 花子,タカハシ,ハナコ,hanako@example.jp""",
+        """注文ID,注文番号,氏名,フリガナ,メール
+https://example.com/orders/order_test_1?a=payment_test_1,EC-2,髙橋 花子,タカハシ ハナコ,hanako@example.jp""",
+    ],
+)
+def test_a_file_as_a_shop_writes_it_names_the_order(tmp_path: Path, text: str) -> None:
+    assert given(tmp_path, text.encode("cp932")) == ["lines=1 written=1"]
+    assert known()["order_test_1"] == ("import", "髙橋 花子", "hanako@example.jp")
+    assert Order.objects.get(order_id="order_test_1").kana_folded == "タカハシハナコ"
+
+
+def test_a_number_of_the_shops_own_is_no_order_of_smartpays(tmp_path: Path) -> None:
+    assert given(tmp_path, "注文ID,氏名\n17,佐藤\npayment_test_1,佐藤\n".encode()) == [
+        "line 2: no order",
+        "line 3: no order",
+        "lines=2 no_order=2",
+    ]
+
+
 SAYING_TWICE = (
     "order_id,reference,name,kana,email\n"
     "order_test_1,,田中 太郎,タナカ タロウ,t@example.jp\n"
