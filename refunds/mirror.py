@@ -8,7 +8,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -71,8 +71,9 @@ def record_orders(
     """Record orders with their payments in one transaction of few statements; return how many were new or changed.
 
     Facts of an older read than the recorded one are dropped. The customer comes first from the session (`sessions`
-    is by order id), then from an import; an order read without its session leaves the customer as it is, and so
-    does a session without a name where a name is known. A reference is never replaced by none.
+    is by order id), then from an import; an order read without its session leaves the customer as it is. A session
+    without a name, and one with the name that is known, take no kana and no mail away that they do not have; a session
+    without a name replaces none. A reference is never replaced by none.
     """
     sessions = sessions or {}
     by_id = {order.id: order for order in orders}
@@ -184,18 +185,36 @@ def _customer_facts(
     customer = session.customer if session and session.customer else order.customer
     if not customer or (row["customer_source"] == SESSION and _is_older(row, read_at)):
         return {}
-    if not customer.is_named and (row["family_name"] or row["given_name"]):
-        return {"email": row["email"] or customer.email}
-    return {"customer_source": SESSION, "email": customer.email} | _name_facts(customer)
+    known = _known(row)
+    if known.is_named and not customer.is_named:
+        return asdict(_completed(known, customer))
+    if _same_name(known, customer):
+        customer = _completed(customer, known)
+    return {"customer_source": SESSION} | asdict(customer)
 
 
-def _name_facts(customer: smartpay.Customer) -> dict[str, str]:
-    return {
-        "family_name": customer.family_name,
-        "given_name": customer.given_name,
-        "family_kana": customer.family_kana,
-        "given_kana": customer.given_kana,
-    }
+CUSTOMER = ("family_name", "given_name", "family_kana", "given_kana", "email")
+
+
+def _known(row: Mapping[str, Any]) -> smartpay.Customer:
+    return smartpay.Customer(**{column: row[column] for column in CUSTOMER})
+
+
+def _same_name(one: smartpay.Customer, other: smartpay.Customer) -> bool:
+    """Whether they are called alike, however that is written, or neither has a name."""
+    names = (_fold_name(each.family_name, each.given_name)[2] for each in (one, other))
+    return next(names) == next(names)
+
+
+def _completed(customer: smartpay.Customer, other: smartpay.Customer) -> smartpay.Customer:
+    """The customer, with the kana and the mail of the other where it has none."""
+    kana = customer if customer.family_kana or customer.given_kana else other
+    return replace(
+        customer,
+        family_kana=kana.family_kana,
+        given_kana=kana.given_kana,
+        email=customer.email or other.email,
+    )
 
 
 FOLDED = (  # what is searched
@@ -243,7 +262,7 @@ class Import(StrEnum):
 
     WRITTEN = "written"
     SAME = "same"  # known already
-    KEPT = "kept"  # the checkout session knows better
+    KEPT = "kept"  # the checkout session knows better, or as well
     UNKNOWN = "unknown"  # no such order here
     AMBIGUOUS = "ambiguous"  # several paid orders carry the reference
     TOO_OLD = "too_old"  # its customer was removed, or would be at once: see retention.py
@@ -270,9 +289,10 @@ def record_customers(
     Args:
         said: what the file said before, by the key of the order, an empty one at its start. What it says is added.
 
-    A name from a checkout session is never replaced; a session that gave only a mail is, by a name, and its mail is
-    kept where the import has none. A reference is looked for as it is, then folded; the attempts that a shopper left
-    unpaid carry it too and are named alike.
+    A name from a checkout session is never replaced; an import of the same name adds the kana and the mail that the
+    session did not give. A session that gave only a mail is replaced, by a name, and its mail is kept where the import
+    has none. A reference is looked for as it is, then folded; the attempts that a shopper left unpaid carry it too and
+    are named alike.
     """
     since = customers_kept_since(clock.now())
     with transaction.atomic():
@@ -339,21 +359,29 @@ def _say(
 
 def _name(row: Order, customer: smartpay.Customer, differing: dict[int, set[str]]) -> Import:
     """Put an import's customer on a row, where it may; note the columns that differ."""
-    if row.customer_source == SESSION and (row.customer_name or not customer.is_named):
-        return Import.KEPT
-    facts = {"customer_source": Order.CustomerSource.IMPORT, "email": customer.email or row.email}
-    if customer.is_named:
-        facts |= _name_facts(customer)
+    known = _known(vars(row))
+    if row.customer_source == SESSION and (known.is_named or not customer.is_named):
+        if not _same_name(known, customer):
+            return Import.KEPT
+        facts = asdict(_completed(known, customer))
+    else:
+        if not customer.is_named:
+            named = known
+        elif not known.is_named or _same_name(known, customer):
+            named = _completed(customer, known)
+        else:
+            named = customer
+        email = customer.email or known.email
+        facts = {"customer_source": Order.CustomerSource.IMPORT} | asdict(replace(named, email=email))
     changed = _put(ORDERS_TABLE, vars(row), facts)
     if not changed:
-        return Import.SAME
+        return Import.KEPT if row.customer_source == SESSION else Import.SAME
     changed |= _put(ORDERS_TABLE, vars(row), folded(vars(row)))
     differing[row.key] = differing.get(row.key, set()) | changed
     return Import.WRITTEN
 
 
 FORGOTTEN_AT_ONCE = 500  # orders, in one transaction
-CUSTOMER = ("family_name", "given_name", "family_kana", "given_kana", "email")
 
 
 def customers_kept_since(now: datetime) -> datetime | None:

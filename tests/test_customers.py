@@ -126,6 +126,65 @@ def test_a_session_and_an_import_agree_in_either_order(
     assert known()["order_test_1"] == expected
 
 
+PLAIN = smartpay.Customer("田中", "太郎")
+FULL = smartpay.Customer(
+    "田中太郎", "", "タナカ", "タロウ", "taro@example.jp"
+)  # the same name, written otherwise
+
+
+@pytest.mark.parametrize(
+    ("session", "imported", "expected"),
+    [
+        (PLAIN, FULL, ("session", "田中", "タナカ タロウ", "taro@example.jp")),
+        (TANAKA, FULL, ("session", "田中", "たなか タロウ", "Tanaka@Example.jp")),
+        (smartpay.Customer("田中", "太郎", email="t@example.jp"), FULL, ("session", "田中", "タナカ タロウ", "t@example.jp")),
+        (SATO, FULL, ("session", "佐藤", "", "")),
+        (PLAIN, MAIL_ONLY, ("session", "田中", "", "")),
+        (smartpay.Customer(family_kana="サトウ"), SATO, ("import", "佐藤", "サトウ", "")),
+        (smartpay.Customer(family_kana="サトウ"), MAIL_ONLY, ("session", "", "サトウ", "other@example.jp")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("session_first", [True, False])
+def test_a_checkout_and_an_import_of_one_name_complete_each_other(
+    session: smartpay.Customer,
+    imported: smartpay.Customer,
+    expected: tuple[str, str, str, str],
+    session_first: bool,
+) -> None:
+    def read(at: Any) -> None:
+        mirror.record_order(order_of(), read_at=at, session=session_of(order_of(), session))
+
+    if session_first:
+        read(AT)
+    mirror.record_customers([mirror.Named("order_test_1", "", imported)], said={})
+    read(LATER)  # as each sweep does
+
+    row = Order.objects.get(order_id="order_test_1")
+    assert (row.customer_source, row.family_name, row.customer_kana, row.email) == expected
+    assert row.email_folded == expected[3].lower()
+
+
+def test_an_import_that_completes_a_checkout_says_so_once(tmp_path: Path) -> None:
+    mirror.record_order(order_of(), read_at=AT, session=session_of(order_of(), PLAIN))
+    data = "order_id,name,email\norder_test_1,田中太郎,taro@example.jp\n".encode()
+    assert given(tmp_path, data, "--dry-run") == ["dry run: lines=1 written=1"]
+    assert [given(tmp_path, data), given(tmp_path, data)] == [["lines=1 written=1"], ["lines=1 kept=1"]]
+
+
+def test_a_later_import_of_the_same_name_takes_no_kana_away() -> None:
+    for imported in (FULL, PLAIN):
+        mirror.record_customers([mirror.Named("order_test_1", "", imported)], said={})
+    row = Order.objects.get(order_id="order_test_1")
+    assert (row.customer_name, row.customer_kana, row.email) == (
+        "田中 太郎",
+        "タナカ タロウ",
+        "taro@example.jp",
+    )
+    mirror.record_customers([mirror.Named("order_test_1", "", SATO)], said={})
+    row.refresh_from_db()
+    assert (row.customer_name, row.customer_kana) == ("佐藤", "")
+
+
 def test_unpaid_attempts_share_a_reference_and_two_paid_orders_are_nobodys(tmp_path: Path) -> None:
     def other(order_id: str, status: str) -> None:
         order = order_of(
