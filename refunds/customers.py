@@ -1,6 +1,7 @@
 """The merchant's own record of its customers: a CSV file -> names and mails on orders whose checkout told none."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,13 +19,19 @@ LONGEST = 255  # characters of a cell
 
 HEADINGS = {
     "order": ("注文id", "orderid", "order_id", "order id", "order"),
-    "reference": ("ショップ注文番号", "参照番号", "reference"),
+    "reference": ("ショップ注文番号", "注文番号", "参照番号", "reference", "order_number", "order number"),
     "name": ("お客様名", "氏名", "お名前", "名前", "name"),
     "family": ("姓", "お名前(姓)", "family_name", "last_name"),
     "given": ("名", "お名前(名)", "given_name", "first_name"),
     "kana": ("フリガナ", "ふりがな", "カナ", "お名前(フリガナ)", "kana"),
-    "family_kana": ("姓カナ", "姓(カナ)", "セイ", "お名前(フリガナ・姓)", "family_kana", "last_name_kana"),
-    "given_kana": ("名カナ", "名(カナ)", "メイ", "お名前(フリガナ・名)", "given_kana", "first_name_kana"),
+    "family_kana": (
+        *("セイ", "お名前(セイ)", "姓カナ", "姓(カナ)", "姓フリガナ", "姓(フリガナ)", "フリガナ(姓)"),
+        *("お名前(フリガナ・姓)", "family_kana", "last_name_kana"),
+    ),
+    "given_kana": (
+        *("メイ", "お名前(メイ)", "名カナ", "名(カナ)", "名フリガナ", "名(フリガナ)", "フリガナ(名)"),
+        *("お名前(フリガナ・名)", "given_kana", "first_name_kana"),
+    ),
     "email": ("メールアドレス", "メール", "email", "e-mail", "mail"),
 }
 
@@ -68,14 +75,21 @@ def _line(number: int, cells: dict[str, str]) -> Line:
         (cells["family_kana"], cells["given_kana"]) if cells["family_kana"] else _split(cells["kana"])
     )
     customer = smartpay.Customer(family, given, family_kana, given_kana, cells["email"])
+    order_id = _smartpays(cells["order"])
     problem = ""
     if any(len(cell) > LONGEST for cell in cells.values()):
         problem = "too long"
-    elif not cells["order"] and not cells["reference"]:
+    elif not order_id and not cells["reference"]:
         problem = "no order"
     elif not customer:
         problem = "no customer"
-    return Line(number, mirror.Named(cells["order"], cells["reference"], customer), problem)
+    return Line(number, mirror.Named(order_id, cells["reference"], customer, number), problem)
+
+
+def _smartpays(cell: str) -> str:
+    """Smartpay's id of an order, be it in a URL; "" for a number of the shop's own, as EC-CUBE's 注文ID is."""
+    parts = re.split("[^0-9A-Za-z_]", cell)
+    return next((part for part in parts if (smartpay.id_kind(part) or ("",))[0] == "order"), "")
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -95,10 +109,11 @@ def import_file(file: BinaryIO, *, dry_run: bool, report: Report) -> Counter[str
     """
     digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # every BinaryIO has readinto
     fates: Counter[str] = Counter()
+    said: dict[int, mirror.Said] = {}
     for lines in batched(read(file), LINES_AT_ONCE):
         good = [line for line in lines if not line.problem]
         with transaction.atomic():
-            became = mirror.record_customers([line.named for line in good], dry_run=dry_run)
+            became = mirror.record_customers([line.named for line in good], said=said, dry_run=dry_run)
             if not dry_run:
                 audit.record(
                     None,
@@ -106,12 +121,12 @@ def import_file(file: BinaryIO, *, dry_run: bool, report: Report) -> Counter[str
                     sha256=digest,
                     first_line=lines[0].number,
                     last_line=lines[-1].number,
-                    written=became.count(mirror.Import.WRITTEN),
+                    written=became.count((mirror.Import.WRITTEN, 0)),
                 )
-        told = {line.number: line.problem for line in lines if line.problem}
-        told |= {line.number: str(fate) for line, fate in zip(good, became, strict=True)}
-        fates.update(told.values())
-        for number, fate in sorted(told.items()):
+        told = {line.number: (line.problem, 0) for line in lines if line.problem}
+        told |= {line.number: (str(fate), other) for line, (fate, other) in zip(good, became, strict=True)}
+        fates.update(fate for fate, _other in told.values())
+        for number, (fate, other) in sorted(told.items()):
             if fate not in (mirror.Import.WRITTEN, mirror.Import.SAME, mirror.Import.KEPT):
-                report(number, fate)
+                report(number, f"{fate} from line {other}" if other else fate)
     return fates

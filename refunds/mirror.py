@@ -8,7 +8,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -71,8 +71,9 @@ def record_orders(
     """Record orders with their payments in one transaction of few statements; return how many were new or changed.
 
     Facts of an older read than the recorded one are dropped. The customer comes first from the session (`sessions`
-    is by order id), then from an import; an order read without its session leaves the customer as it is, and so
-    does a session without a name where a name is known. A reference is never replaced by none.
+    is by order id), then from an import; an order read without its session leaves the customer as it is. A session
+    without a name, and one with the name that is known, take no kana and no mail away that they do not have; a session
+    without a name replaces none. A reference is never replaced by none.
     """
     sessions = sessions or {}
     by_id = {order.id: order for order in orders}
@@ -184,18 +185,36 @@ def _customer_facts(
     customer = session.customer if session and session.customer else order.customer
     if not customer or (row["customer_source"] == SESSION and _is_older(row, read_at)):
         return {}
-    if not customer.is_named and (row["family_name"] or row["given_name"]):
-        return {"email": row["email"] or customer.email}
-    return {"customer_source": SESSION, "email": customer.email} | _name_facts(customer)
+    known = _known(row)
+    if known.is_named and not customer.is_named:
+        return asdict(_completed(known, customer))
+    if _same_name(known, customer):
+        customer = _completed(customer, known)
+    return {"customer_source": SESSION} | asdict(customer)
 
 
-def _name_facts(customer: smartpay.Customer) -> dict[str, str]:
-    return {
-        "family_name": customer.family_name,
-        "given_name": customer.given_name,
-        "family_kana": customer.family_kana,
-        "given_kana": customer.given_kana,
-    }
+CUSTOMER = ("family_name", "given_name", "family_kana", "given_kana", "email")
+
+
+def _known(row: Mapping[str, Any]) -> smartpay.Customer:
+    return smartpay.Customer(**{column: row[column] for column in CUSTOMER})
+
+
+def _same_name(one: smartpay.Customer, other: smartpay.Customer) -> bool:
+    """Whether they are called alike, however that is written, or neither has a name."""
+    names = (_fold_name(each.family_name, each.given_name)[2] for each in (one, other))
+    return next(names) == next(names)
+
+
+def _completed(customer: smartpay.Customer, other: smartpay.Customer) -> smartpay.Customer:
+    """The customer, with the kana and the mail of the other where it has none."""
+    kana = customer if customer.family_kana or customer.given_kana else other
+    return replace(
+        customer,
+        family_kana=kana.family_kana,
+        given_kana=kana.given_kana,
+        email=customer.email or other.email,
+    )
 
 
 FOLDED = (  # what is searched
@@ -235,6 +254,7 @@ class Named:
     order_id: str
     reference: str
     customer: smartpay.Customer
+    line: int = 0  # of the file
 
 
 class Import(StrEnum):
@@ -242,18 +262,37 @@ class Import(StrEnum):
 
     WRITTEN = "written"
     SAME = "same"  # known already
-    KEPT = "kept"  # the checkout session knows better
+    KEPT = "kept"  # the checkout session knows better, or as well
     UNKNOWN = "unknown"  # no such order here
     AMBIGUOUS = "ambiguous"  # several paid orders carry the reference
     TOO_OLD = "too_old"  # its customer was removed, or would be at once: see retention.py
+    DIFFERS = "differs"  # an earlier line names another customer for the order
 
 
-def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[Import]:
-    """Record customers of an import in one transaction of few statements; return what became of each.
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a file said of an order: in which line, whom (as a hash), and what becomes of who says the same again."""
 
-    A name from a checkout session is never replaced; a session that gave only a mail is, by a name, and its mail is
-    kept where the import has none. A reference is looked for as it is, then folded; the attempts that a shopper left
-    unpaid carry it too and are named alike.
+    line: int
+    customer: int
+    again: Import
+
+
+def record_customers(
+    named: Sequence[Named], *, said: dict[int, Said], dry_run: bool = False
+) -> list[tuple[Import, int]]:
+    """Record customers of an import in one transaction of few statements.
+
+    Returns what became of each, and where it DIFFERS from which line; else 0. Of two customers for one order the first
+    stays: which of them is wrong, nobody here can tell.
+
+    Args:
+        said: what the file said before, by the key of the order, an empty one at its start. What it says is added.
+
+    A name from a checkout session is never replaced; an import of the same name adds the kana and the mail that the
+    session did not give. A session that gave only a mail is replaced, by a name, and its mail is kept where the import
+    has none. A reference is looked for as it is, then folded; the attempts that a shopper left unpaid carry it too and
+    are named alike.
     """
     since = customers_kept_since(clock.now())
     with transaction.atomic():
@@ -269,7 +308,7 @@ def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[I
             by_reference.setdefault(row.reference_folded, []).append(row)
         before = {row.key: fragments.sources(vars(row)) for row in by_id.values()}
         differing: dict[int, set[str]] = {}
-        fates = []
+        fates: list[tuple[Import, int]] = []
         for one in named:
             if one.order_id:
                 found = [by_id[one.order_id]] if one.order_id in by_id else []
@@ -277,13 +316,13 @@ def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[I
                 alike = by_reference.get(fold(one.reference), [])
                 found = [row for row in alike if row.reference == one.reference] or alike
             if not found:
-                fates.append(Import.UNKNOWN)
+                fates.append((Import.UNKNOWN, 0))
             elif sum(row.status not in Order.UNPAID for row in found) > 1:
-                fates.append(Import.AMBIGUOUS)
+                fates.append((Import.AMBIGUOUS, 0))
             elif not (young := [row for row in found if since is None or row.created_at >= since]):
-                fates.append(Import.TOO_OLD)
+                fates.append((Import.TOO_OLD, 0))
             else:
-                fates.append(_best({_name(row, one.customer, differing) for row in young}))
+                fates.append(_say(young, one, said, differing))
         if not dry_run:
             changed = [row for row in by_id.values() if row.key in differing]
             columns = set().union(*differing.values())
@@ -293,28 +332,56 @@ def record_customers(named: Sequence[Named], *, dry_run: bool = False) -> list[I
     return fates
 
 
-def _best(fates: Collection[Import]) -> Import:
-    """Of the attempts under one reference: what says most of what was done."""
-    return next(fate for fate in (Import.WRITTEN, Import.SAME, Import.KEPT) if fate in fates)
+def _say(
+    rows: Sequence[Order], one: Named, said: dict[int, Said], differing: dict[int, set[str]]
+) -> tuple[Import, int]:
+    """Put an import's customer on an order, and on the attempts under its reference, unless the file said another."""
+    who = one.customer
+    customer = hash(
+        (
+            _fold_name(who.family_name, who.given_name)[2],
+            _fold_name(who.family_kana, who.given_kana)[2],
+            fold(who.email),
+        )
+    )
+    fates = set()
+    for before in (said[row.key] for row in rows if row.key in said):
+        if before.customer != customer:
+            return Import.DIFFERS, before.line
+        fates.add(before.again)  # not asked of the row: in a dry run it is as it was
+    for row in rows:
+        if row.key not in said:
+            fates.add(_name(row, who, differing))
+            said[row.key] = Said(one.line, customer, again=_name(row, who, differing))
+    # Of the attempts under one reference: what says most of what was done.
+    return next(fate for fate in (Import.WRITTEN, Import.SAME, Import.KEPT) if fate in fates), 0
 
 
 def _name(row: Order, customer: smartpay.Customer, differing: dict[int, set[str]]) -> Import:
     """Put an import's customer on a row, where it may; note the columns that differ."""
-    if row.customer_source == SESSION and (row.customer_name or not customer.is_named):
-        return Import.KEPT
-    facts = {"customer_source": Order.CustomerSource.IMPORT, "email": customer.email or row.email}
-    if customer.is_named:
-        facts |= _name_facts(customer)
+    known = _known(vars(row))
+    if row.customer_source == SESSION and (known.is_named or not customer.is_named):
+        if not _same_name(known, customer):
+            return Import.KEPT
+        facts = asdict(_completed(known, customer))
+    else:
+        if not customer.is_named:
+            named = known
+        elif not known.is_named or _same_name(known, customer):
+            named = _completed(customer, known)
+        else:
+            named = customer
+        email = customer.email or known.email
+        facts = {"customer_source": Order.CustomerSource.IMPORT} | asdict(replace(named, email=email))
     changed = _put(ORDERS_TABLE, vars(row), facts)
     if not changed:
-        return Import.SAME
+        return Import.KEPT if row.customer_source == SESSION else Import.SAME
     changed |= _put(ORDERS_TABLE, vars(row), folded(vars(row)))
     differing[row.key] = differing.get(row.key, set()) | changed
     return Import.WRITTEN
 
 
 FORGOTTEN_AT_ONCE = 500  # orders, in one transaction
-CUSTOMER = ("family_name", "given_name", "family_kana", "given_kana", "email")
 
 
 def customers_kept_since(now: datetime) -> datetime | None:
@@ -656,8 +723,15 @@ PAUSES = (1, 2, 4, 8, 16)  # seconds between the tries of a page that fails
 LONGEST_PAUSE = 60  # seconds, however long Smartpay asks to wait
 NOT_LISTED_FOR = timedelta(hours=1)  # Smartpay's lists may lag behind
 MOST_MISSING = 1000  # rows; a list that lacks more says something about itself, and nothing about them
+MOST_UNREADABLE = 100  # objects of a list; where there are more, the list is not what we know
 RESTARTS = 3  # of a scan whose page token ran out
 UNDER_WAY = timedelta(minutes=2)  # a scan that read no page for so long was given up by its process
+
+# Note [How far a sweep goes]
+# A page without news says nothing about the pages behind it: it may have been written by a sweep that failed or was
+# killed there, by the checkout sessions, or by webhooks. So a sweep goes on at least to what is older than
+# SyncCursor.sweep_to: the newest object that the last sweep, or whole reading, saw on its first page, or, where a sweep
+# did not end, the oldest that it wrote. No sweep dates a complete reading, unless it came to the list's own end.
 
 
 class Observe(Protocol):
@@ -675,9 +749,9 @@ def sync(
     """Bring the mirror up to date: checkout sessions with their orders, orders, refunds. Safe to repeat and to kill.
 
     A scan that was killed goes on after the last page that was committed. Otherwise all pages are read where that was
-    never done; else the newest ones, up to the first page that brings nothing new, if the list shows itself to come
-    newest first, and all pages if it does not. Changes of older orders are then left to webhooks and to the next full
-    scan.
+    never done; else the newest ones, if the list shows itself to come newest first, and all pages if it does not. The
+    newest ones are those back to the first page that brings nothing new and lies behind all that could be new (see Note
+    [How far a sweep goes]). Changes of older orders are then left to webhooks and to the next full scan.
 
     Args:
         full: from the start, all pages, whatever was read before.
@@ -807,26 +881,32 @@ class _Scan:
 
     def _run(self, full: bool) -> None:
         cursor, _created = SyncCursor.objects.get_or_create(pk=self.collection)
-        # A sweep is a scan that may end early; where it stands is not kept, since it is short.
+        # A sweep is a scan that may end early. Its page is not kept, it is short. See Note [How far a sweep goes].
         sweep = not full and cursor.scan_started_at is None and cursor.last_finished_at is not None
         if full or cursor.scan_started_at is None:
             _begin(cursor)
         began, pages, seen, changed, restarts = time.monotonic(), 0, 0, 0, 0
         oldest: datetime | None = None
+        newest: datetime | None = None
+        sweep_to: datetime | None = None
         while True:
             self._look_at_the_clock()
             try:
                 taken = [self._fetch(cursor.page_token)] if sweep else self._take(cursor.page_token)
-            except smartpay.Refused as error:
-                if error.http_status != 400 or not cursor.page_token or restarts == RESTARTS:
+            except smartpay.Refused:
+                # How Smartpay says that a token ran out is not known. Were it not believed, each run would ask for the
+                # same page again, for ever.
+                if not cursor.page_token or restarts == RESTARTS:
                     raise
-                restarts += 1  # the page token ran out
+                restarts += 1
                 oldest = None
                 _begin(cursor)
                 self._close_ahead()
                 continue
             last = taken[-1]
             moments = self._moments(last.page)
+            if not cursor.page_token:
+                newest, sweep_to = next(iter(self._moments(taken[0].page)), None), cursor.sweep_to
             sweep = sweep and _comes_newest_first(moments, after=oldest)
             oldest = moments[-1] if moments else oldest
 
@@ -839,7 +919,12 @@ class _Scan:
             if ended:
                 cursor.last_started_at, cursor.last_finished_at = cursor.scan_started_at, clock.now()
                 cursor.scan_started_at, cursor.last_seen = None, cursor.seen
-            fresh = self._store(taken, cursor, ["last_read_at"] if sweep and not ended else WHERE_IT_STANDS)
+            short = sweep and not ended
+            if short:
+                cursor.sweep_to = min(moments[-1], cursor.sweep_to or moments[-1])
+            else:
+                cursor.sweep_to = newest or cursor.sweep_to
+            fresh = self._store(taken, cursor, WHERE_A_SWEEP_STANDS if short else WHERE_IT_STANDS)
 
             for read, news in zip(taken, fresh, strict=True):
                 size = len(read.page.items)
@@ -854,8 +939,11 @@ class _Scan:
                     )
                 )
             if ended:
-                self._seek_missing(cursor.last_started_at or last.read_at)
-            if ended or (sweep and not any(fresh)):
+                self._seek_missing(cursor.last_started_at or last.read_at, set(cursor.unreadable))
+                return
+            if short and not any(fresh) and (sweep_to is None or moments[-1] < sweep_to):
+                cursor.sweep_to = newest
+                cursor.save(update_fields=["sweep_to"])
                 return
 
     def _take(self, token: str) -> list[_Read]:
@@ -885,13 +973,30 @@ class _Scan:
         moment, at = self._clock
         return moment + timedelta(seconds=time.monotonic() - at)
 
-    def _seek_missing(self, began: datetime) -> None:
-        """Look for what the complete reading that began then did not show: read each; say what Smartpay denies."""
+    def _tell_unreadable(self, taken: Iterable[_Read], cursor: SyncCursor) -> None:
+        """Keep the ids of what is listed and can't be read; say each once. Raises: smartpay.Unclear for too many."""
+        known = set(cursor.unreadable)
+        readable = {item.id for read in taken for item in read.page.items}
+        unreadable = {one for read in taken for one in read.page.unreadable}
+        cursor.unreadable = sorted(known - readable | unreadable)
+        if len(cursor.unreadable) > MOST_UNREADABLE:
+            raise smartpay.Unclear("Too much of the list can't be read.")
+        for one in sorted(unreadable - known):
+            log.error("mirror.unreadable", alarm=True, collection=self.collection, id=one)
+            self._say(f"{self.collection} unreadable {one}")
+
+    def _seek_missing(self, began: datetime, unreadable: Collection[str]) -> None:
+        """Look for what the complete reading that began then did not show: read each; say what Smartpay denies.
+
+        `unreadable`: what it did show, though it could not be read.
+        """
         model = {ORDERS: Order, REFUNDS: SmartpayRefund}.get(self.collection)
         if model is None:
             return
-        unseen = model._default_manager.filter(read_at__lt=began - NOT_LISTED_FOR, vanished_at=None)
         column = "order_id" if model is Order else "pk"
+        unseen = model._default_manager.filter(read_at__lt=began - NOT_LISTED_FOR, vanished_at=None).exclude(
+            **{f"{column}__in": unreadable}
+        )
         ids = list(unseen.order_by().values_list(column, flat=True)[: MOST_MISSING + 1])
         if len(ids) > MOST_MISSING:
             log.error(
@@ -934,7 +1039,11 @@ class _Scan:
         return [item.created_at for item in page.items]
 
     def _store(self, taken: Sequence[_Read], cursor: SyncCursor, columns: list[str]) -> list[int]:
-        """Record pages and where the scan stands; return how many objects of each were new or changed."""
+        """Record pages and where the scan stands; return how many objects of each were new or changed.
+
+        Says what can't be read. Raises: smartpay.Unclear where that is too much.
+        """
+        self._tell_unreadable(taken, cursor)
         if self.collection == REFUNDS:
             # The ledger has transactions of its own. Killed in between, the pages are read again: nothing is lost.
             news = [self._observe(read) for read in taken]
@@ -963,14 +1072,15 @@ class _Scan:
         return len(news)
 
 
+WHERE_A_SWEEP_STANDS = ["last_read_at", "sweep_to", "unreadable"]
 WHERE_IT_STANDS = [
+    *WHERE_A_SWEEP_STANDS,
     "last_seen",
     "page_token",
     "scan_started_at",
     "seen",
     "last_started_at",
     "last_finished_at",
-    "last_read_at",
 ]
 
 

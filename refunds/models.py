@@ -806,6 +806,15 @@ class SyncCursor(models.Model):
     last_seen = models.PositiveBigIntegerField(_("前回読み取った件数"), null=True, blank=True)
     # Of the last page, or sweep, of any kind.
     last_read_at = models.DateTimeField(_("最後の読み取り"), null=True, blank=True)
+    # When the object was created that the next sweep goes back behind. See Note [How far a sweep goes] in mirror.py.
+    sweep_to = models.DateTimeField(_("次に読み直す範囲の始まり"), null=True, blank=True)
+    # Ids of what Smartpay lists and nobody here can read: each was said once.
+    unreadable = models.JSONField(
+        _("読み取れないもの"),
+        blank=True,
+        default=list,
+        db_default=models.Value([], models.JSONField()),
+    )
 
     class Meta:
         verbose_name = _("同期")

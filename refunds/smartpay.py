@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -159,6 +159,13 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _word(value: Any) -> str:
+    """Text that has to be there. Raises TypeError."""
+    if not isinstance(value, str):
+        raise TypeError("Not a text.")
+    return value
+
+
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
@@ -196,7 +203,7 @@ class Refund:
     @classmethod
     def parse(cls, data: Json) -> Self:
         return cls(
-            id=data["id"],
+            id=_word(data["id"]),
             payment=_id(data["payment"]),
             amount=_whole(data["amount"]),
             currency=data["currency"].upper(),
@@ -231,7 +238,7 @@ class Payment:
         if not isinstance(refunds, list | None):
             raise TypeError("A list that can't be read is not an empty one.")
         return cls(
-            id=data["id"],
+            id=_word(data["id"]),
             order=_id(data["order"]),
             amount=_whole(data["amount"]),
             currency=data["currency"].upper(),
@@ -293,7 +300,7 @@ class LineItem:
         product = product if isinstance(product, dict) else {}
         return cls(
             name=_text(product.get("name")) or _text(data.get("description")) or _text(price.get("label")),
-            quantity=data.get("quantity") or 1,
+            quantity=_whole(data.get("quantity") or 1),
             amount=_whole(
                 data["amount"] if data.get("amount") is not None else price.get("amount") or 0,
                 least=-LARGEST_AMOUNT,
@@ -301,6 +308,13 @@ class LineItem:
             currency=_text(data.get("currency") or price.get("currency")).upper(),
             kind=_text(data.get("kind")) or "product",
         )
+
+    @classmethod
+    def parse_all(cls, items: list[Any]) -> Iterator[Self]:
+        """Those that can be read. They are only shown: one that can't be read does not condemn its order."""
+        for item in items:
+            with suppress(*UNREADABLE):
+                yield cls.parse(item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,16 +332,16 @@ class Order:
     created_at: datetime
     expires_at: datetime | None
     payments: tuple[Payment, ...]
-    line_items: tuple[LineItem, ...]
+    line_items: tuple[LineItem, ...]  # those that can be read
     customer: Customer = field(default_factory=Customer)
 
     @classmethod
     def parse(cls, data: Json) -> Self:
         return cls(
-            id=data["id"],
+            id=_word(data["id"]),
             amount=_whole(data["amount"]),
             currency=data["currency"].upper(),
-            status=data["status"],
+            status=_word(data["status"]),
             reference=_text(data.get("reference")),
             description=_text(data.get("description")),
             token_id=_text(data.get("tokenId")),
@@ -335,7 +349,7 @@ class Order:
             created_at=_moment(data["createdAt"]),
             expires_at=None if data.get("expiresAt") is None else _moment(data["expiresAt"]),
             payments=tuple(Payment.parse(payment) for payment in _list(data.get("payments"))),
-            line_items=tuple(LineItem.parse(item) for item in _list(data.get("lineItems"))),
+            line_items=tuple(LineItem.parse_all(_list(data.get("lineItems")))),
             # In no schema; read if the live API returns it all the same, never required.
             customer=Customer.parse(data.get("customerInfo") or {}),
         )
@@ -354,7 +368,7 @@ class CheckoutSession:
     def parse(cls, data: Json) -> Self:
         order = data.get("order")
         return cls(
-            id=data["id"],
+            id=_word(data["id"]),
             order=Order.parse(order) if isinstance(order, dict) else None,
             customer=Customer.parse(data.get("customerInfo") or {}),
             reference=_text(data.get("reference")),
@@ -363,10 +377,11 @@ class CheckoutSession:
 
 @dataclass(frozen=True, slots=True)
 class Page[T]:
-    """One page of a list. `next_token` is "" at the end."""
+    """One page of a list. `next_token` is "" at the end; `unreadable` are ids of what is there and not in `items`."""
 
     items: tuple[T, ...]
     next_token: str
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -539,16 +554,23 @@ class Client:
 
     def list_orders(self, page_token: str = "") -> Page[Order]:
         """Return a page of orders, expanded. Raises: Refused (a token that expired, too), NotSent, Unclear."""
-        return self._page("/orders", page_token, Order.parse, "order", expand="all")
+        return self._page("/orders", page_token, Order.parse, "order", passes="order", expand="all")
 
     def list_checkout_sessions(self, page_token: str = "") -> Page[CheckoutSession]:
         """Return a page of checkout sessions with their orders. Raises: as list_orders."""
         return self._page(
-            "/checkout-sessions", page_token, CheckoutSession.parse, "checkoutSession", expand="all"
+            "/checkout-sessions",
+            page_token,
+            CheckoutSession.parse,
+            "checkoutSession",
+            passes="checkout",
+            expand="all",
         )
 
     def list_refunds(self, page_token: str = "") -> Page[Refund]:
-        """Return a page of refunds, in no promised order; there is no filter. Raises: as list_orders."""
+        """Return a page of refunds, in no promised order; there is no filter. Raises: as list_orders; Unclear where
+        one of them can't be read as well: that all were seen is a proof.
+        """
         return self._page("/refunds", page_token, Refund.parse, "refund")
 
     # -- the one write
@@ -670,8 +692,16 @@ class Client:
         return data
 
     def _page[T](
-        self, path: str, page_token: str, parse: Callable[[Json], T], kind: str, **query: str
+        self,
+        path: str,
+        page_token: str,
+        parse: Callable[[Json], T],
+        kind: str,
+        *,
+        passes: Kind | None = None,
+        **query: str,
     ) -> Page[T]:
+        """`passes`: what can't be read and has an id of this kind, and of our mode, does not condemn the page."""
         if page_token:
             query["pageToken"] = page_token
         try:
@@ -688,8 +718,15 @@ class Client:
             raise Unclear(
                 "The place of the next page can't be read."
             )  # taken for none, the list would end here
-        items = tuple(self._parsed(parse, item, kind) for item in data["data"])
-        return Page(items=items, next_token=token or "")
+        items, unreadable = [], []
+        for item in data["data"]:
+            try:
+                items.append(self._parsed(parse, item, kind))
+            except Unclear:
+                if id_kind(_id(item)) != (passes, self.mode):
+                    raise
+                unreadable.append(_id(item))
+        return Page(items=tuple(items), next_token=token or "", unreadable=tuple(unreadable))
 
     def _parsed[T](self, parse: Callable[[Json], T], data: Any, kind: str, *, asked: str = "") -> T:
         """Read one object; what is not of our mode, not of its kind or not the one asked for is not believed."""
@@ -758,7 +795,7 @@ class Client:
                 return InProgress(message, **about)
             case 429:
                 return Limited(message, **about)
-            case 400 | 403 | 404 if is_smartpays and (
+            case 400 | 403 | 404 | 410 | 422 if is_smartpays and (
                 refusals is None or (response.status, code) in refusals
             ):
                 return (NotFound if response.status == 404 else Refused)(message, **about)

@@ -119,11 +119,70 @@ def test_a_session_and_an_import_agree_in_either_order(
 ) -> None:
     steps = [
         lambda: mirror.record_order(order_of(), read_at=LATER, session=session_of(order_of(), session)),
-        lambda: mirror.record_customers([mirror.Named("order_test_1", "", imported)]),
+        lambda: mirror.record_customers([mirror.Named("order_test_1", "", imported)], said={}),
     ]
     for step in steps if session_first else reversed(steps):
         step()
     assert known()["order_test_1"] == expected
+
+
+PLAIN = smartpay.Customer("田中", "太郎")
+FULL = smartpay.Customer(
+    "田中太郎", "", "タナカ", "タロウ", "taro@example.jp"
+)  # the same name, written otherwise
+
+
+@pytest.mark.parametrize(
+    ("session", "imported", "expected"),
+    [
+        (PLAIN, FULL, ("session", "田中", "タナカ タロウ", "taro@example.jp")),
+        (TANAKA, FULL, ("session", "田中", "たなか タロウ", "Tanaka@Example.jp")),
+        (smartpay.Customer("田中", "太郎", email="t@example.jp"), FULL, ("session", "田中", "タナカ タロウ", "t@example.jp")),
+        (SATO, FULL, ("session", "佐藤", "", "")),
+        (PLAIN, MAIL_ONLY, ("session", "田中", "", "")),
+        (smartpay.Customer(family_kana="サトウ"), SATO, ("import", "佐藤", "サトウ", "")),
+        (smartpay.Customer(family_kana="サトウ"), MAIL_ONLY, ("session", "", "サトウ", "other@example.jp")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("session_first", [True, False])
+def test_a_checkout_and_an_import_of_one_name_complete_each_other(
+    session: smartpay.Customer,
+    imported: smartpay.Customer,
+    expected: tuple[str, str, str, str],
+    session_first: bool,
+) -> None:
+    def read(at: Any) -> None:
+        mirror.record_order(order_of(), read_at=at, session=session_of(order_of(), session))
+
+    if session_first:
+        read(AT)
+    mirror.record_customers([mirror.Named("order_test_1", "", imported)], said={})
+    read(LATER)  # as each sweep does
+
+    row = Order.objects.get(order_id="order_test_1")
+    assert (row.customer_source, row.family_name, row.customer_kana, row.email) == expected
+    assert row.email_folded == expected[3].lower()
+
+
+def test_an_import_that_completes_a_checkout_says_so_once(tmp_path: Path) -> None:
+    mirror.record_order(order_of(), read_at=AT, session=session_of(order_of(), PLAIN))
+    data = "order_id,name,email\norder_test_1,田中太郎,taro@example.jp\n".encode()
+    assert given(tmp_path, data, "--dry-run") == ["dry run: lines=1 written=1"]
+    assert [given(tmp_path, data), given(tmp_path, data)] == [["lines=1 written=1"], ["lines=1 kept=1"]]
+
+
+def test_a_later_import_of_the_same_name_takes_no_kana_away() -> None:
+    for imported in (FULL, PLAIN):
+        mirror.record_customers([mirror.Named("order_test_1", "", imported)], said={})
+    row = Order.objects.get(order_id="order_test_1")
+    assert (row.customer_name, row.customer_kana, row.email) == (
+        "田中 太郎",
+        "タナカ タロウ",
+        "taro@example.jp",
+    )
+    mirror.record_customers([mirror.Named("order_test_1", "", SATO)], said={})
+    row.refresh_from_db()
+    assert (row.customer_name, row.customer_kana) == ("佐藤", "")
 
 
 def test_unpaid_attempts_share_a_reference_and_two_paid_orders_are_nobodys(tmp_path: Path) -> None:
@@ -179,6 +238,75 @@ def test_a_long_file_is_read_by_and_by(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == [(5, "unknown"), (6, "unknown"), (7, "no order")]
     assert fates == {"written": 2, "unknown": 2, "no order": 1}
     assert AuditEntry.objects.filter(action="customers.imported").count() == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # of EC-CUBE 4
+        """注文ID,注文番号,会員ID,お名前(姓),お名前(名),お名前(セイ),お名前(メイ),メールアドレス
+17,EC-1,3,髙橋,花子,タカハシ,ハナコ,hanako@example.jp""",
+        """注文番号,お名前（姓）,お名前（名）,姓（フリガナ）,名（フリガナ）,メール
+EC-1,髙橋,花子,ﾀｶﾊｼ,ﾊﾅｺ,hanako@example.jp""",
+        """order_number,氏名,フリガナ(姓),フリガナ(名),email
+EC-1,髙橋 花子,タカハシ,ハナコ,hanako@example.jp""",
+        """注文ID,注文番号,氏名,フリガナ,メール
+https://example.com/orders/order_test_1?a=payment_test_1,EC-2,髙橋 花子,タカハシ ハナコ,hanako@example.jp""",
+    ],
+)
+def test_a_file_as_a_shop_writes_it_names_the_order(tmp_path: Path, text: str) -> None:
+    assert given(tmp_path, text.encode("cp932")) == ["lines=1 written=1"]
+    assert known()["order_test_1"] == ("import", "髙橋 花子", "hanako@example.jp")
+    assert Order.objects.get(order_id="order_test_1").kana_folded == "タカハシハナコ"
+
+
+def test_a_number_of_the_shops_own_is_no_order_of_smartpays(tmp_path: Path) -> None:
+    assert given(tmp_path, "注文ID,氏名\n17,佐藤\npayment_test_1,佐藤\n".encode()) == [
+        "line 2: no order",
+        "line 3: no order",
+        "lines=2 no_order=2",
+    ]
+
+
+SAYING_TWICE = (
+    "order_id,reference,name,kana,email\n"
+    "order_test_1,,田中 太郎,タナカ タロウ,t@example.jp\n"
+    ",EC-1,田中　太郎,たなか たろう,T@example.jp\n"  # the same order, and the same customer
+    ",EC-1,佐藤 花子,,hanako@example.jp\n"
+    "order_test_2,,佐藤 花子,,\n"
+    "order_test_1,,田中 太郎,タナカ タロウ,other@example.jp\n"
+    "order_test_1,,田中 太郎,タナカ タロウ,t@example.jp\n"
+).encode()
+
+
+@pytest.mark.parametrize("lines_at_once", [500, 1])
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_of_two_customers_for_one_order_the_first_stays_and_the_other_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines_at_once: int, options: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(customers, "LINES_AT_ONCE", lines_at_once)
+
+    lines = given(tmp_path, SAYING_TWICE, *options)
+
+    assert [line.removeprefix("dry run: ") for line in lines] == [
+        "line 4: differs from line 2",
+        "line 6: differs from line 2",
+        "lines=6 differs=2 same=2 written=2",
+    ]
+    if not options:
+        assert known()["order_test_1"] == ("import", "田中 太郎", "t@example.jp")
+        assert given(tmp_path, SAYING_TWICE)[-1] == "lines=6 differs=2 same=4"
+
+
+def test_attempts_under_one_reference_of_which_one_was_named_already_are_named_alike(tmp_path: Path) -> None:
+    mirror.record_order(order_of("order_test_attempt", reference="EC-2", status="rejected"), read_at=AT)
+
+    lines = given(
+        tmp_path, "order_id,reference,name\norder_test_attempt,,佐藤\n,EC-2,佐藤\n,EC-2,鈴木\n".encode()
+    )
+
+    assert lines == ["line 4: differs from line 2", "lines=3 differs=1 written=2"]
+    assert known()["order_test_2"][1] == known()["order_test_attempt"][1] == "佐藤"
 
 
 def test_an_order_whose_customer_is_removed_by_age_is_not_named_again(tmp_path: Path, settings: Any) -> None:

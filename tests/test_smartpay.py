@@ -1040,6 +1040,18 @@ def test_page_token_that_ran_out_is_refused_and_costs_no_page_size(client: Clien
     assert [each["query"]["maxResults"] for each in sandbox.requests()] == ["100", "20", "100"]
 
 
+@pytest.mark.parametrize("status", [404, 410, 422])
+def test_page_token_is_refused_whatever_status_smartpay_has_for_it(
+    client: Client, sandbox: Sandbox, status: int
+) -> None:
+    sandbox.fault("error", method="GET", path="/v1/orders", status=status)
+
+    with pytest.raises(Refused) as caught:
+        client.list_orders("old")
+
+    assert caught.value.http_status == status
+
+
 def test_refusal_that_is_about_no_page_is_passed_on(wire: Any) -> None:
     server = wire(http(refusal(404, "request.not-found"), 404))
 
@@ -1060,6 +1072,41 @@ def test_list_with_something_else_in_it_is_not_believed(
 
     with pytest.raises(Unclear):
         client.list_refunds()
+
+
+@pytest.mark.parametrize("odd", [{"amount": 1000.0}, {"currency": None}, {"status": None}, {"status": 7}, {"createdAt": "x"},
+                                 {"test": False}, {"payments": [{"id": PAYMENT, "order": "order_test_2"}]}])  # fmt: skip
+def test_order_that_cannot_be_read_is_named_and_keeps_no_other_off_its_page(
+    client: Client, sandbox: Sandbox, odd: dict[str, Any]
+) -> None:
+    data = [AN_ORDER, AN_ORDER | {"id": "order_test_2"} | odd, AN_ORDER | {"id": "order_test_3"}]
+    sandbox.fault("altered", method="GET", path="/v1/orders", values={"data": data})
+
+    page = client.list_orders()
+
+    assert [order.id for order in page.items] == ["order_test_1", "order_test_3"]
+    assert page.unreadable == ("order_test_2",)
+
+
+def test_checkout_of_an_order_that_cannot_be_read_is_named(client: Client, sandbox: Sandbox) -> None:
+    session = {"object": "checkoutSession", "test": True, "id": "checkout_test_1"}
+    data = [session | {"order": AN_ORDER | {"status": None}}, session | {"id": "checkout_test_2"}]
+    sandbox.fault("altered", method="GET", path="/v1/checkout-sessions", values={"data": data})
+
+    page = client.list_checkout_sessions()
+
+    assert ([each.id for each in page.items], page.unreadable) == (["checkout_test_2"], ("checkout_test_1",))
+
+
+@pytest.mark.parametrize("foreign", [{"id": "order_live_1", "test": False}, {"id": "payment_test_1", "object": "payment"},
+                                     {"id": None}, {"id": 7}, {"id": "田中", "amount": None}])  # fmt: skip
+def test_list_with_what_is_no_order_of_ours_in_it_is_not_believed(
+    client: Client, sandbox: Sandbox, foreign: dict[str, Any]
+) -> None:
+    sandbox.fault("altered", method="GET", path="/v1/orders", values={"data": [AN_ORDER, AN_ORDER | foreign]})
+
+    with pytest.raises(Unclear):
+        client.list_orders()
 
 
 # --- Reading fields -----------------------------------------------------------------------------------------
@@ -1209,6 +1256,16 @@ def test_line_item_is_named_by_what_there_is(item: dict[str, Any], name: str, am
     line = smartpay.LineItem.parse(item)
 
     assert (line.name, line.amount, line.quantity) == (name, amount, 1)
+
+
+@pytest.mark.parametrize("odd", [{"amount": 99.5}, {"amount": "5"}, {"price": {"amount": 1000.0}}, {"quantity": 1.5},
+                                 {"quantity": "x"}, {"amount": 2**63}])  # fmt: skip
+def test_line_item_that_cannot_be_read_is_left_out_and_its_order_is_read(odd: dict[str, Any]) -> None:
+    good = {"amount": 500, "description": "靴"}
+
+    order = smartpay.Order.parse(AN_ORDER | {"lineItems": [odd, good, None, "x"]})
+
+    assert order == smartpay.Order.parse(AN_ORDER | {"lineItems": [good]})
 
 
 def test_customer_comes_from_the_session_and_never_shows_in_a_repr() -> None:

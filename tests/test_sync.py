@@ -287,16 +287,26 @@ class Lists:
         self.size = 2
         self.unlisted: list[Any] = []  # what is there and in no list
         self.read: list[tuple[str, str]] = []
-        self.expired: list[str] = []  # tokens that are answered with 400, once each
+        self.expired: list[str] = []  # tokens that are refused, once each
+        self.refusal: smartpay.SmartpayError = smartpay.Refused("token", http_status=400)
+        self.unreadable: set[str] = set()  # ids of what is listed in another form
+        self.broken: tuple[str, str] | None = None  # the list and the token that are answered with 503
 
     def _page(self, name: str, token: str) -> smartpay.Page[Any]:
         self.read.append((name, token))
+        if (name, token) == self.broken:
+            raise smartpay.Unclear("broken", http_status=503)
         if token in self.expired:
             self.expired.remove(token)
-            raise smartpay.Refused("token", http_status=400)
+            raise self.refusal
         items, at = self.lists[name], int(token or 0)
         more = str(at + self.size) if at + self.size < len(items) else ""
-        return smartpay.Page(items=tuple(items[at : at + self.size]), next_token=more)
+        page = items[at : at + self.size]
+        return smartpay.Page(
+            items=tuple(one for one in page if one.id not in self.unreadable),
+            next_token=more,
+            unreadable=tuple(one.id for one in page if one.id in self.unreadable),
+        )
 
     def list_checkout_sessions(self, token: str) -> smartpay.Page[Any]:
         return self._page("sessions", token)
@@ -355,6 +365,111 @@ def test_after_a_full_scan_only_the_newest_pages_are_read() -> None:
     ) == (scanned.last_started_at, scanned.last_finished_at, "", None, 9)
     sync(client, full=True)
     assert len(client.tokens()) == 6
+
+
+def refunds(*numbers: int) -> list[smartpay.Refund]:
+    return [refund_of(f"refund_test_{n}", created_at=CREATED + timedelta(minutes=n)) for n in numbers]
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "model"), [("orders", orders, Order), ("refunds", refunds, SmartpayRefund)]
+)
+def test_what_is_behind_a_page_where_a_sweep_failed_is_read_by_the_next(
+    naps: list[float], name: str, made: Callable[..., list[Any]], model: type[models.Model]
+) -> None:
+    client: Any = Lists(**{name: made(3, 2, 1)})
+    sync(client)
+    complete = SyncCursor.objects.get(pk=name)
+    client.lists[name] = made(*range(9, 0, -1))
+    for token in ("2", "4"):  # once more, further on
+        client.broken = (name, token)
+        with pytest.raises(smartpay.Unclear):
+            sync(client)
+    client.broken = None
+    client.tokens(name)
+
+    sync(client)
+
+    assert client.tokens(name) == ["", "2", "4", "6"]
+    assert model._default_manager.count() == 9
+    sync(client)
+    assert client.tokens(name) == [""]
+    swept = SyncCursor.objects.get(pk=name)
+    assert (swept.last_started_at, swept.last_finished_at, swept.scan_started_at, swept.page_token) == (
+        complete.last_started_at, complete.last_finished_at, None, "",
+    )  # fmt: skip
+
+
+def test_changes_behind_a_page_where_a_sweep_failed_are_read_by_the_next(naps: list[float]) -> None:
+    client: Any = Lists(orders=orders(6, 5, 4, 3, 2, 1))
+    sync(client)
+    client.lists["orders"] = [*orders(6, 5, 4, 3, status="canceled"), *orders(2, 1)]
+    client.broken = ("orders", "2")
+    with pytest.raises(smartpay.Unclear):
+        sync(client)
+    client.broken = None
+
+    sync(client)
+
+    assert Order.objects.filter(status="canceled").count() == 4
+
+
+def test_what_is_behind_a_page_where_a_sweep_was_killed_is_read_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client: Any = Lists(orders=orders(3, 2, 1))
+    sync(client)
+    client.lists["orders"] = orders(*range(9, 0, -1))
+    with monkeypatch.context() as patched:
+        patched.setattr(mirror, "record_orders", dying(at=3)(mirror.record_orders))  # after the sessions
+        with pytest.raises(Killed):
+            sync(client)
+    assert Order.objects.count() == 5
+
+    sync(client)
+
+    assert Order.objects.count() == 9
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_order_of_a_token_behind_a_page_that_the_sessions_brought_is_read(
+    monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    client: Any = Lists(orders=orders(3, 2, 1), sessions=[session_of(order) for order in orders(3, 2, 1)])
+    sync(client)
+    listed = orders(8, 7, 6, 5, 4, 3, 2, 1)
+    client.lists["orders"] = listed
+    client.lists["sessions"] = [session_of(order) for order in listed if order.id != "order_test_5"]
+    if killed:  # between the lists: their pages are all known to the next
+        monkeypatch.setattr(client, "list_orders", dying(at=1)(client.list_orders))
+        with pytest.raises(Killed):
+            sync(client)
+        monkeypatch.undo()
+
+    sync(client)
+
+    assert Order.objects.count() == 8
+
+
+def test_an_order_behind_a_page_that_webhooks_brought_is_read() -> None:
+    client: Any = Lists(orders=orders(3, 2, 1))
+    sync(client)
+    client.lists["orders"] = orders(6, 5, 4, 3, 2, 1)
+    for order_id in ("order_test_6", "order_test_5"):
+        mirror.refresh_order(order_id, client)
+
+    sync(client)
+
+    assert Order.objects.filter(order_id="order_test_4").exists()
+
+
+def test_a_sweep_by_a_cursor_of_before_ends_at_the_first_page_without_news() -> None:
+    client: Any = Lists(orders=orders(6, 5, 4, 3, 2, 1))
+    sync(client)
+    SyncCursor.objects.update(sweep_to=None)
+    client.tokens()
+    sync(client)
+    assert client.tokens() == [""]
 
 
 def test_a_change_of_a_known_order_is_news_too() -> None:
@@ -422,8 +537,13 @@ def test_sessions_bring_orders_and_customers() -> None:
     assert [line.split()[3] for line in lines] == ["changed=2", "changed=0", "changed=0"]
 
 
-def test_a_page_token_that_ran_out_begins_the_list_again() -> None:
+@pytest.mark.parametrize(
+    "refusal", [smartpay.Refused("token", http_status=status) for status in (400, 403, 410, 422)]
+    + [smartpay.NotFound("token", http_status=404)],
+)  # fmt: skip
+def test_a_page_token_that_ran_out_begins_the_list_again(refusal: smartpay.Refused) -> None:
     client: Any = Lists(orders=orders(5, 4, 3, 2, 1))
+    client.refusal = refusal
     client.expired = ["2", "4", "4"]
     sync(client)
     assert client.tokens() == ["", "2", "", "2", "4", "", "2", "4", "", "2", "4"]
@@ -445,20 +565,18 @@ def test_a_token_that_ran_out_in_a_sweep_begins_it_again() -> None:
     client.lists["orders"] = orders(7, 6, 5, 4, 3, 2, 1)
     client.expired = ["2"]
     sync(client)
-    assert client.tokens() == ["", "2", ""]
+    assert client.tokens() == ["", "2", "", "2"]  # past what it had written before
 
 
-def test_a_refusal_that_is_not_about_the_token_is_raised() -> None:
+def test_a_key_that_is_turned_away_is_no_token_that_ran_out() -> None:
     client: Any = Lists(orders=orders(3, 2, 1))
-
-    def refused(token: str) -> smartpay.Page[Any]:
-        if token:
-            raise smartpay.Refused("no", http_status=404)
-        return client._page("orders", token)
-
-    client.list_orders = refused
-    with pytest.raises(smartpay.Refused):
+    client.refusal = smartpay.KeyRefused("no", http_status=401)
+    client.expired = ["2"]
+    with pytest.raises(smartpay.KeyRefused):
         sync(client)
+    assert client.tokens() == ["", "2"]
+    sync(client)
+    assert client.tokens() == ["2"]  # where it stood
 
 
 def test_a_list_that_repeats_a_page_is_not_followed_for_ever(naps: list[float]) -> None:
@@ -529,13 +647,13 @@ def test_pages_before_one_that_cannot_be_read_are_written(monkeypatch: pytest.Mo
     def refused(token: str) -> smartpay.Page[Any]:
         page: smartpay.Page[Any] = read(token)
         if token == "6":
-            raise smartpay.Refused("no", http_status=404)
+            raise smartpay.NotAccepted("no", http_status=404)
         return page
 
     client.list_orders = refused
     write_the_first_page(monkeypatch, client, until=nobody_reads)
 
-    with pytest.raises(smartpay.Refused):
+    with pytest.raises(smartpay.NotAccepted):
         sync(client)
 
     assert Order.objects.count() == 6
@@ -739,6 +857,54 @@ def test_a_row_that_was_read_a_moment_ago_is_not_missed_yet() -> None:
     sync(client)
     client.lists["orders"] = orders(1)
     assert not [line for line in sync(client, full=True) if "vanished" in line]
+
+
+def test_an_order_that_cannot_be_read_keeps_no_other_out_and_is_told_once(caplog: Any) -> None:
+    client: Any = Lists(orders=orders(5, 4, 3, 2, 1))
+    client.unreadable = {"order_test_4"}
+
+    lines = sync(client)
+
+    assert "orders unreadable order_test_4" in lines
+    assert set(Order.objects.values_list("order_id", flat=True)) == {
+        "order_test_1", "order_test_2", "order_test_3", "order_test_5",
+    }  # fmt: skip
+    for options in ({}, {"full": True}):
+        sync(client, **options)
+    assert caplog.text.count("mirror.unreadable") == 1
+    client.unreadable = set()
+    sync(client, full=True)
+    assert Order.objects.count() == 5
+    client.unreadable = {"order_test_4"}
+    sync(client)
+    assert caplog.text.count("mirror.unreadable") == 2
+
+
+def test_an_order_that_is_no_longer_readable_has_not_vanished(caplog: Any) -> None:
+    client: Any = Lists(orders=orders(3, 2, 1))
+    sync(client)
+    long_ago()
+    client.unreadable = {"order_test_2"}
+    client.read.clear()
+
+    sync(client, full=True)
+
+    assert [name for name, _token in client.read if name == "one"] == []
+    assert not Order.objects.exclude(vanished_at=None).exists()
+
+
+def test_a_list_of_which_much_cannot_be_read_is_doubted(
+    monkeypatch: pytest.MonkeyPatch, naps: list[float], caplog: Any
+) -> None:
+    monkeypatch.setattr(mirror, "MOST_UNREADABLE", 2)
+    client: Any = Lists(orders=orders(6, 5, 4, 3, 2, 1))
+    client.unreadable = {"order_test_6", "order_test_4", "order_test_2"}
+
+    with pytest.raises(smartpay.Unclear):
+        sync(client)
+
+    assert caplog.text.count("mirror.unreadable") <= 2
+    assert not SyncCursor.objects.exclude(last_finished_at=None).filter(pk="orders").exists()
 
 
 def test_a_list_that_lacks_nearly_everything_condemns_itself(
