@@ -61,6 +61,7 @@ def order_list(request: HttpRequest) -> HttpResponse:
         "newer_url": paging.url(request.GET, result.newer),
         "older_url": paging.url(request.GET, result.older),
         "hidden_by_filters": result.hidden_by_filters,
+        "only_unpaid": result.hidden_by_filters and filters == search.Filters(),
         "clear_filters_url": "?"
         + urlencode({"search": typed.pk if typed else "", "status": search.ANY_STATUS}),
         "partial": result.partial,

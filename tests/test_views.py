@@ -655,14 +655,26 @@ def test_list_says_when_it_is_late(browser: Client, minutes: int, late: bool) ->
     assert ("それ以降の注文は、まだ並んでいません" in text(browser.get("/orders/"))) is late
 
 
-def test_hits_hidden_by_a_filter_are_told(browser: Client) -> None:
+@pytest.mark.parametrize(
+    ("typed", "filters", "said", "way_out"),
+    [
+        ("未払", "", "未払いの注文に、一致するものがあります。", "未払いの注文も表示する"),
+        ("未払", "&status=succeeded", "この条件に合う注文はありません", "条件を外して検索"),
+        ("未払", "&period=today", "この条件に合う注文はありません", "条件を外して検索"),
+        ("", "", "未払いの注文だけがあります。", "未払いの注文も表示する"),
+    ],
+)
+def test_what_hides_hits_is_told_and_one_press_shows_them(
+    browser: Client, typed: str, filters: str, said: str, way_out: str
+) -> None:
     order = make_order(name="未払 太郎", status="requires_authorization")
-    address = browser.post("/orders/search/", {"q": "未払"})["Location"]
+    address = browser.post("/orders/search/", {"q": typed})["Location"]
 
-    page = browser.get(address)
-    assert "条件を外して検索" in text(page)
-    assert order.order_id not in text(page)
-    everything = re.search(r'href="(\?[^"]*status=any[^"]*)"', text(page))
+    page = text(browser.get(address + filters))
+
+    assert [words for words in (said, way_out) if words not in page] == []
+    assert order.order_id not in page
+    everything = re.search(rf'href="(\?[^"]*status=any[^"]*)">{way_out}', page)
     assert everything
     assert order.order_id in text(browser.get("/orders/" + unescape(everything[1])))
 
