@@ -52,6 +52,7 @@ def order_list(request: HttpRequest) -> HttpResponse:
     now, synced_at = timezone.now(), remembered.read_at
     context = {
         "orders": result.orders,
+        "page_size": search.PAGE,
         "search": typed,
         "typed": parked_fields(request).get("q", ""),
         "recent": remembered.recent,

@@ -655,6 +655,21 @@ def test_list_says_when_it_is_late(browser: Client, minutes: int, late: bool) ->
     assert ("それ以降の注文は、まだ並んでいません" in text(browser.get("/orders/"))) is late
 
 
+def test_search_says_how_many_it_found_as_far_as_its_page_knows(browser: Client) -> None:
+    address = browser.post("/orders/search/", {"q": "田中"})["Location"]
+    said = []
+    for more in (1, 49, 1):
+        for _ in range(more):
+            make_order(name="田中 太郎")
+        page = text(browser.get(address))
+        said += re.findall(r'<span class="num">(.*?)</span>', page)
+    older = re.search(r'href="(\?[^"]*)" rel="next"', page)
+    assert older
+    said += re.findall(r'<span class="num">(.*?)</span>', text(browser.get("/orders/" + unescape(older[1]))))
+
+    assert said == ["1&nbsp;件", "50&nbsp;件", "50&nbsp;件以上", "50&nbsp;件以上"]
+
+
 @pytest.mark.parametrize(
     ("typed", "filters", "said", "way_out"),
     [
