@@ -671,6 +671,26 @@ def test_search_says_how_many_it_found_as_far_as_its_page_knows(browser: Client)
 
 
 @pytest.mark.parametrize(
+    ("address", "is_open", "number"),
+    [
+        ("/orders/", False, []),
+        ("/orders/?status=any&period=week", True, ["2"]),
+        ("/orders/?status=nonsense", True, []),
+        ("/refunds/", False, []),
+        ("/refunds/?state=unknown&min_amount=1000", True, ["2"]),
+        ("/refunds/?min_amount=abc", True, []),
+    ],
+)
+def test_filters_stand_open_where_some_are_set_or_wrong_and_say_how_many(
+    browser: Client, address: str, is_open: bool, number: list[str]
+) -> None:
+    page = text(browser.get(address))
+
+    assert ('<details class="filter-fold" open>' in page) is is_open
+    assert re.findall(r'<span class="tag num">(\d+)</span>', page) == number
+
+
+@pytest.mark.parametrize(
     ("typed", "filters", "said", "way_out"),
     [
         ("未払", "", "未払いの注文に、一致するものがあります。", "未払いの注文も表示する"),
