@@ -1,5 +1,6 @@
 """The pages around the app: signing in and out, health, and forms that came without token or lost their session."""
 
+import structlog
 from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.sessions.exceptions import SessionInterrupted
@@ -10,9 +11,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpR
 from django.shortcuts import redirect, render
 from django.template.loader import render_to_string
 from django.urls import reverse
-from django.utils import translation
+from django.utils import timezone, translation
 from django.utils.http import urlencode
-from django.views.defaults import server_error
 from mozilla_django_oidc.views import get_next_url
 
 
@@ -42,6 +42,15 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
         with translation.override(getattr(request, "LANGUAGE_CODE", settings.LANGUAGE_CODE)):
             return session_interrupted(request) if _is_gone(exception) else server_error(request)
     return HttpResponseBadRequest(render_to_string("400.html"))
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Drawn without the request: what is broken may be the database, or whatever pages show around themselves."""
+    told = {
+        "at": timezone.localtime(),
+        "request_id": structlog.contextvars.get_contextvars().get("request_id", ""),  # of Watched
+    }
+    return HttpResponse(render_to_string("500.html", told), status=500)
 
 
 def _is_gone(interrupted: SessionInterrupted) -> bool:

@@ -266,6 +266,10 @@ class PeriodForm(forms.Form):
         first: date = timezone.localdate() - timedelta(days=days - 1)
         return timezone.make_aware(datetime.combine(first, time.min))
 
+    def narrowing(self) -> int:
+        """How many of the filters that a person can set narrow the list."""
+        return sum(bool(self.cleaned_data.get(field.name)) for field in self.visible_fields())
+
 
 class OrderFilterForm(PeriodForm):
     """The filters of 注文一覧; they live in the URL."""

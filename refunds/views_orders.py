@@ -51,6 +51,7 @@ def order_list(request: HttpRequest) -> HttpResponse:
     now, synced_at = timezone.now(), remembered.read_at
     context = {
         "orders": result.orders,
+        "page_size": search.PAGE,
         "search": typed,
         "typed": parked_fields(request).get("q", ""),
         "recent": remembered.recent,
@@ -60,6 +61,7 @@ def order_list(request: HttpRequest) -> HttpResponse:
         "newer_url": paging.url(request.GET, result.newer),
         "older_url": paging.url(request.GET, result.older),
         "hidden_by_filters": result.hidden_by_filters,
+        "only_unpaid": result.hidden_by_filters and filters == search.Filters(),
         "clear_filters_url": "?"
         + urlencode({"search": typed.pk if typed else "", "status": search.ANY_STATUS}),
         "partial": result.partial,

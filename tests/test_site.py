@@ -2,6 +2,7 @@
 
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.http import HttpRequest, HttpResponse
 from django.test import Client
 from django.urls import path
+from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
 from dashboard import urls
@@ -24,7 +26,7 @@ def broken(request: HttpRequest) -> HttpResponse:
 
 
 urlpatterns = [path("broken/", broken), *urls.urlpatterns]
-handler400 = urls.handler400
+handler400, handler500 = urls.handler400, urls.handler500
 pytestmark = pytest.mark.urls(__name__)
 
 
@@ -167,7 +169,22 @@ def test_500_says_what_to_do_and_not_what_happened(client: Client, person: User)
     assert response.status_code == 500
     assert "<h1>エラーが発生しました</h1>" in response.content.decode()
     assert "customer" not in response.content.decode()
+    assert 'href="/refunds/"' in response.content.decode()
     assert response["Cache-Control"] == "no-store"
+
+
+def test_500_tells_when_and_which_request_without_the_database(
+    client: Client, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:  # which this test is not given
+    monkeypatch.setattr(timezone, "now", lambda: datetime(2026, 11, 30, 18, 23, 45, tzinfo=UTC))
+    client.raise_request_exception = False
+    client.cookies[settings.SESSION_COOKIE_NAME] = "a" * 32
+
+    response = client.get("/orders/")
+
+    assert response.status_code == 500
+    assert "2026/12/01 03:23:45" in response.content.decode()
+    assert f'<code class="id">{response["X-Request-Id"]}</code>' in response.content.decode()
 
 
 def test_a_form_without_its_token_says_that_nothing_was_done(person: User) -> None:

@@ -655,14 +655,61 @@ def test_list_says_when_it_is_late(browser: Client, minutes: int, late: bool) ->
     assert ("それ以降の注文は、まだ並んでいません" in text(browser.get("/orders/"))) is late
 
 
-def test_hits_hidden_by_a_filter_are_told(browser: Client) -> None:
-    order = make_order(name="未払 太郎", status="requires_authorization")
-    address = browser.post("/orders/search/", {"q": "未払"})["Location"]
+def test_search_says_how_many_it_found_as_far_as_its_page_knows(browser: Client) -> None:
+    address = browser.post("/orders/search/", {"q": "田中"})["Location"]
+    said = []
+    for more in (1, 49, 1):
+        for _ in range(more):
+            make_order(name="田中 太郎")
+        page = text(browser.get(address))
+        said += re.findall(r'<span class="num">(.*?)</span>', page)
+    older = re.search(r'href="(\?[^"]*)" rel="next"', page)
+    assert older
+    said += re.findall(r'<span class="num">(.*?)</span>', text(browser.get("/orders/" + unescape(older[1]))))
 
-    page = browser.get(address)
-    assert "条件を外して検索" in text(page)
-    assert order.order_id not in text(page)
-    everything = re.search(r'href="(\?[^"]*status=any[^"]*)"', text(page))
+    assert said == ["1&nbsp;件", "50&nbsp;件", "50&nbsp;件以上", "50&nbsp;件以上"]
+
+
+@pytest.mark.parametrize(
+    ("address", "is_open", "number"),
+    [
+        ("/orders/", False, []),
+        ("/orders/?status=any&period=week", True, ["2"]),
+        ("/orders/?status=nonsense", True, []),
+        ("/refunds/", False, []),
+        ("/refunds/?state=unknown&min_amount=1000", True, ["2"]),
+        ("/refunds/?min_amount=abc", True, []),
+    ],
+)
+def test_filters_stand_open_where_some_are_set_or_wrong_and_say_how_many(
+    browser: Client, address: str, is_open: bool, number: list[str]
+) -> None:
+    page = text(browser.get(address))
+
+    assert ('<details class="filter-fold" open>' in page) is is_open
+    assert re.findall(r'<span class="tag num">(\d+)</span>', page) == number
+
+
+@pytest.mark.parametrize(
+    ("typed", "filters", "said", "way_out"),
+    [
+        ("未払", "", "未払いの注文に、一致するものがあります。", "未払いの注文も表示する"),
+        ("未払", "&status=succeeded", "この条件に合う注文はありません", "条件を外して検索"),
+        ("未払", "&period=today", "この条件に合う注文はありません", "条件を外して検索"),
+        ("", "", "未払いの注文だけがあります。", "未払いの注文も表示する"),
+    ],
+)
+def test_what_hides_hits_is_told_and_one_press_shows_them(
+    browser: Client, typed: str, filters: str, said: str, way_out: str
+) -> None:
+    order = make_order(name="未払 太郎", status="requires_authorization")
+    address = browser.post("/orders/search/", {"q": typed})["Location"]
+
+    page = text(browser.get(address + filters))
+
+    assert [words for words in (said, way_out) if words not in page] == []
+    assert order.order_id not in page
+    everything = re.search(rf'href="(\?[^"]*status=any[^"]*)">{way_out}', page)
     assert everything
     assert order.order_id in text(browser.get("/orders/" + unescape(everything[1])))
 
