@@ -13,7 +13,7 @@ import structlog
 from django.apps import apps
 from django.contrib import admin
 from django.contrib.admin.options import IS_FACETS_VAR, IncorrectLookupParameters
-from django.contrib.admin.utils import unquote
+from django.contrib.admin.utils import label_for_field, unquote
 from django.contrib.admin.views.main import (
     ALL_VAR,
     ERROR_FLAG,
@@ -397,6 +397,30 @@ class Trail(KeptSearch):
         look_up(self.result_list)
 
 
+def amount(
+    model: type[models.Model], name: str
+) -> Any:  # a callable, which the types of `fields` do not know
+    """A column of this amount with its currency's sign, grouped."""
+
+    @admin.display(description=cast(str, label_for_field(name, model)), ordering=name)
+    def shown(row: Any) -> str:
+        return money(getattr(row, name), row.currency)
+
+    shown.__name__ = name
+    return shown
+
+
+def yes_or_no(model: type[models.Model], name: str) -> Any:
+    """A column of this answer as a word: Django's red cross looks like a failure."""
+
+    @admin.display(description=cast(str, label_for_field(name, model)), ordering=name)
+    def shown(row: Any) -> str:
+        return str(_("はい") if getattr(row, name) else _("いいえ"))
+
+    shown.__name__ = name
+    return shown
+
+
 class AuditorAdmin(ReadOnly, ModelAdmin):
     actions = None
     list_per_page = 50
@@ -492,12 +516,20 @@ class AuditorInline(ReadOnly, TabularInline):
 
 class AttemptInline(AuditorInline):
     model = Attempt
-    fields = ("number", "started_at", "finished_at", "outcome", "http_status", "error_code", "replayed")
+    fields = (
+        "number",
+        "started_at",
+        "finished_at",
+        "outcome",
+        "http_status",
+        "error_code",
+        yes_or_no(Attempt, "replayed"),
+    )
 
 
 class EvidenceInline(AuditorInline):
     model = Evidence
-    fields = ("kind", "at", "found", "smartpay_id", "detail")
+    fields = ("kind", "at", yes_or_no(Evidence, "found"), "smartpay_id", "detail")
 
 
 class ReviewDecisionInline(AuditorInline):
@@ -649,7 +681,7 @@ class AuditEntryAdmin(AuditorAdmin):
 class RefundAdmin(AuditorAdmin):
     list_display = (
         "requested_at",
-        "shown_amount",
+        amount(Refund, "amount"),
         "label",
         "requested_by",
         "decided_by",
@@ -661,12 +693,38 @@ class RefundAdmin(AuditorAdmin):
     date_hierarchy = "requested_at"
     search_fields = ("=id", "=smartpay_id", "=payment__id", "=payment__order__order_id", "requested_by__name")
     search_help_text = _("受付番号、Smartpay 返金ID、支払いID、注文ID、申請者の氏名")
-    exclude = ("lease_until", "lease_owner", "turns")
+    fields = (
+        "id",
+        "order_id",
+        "payment",
+        amount(Refund, "amount"),
+        "currency",
+        "state",
+        "reason",
+        "description",
+        "memo",
+        "similar_reason",
+        amount(Refund, "refundable_before"),
+        amount(Refund, "external_before"),
+        "requested_by",
+        "requested_at",
+        "decided_by",
+        "decided_at",
+        "decision_note",
+        "cancelled_because",
+        "attempt_no",
+        "first_sent_at",
+        "last_sent_at",
+        "next_check_at",
+        "absent_since",
+        "smartpay_id",
+        "error_code",
+        "error_message",
+        "settled_at",
+        "reviews",
+        yes_or_no(Refund, "recovered"),
+    )
     inlines = (AttemptInline, EvidenceInline, ReviewDecisionInline)
-
-    @admin.display(description=_("返金額"), ordering="amount")
-    def shown_amount(self, refund: Refund) -> str:
-        return money(refund.amount, refund.currency)
 
     @admin.display(description=_("状態"), ordering="state")
     def label(self, refund: Refund) -> str:
@@ -674,12 +732,18 @@ class RefundAdmin(AuditorAdmin):
 
     @admin.display(description=_("注文ID"))
     def order_id(self, refund: Refund) -> str:
-        return refund.payment.order.order_id
+        order = refund.payment.order
+        return format_html(
+            '<a href="{}">{}</a>', reverse("admin:refunds_order_change", args=[order.pk]), order.order_id
+        )
+
+
+PAYMENT_AMOUNTS = [amount(Payment, name) for name in ("captured", "refunded", "external", "reserved")]
 
 
 class PaymentInline(AuditorInline):
     model = Payment
-    fields = ("id", "captured", "refunded", "external", "reserved", "created_at")
+    fields = ("id", *PAYMENT_AMOUNTS, "created_at")
     show_change_link = True
 
 
@@ -703,6 +767,19 @@ class RefundStatusFilter(WordsFilter):
     words = Order.RefundStatus.choices
 
 
+class OrderStatusFilter(WordsFilter):
+    """手続き中 is two statuses of Smartpay's, and one entry."""
+
+    title = _("状態")
+    parameter_name = "status__exact"
+    words = [each for each in Order.Status.choices if each[0] != Order.Status.PENDING]
+
+    def queryset(self, request: HttpRequest, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
+        if self.value() == Order.Status.REQUIRES_AUTHORIZATION:
+            return queryset.filter(status__in=search.STATUSES[search.IN_PROGRESS])
+        return super().queryset(request, queryset)
+
+
 class SeenStatusFilter(WordsFilter):
     """Smartpay's words, of which the column may hold any."""
 
@@ -724,24 +801,24 @@ class OrderAdmin(AuditorAdmin):
         "order_id",
         "reference",
         "customer_name",
-        "shown_amount",
+        amount(Order, "amount"),
         "status",
         "refunded_how",
     )
-    list_filter = ("status", RefundStatusFilter, "customer_source")
+    list_filter = (OrderStatusFilter, RefundStatusFilter, "customer_source")
     search_fields = ("order_id",)  # opens the box; what is typed goes the way of 注文一覧
     search_help_text = _("注文ID・ショップ注文番号・お客様名・メールアドレス")
     fields = (
         "order_id",
         "reference",
         "created_at",
-        "amount",
+        amount(Order, "amount"),
         "currency",
         "status",
         "refunded_how",
-        "captured",
-        "refunded",
-        "reserved",
+        amount(Order, "captured"),
+        amount(Order, "refunded"),
+        amount(Order, "reserved"),
         "family_name",
         "given_name",
         "family_kana",
@@ -766,10 +843,6 @@ class OrderAdmin(AuditorAdmin):
     def customer_name(self, order: Order) -> str:
         return order.customer_name
 
-    @admin.display(description=_("金額"), ordering="amount")
-    def shown_amount(self, order: Order) -> str:
-        return money(order.amount, order.currency)
-
     @admin.display(description=_("返金状況"), ordering="refund_status")
     def refunded_how(self, order: Order) -> str:
         return order.get_refund_status_display()
@@ -781,19 +854,52 @@ class OrderAdmin(AuditorAdmin):
 
 @admin.register(Payment)
 class PaymentAdmin(AuditorAdmin):
-    list_display = ("created_at", "id", "order", "captured", "refunded", "external", "reserved")
+    list_display = ("created_at", "id", "order", *PAYMENT_AMOUNTS)
     list_select_related = ("order",)
+    fields = (
+        "id",
+        "order",
+        "currency",
+        *PAYMENT_AMOUNTS,
+        "status",
+        "description",
+        "reference",
+        "created_at",
+        "read_at",
+    )
     date_hierarchy = "created_at"
     search_fields = ("=id", "=order__order_id")
 
 
 @admin.register(SmartpayRefund)
 class SmartpayRefundAdmin(AuditorAdmin):
-    list_display = ("created_at", "id", "of_payment", "amount", "currency", "shown_status", "ours")
+    list_display = (
+        "created_at",
+        "id",
+        "of_payment",
+        amount(SmartpayRefund, "amount"),
+        "shown_status",
+        "ours",
+    )
     list_filter = (SeenStatusFilter, ("ours", admin.EmptyFieldListFilter))
     list_select_related = ("ours",)
     date_hierarchy = "created_at"
     search_fields = ("=id", "=payment__id", "=reference")
+    fields = (
+        "id",
+        "of_payment",
+        amount(SmartpayRefund, "amount"),
+        "currency",
+        "shown_status",
+        "reason",
+        "description",
+        "reference",
+        "metadata",
+        "created_at",
+        "read_at",
+        "vanished_at",
+        "ours",
+    )
 
     @admin.display(description=_("支払いID"))
     def of_payment(self, seen: SmartpayRefund) -> str:
@@ -806,7 +912,27 @@ class SmartpayRefundAdmin(AuditorAdmin):
 
 @admin.register(Attempt)
 class AttemptAdmin(AuditorAdmin):
-    list_display = ("started_at", "refund", "number", "outcome", "http_status", "error_code", "replayed")
+    list_display = (
+        "started_at",
+        "refund",
+        "number",
+        "outcome",
+        "http_status",
+        "error_code",
+        yes_or_no(Attempt, "replayed"),
+    )
+    fields = (
+        "refund",
+        "number",
+        "started_at",
+        "finished_at",
+        "outcome",
+        "http_status",
+        "error_code",
+        "error_message",
+        yes_or_no(Attempt, "replayed"),
+        "response_sha256",
+    )
     list_filter = ("outcome",)
     list_select_related = ("refund",)
     date_hierarchy = "started_at"
@@ -825,9 +951,18 @@ class SearchAdmin(AuditorAdmin):
 
 @admin.register(User)
 class UserAdmin(AuditorAdmin):
-    list_display = ("name", "username", "role_list", "is_active", "last_login")
+    list_display = ("name", "username", "role_list", yes_or_no(User, "is_active"), "last_login")
     search_fields = ("name", "=username", "=subject")
-    fields = ("name", "username", "issuer", "subject", "role_list", "is_active", "last_login", "date_joined")
+    fields = (
+        "name",
+        "username",
+        "issuer",
+        "subject",
+        "role_list",
+        yes_or_no(User, "is_active"),
+        "last_login",
+        "date_joined",
+    )
 
     @admin.display(description=_("役割"))
     def role_list(self, user: User) -> str:
@@ -836,7 +971,8 @@ class UserAdmin(AuditorAdmin):
 
 @admin.register(Control)
 class ControlAdmin(AuditorAdmin):
-    list_display = ("sends_enabled", "reason", "changed_at", "changed_by")
+    list_display = (yes_or_no(Control, "sends_enabled"), "reason", "changed_at", "changed_by")
+    fields = (*list_display, "restored_at", "restore_accepted_at")
 
 
 @admin.register(SyncCursor)

@@ -20,6 +20,7 @@ from dashboard.models import User
 from refunds import audit, sealing, services
 from refunds.admin import CODES, LABELS
 from refunds.models import AuditEntry, Difference, Order, Refund, Search
+from refunds.services import sending
 from tests.conftest import make_order, sign_in
 from tests.site import ROOT
 
@@ -264,6 +265,62 @@ def test_pages_are_called_by_what_they_show(browser: Client, refund: Refund) -> 
         assert "ログアウト" not in text(page)
 
 
+# --- Records, to be read ------------------------------------------------------------------------------------
+
+
+def test_refund_is_read_with_its_order_in_yen_and_in_words(browser: Client, operator: User) -> None:
+    payment = make_order(9440).payments.get()
+    asked = services.Request(uuid.uuid4(), payment.pk, 1070, "fraudulent", "", "")
+    refund = services.request_refund(asked, refundable=9440, by=operator)
+    sending.begin_attempt(refund.pk, owner="")
+
+    page = text(browser.get(url_of("refund", refund.pk)))
+
+    shown = {
+        name: strip_tags(value)
+        for name, value in re.findall(r'form-row field-(\w+)">.*?class="readonly">(.*?)</div>', page, re.S)
+    }
+    assert {name: shown[name] for name in ("order_id", "amount", "refundable_before", "recovered")} == {
+        "order_id": payment.order.order_id,
+        "amount": "¥1,070",
+        "refundable_before": "¥9,440",
+        "recovered": "いいえ",
+    }
+    assert f'href="{url_of("order", payment.order.pk)}"' in page
+    assert re.findall(r'<td class="field-replayed">\s*<p>(.*?)</p>', page) == ["いいえ"]
+    assert "icon-no" not in page
+
+
+def test_two_statuses_of_one_name_are_one_filter(browser: Client) -> None:
+    waiting = [make_order(100, status=status) for status in ("requires_authorization", "pending")]
+    paid = make_order(100)
+
+    page = text(browser.get(url_of("order")))
+    found = text(browser.get(url_of("order"), {"status__exact": "requires_authorization"}))
+
+    assert re.findall(r'href="\?status__exact=(\w+)"', page) == [
+        "requires_authorization",
+        "rejected",
+        "requires_capture",
+        "succeeded",
+        "canceled",
+        "failed",
+    ]
+    assert [order.order_id in found for order in (*waiting, paid)] == [True, True, False]
+
+
+@pytest.mark.parametrize(("key", "tells"), [("sk_test_1", True), ("sk_live_1", False)])
+def test_every_page_tells_that_the_key_is_a_test_key(
+    browser: Client, refund: Refund, settings: Any, key: str, tells: bool
+) -> None:
+    settings.SMARTPAY_SECRET_KEY = key
+    verified = browser.post(reverse("admin:refunds_auditentry_verify"))
+    pages = [browser.get(each) for each in ("/admin/", url_of("order"), url_of("refund", refund.pk))]
+
+    for page in (verified, *pages):
+        assert ("テスト環境" in text(page), "is-test" in text(page)) == (tells, tells)
+
+
 def test_large_lists_are_counted_to_a_limit(
     browser: Client, refund: Refund, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +389,7 @@ def test_filters_that_the_list_offers_stay(browser: Client, refund: Refund, oper
         f"order/?status__exact={order.status}&refund_status=processing",
         "smartpayrefund/?ours__isempty=1",
         "attempt/?_facets=True",
+        "order/?_facets=True",
     ):
         address, trail = kept_and_shown(browser, f"/admin/refunds/{path}")
 
