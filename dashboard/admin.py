@@ -21,7 +21,6 @@ class AuditorSite(admin.AdminSite):
     site_title = _("返金ダッシュボード")
     site_header = _("返金ダッシュボード — 監査")
     index_title = _("記録の閲覧")
-    site_url = "/"
     enable_nav_sidebar = False
 
     def get_urls(self) -> list[URLPattern | URLResolver]:

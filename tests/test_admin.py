@@ -1,5 +1,7 @@
 """The auditor's admin: it tells who did what, shows everything, changes nothing, and is read on the record."""
 
+import ast
+import re
 import uuid
 from typing import Any
 from urllib.parse import quote
@@ -7,14 +9,20 @@ from urllib.parse import quote
 import pytest
 from django.contrib import admin
 from django.contrib.admin.utils import quote as admin_quote
+from django.db import connection
 from django.test import Client, override_settings
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.html import escape, strip_tags
 
 from dashboard.models import User
-from refunds import services
-from refunds.models import AuditEntry, Order, Refund, Search
+from refunds import audit, sealing, services
+from refunds.admin import CODES, LABELS
+from refunds.models import AuditEntry, Difference, Order, Refund, Search
+from refunds.services import sending
 from tests.conftest import make_order, sign_in
+from tests.site import ROOT
 
 
 @pytest.fixture
@@ -132,6 +140,187 @@ def test_admin_is_closed_to_everybody_else(operator: User, path: str) -> None:
     assert "/sign-in/" in Client().get(path, follow=True).redirect_chain[-1][0]
 
 
+# --- The trail, in words ------------------------------------------------------------------------------------
+
+
+def told(browser: Client, entry: AuditEntry) -> tuple[str, list[list[str]]]:
+    """What the list says of an entry, and the rows of the table on its own page."""
+    listed = text(browser.get(url_of("auditentry")))
+    [row] = [row for row in listed.split("<tr") if f"/{entry.pk}/change/" in row]
+    summary = re.search(r'field-summary">(.*?)</td>', row, re.S)
+    assert summary
+    page = text(browser.get(url_of("auditentry", entry.pk)))
+    assert f"<pre>{escape(entry.text)}</pre>" in page
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td></tr>', page, re.S)
+    return strip_tags(summary[1]), [list(each) for each in rows]
+
+
+@pytest.mark.parametrize(
+    ("action", "data", "words"),
+    [
+        (
+            "orders.searched",
+            {"why": "limit", "limit": "searches", "seconds": 60, "allowed": 60},
+            ["理由: 回数の上限", "回数を制限した操作: 検索", "制限の期間(秒): 60", "上限(回): 60"],
+        ),
+        (
+            "refund.requested",
+            {"amount": 12345, "currency": "JPY", "reason": "fraudulent", "state": "rejected", "similar": False},
+            ["金額: ¥12,345", "通貨: JPY", "理由: 不正利用", "状態: 返金不可", "似た返金: いいえ"],
+        ),
+        ("refund.requested", {"amount": 1250, "currency": "USD"}, ["金額: USD 12.50", "通貨: USD"]),
+        (
+            "refund.requested",
+            {"errors": {"amount": ["positive"], "memo": ["long", "control"]}},
+            ["入力の誤り: 金額: 1円未満、社内メモ: 長すぎる文、使えない文字"],
+        ),
+        (
+            "refund.not_executed",
+            {"absent_since": "2026-11-22 15:30:01.500000+00:00"},
+            ["なしと確認した日時: 2026/11/23 00:30:01"],
+        ),
+        ("admin.viewed", {"model": "auditentry"}, ["対象の種類: 監査記録"]),
+        (
+            "admin.listed",
+            {"model": "smartpayrefund", "filters": {"status": "succeeded", "created_at__year": "2026"}},
+            ["対象の種類: Smartpay の返金", "条件: 状態: 返金済み、年: 2026"],
+        ),
+        ("refunds.exported", {"filters": {"min_amount": "1000"}}, ["条件: 金額(下限): ¥1,000"]),
+        ("sends.stopped", {"reason": "障害 <調査中>"}, ["理由: 障害 &lt;調査中&gt;"]),
+        ("person.signed_in", {"roles_before": ["viewer", "left"]}, ["前の役割: 閲覧者、left"]),
+        ("order.viewed", {"of_tomorrow": "x", "state": "new", "before": "?"},
+         ["of_tomorrow: x", "状態: new", "これより前: ?"]),
+    ],
+)  # fmt: skip
+def test_what_an_entry_tells_is_told_in_words(
+    browser: Client, action: str, data: dict[str, Any], words: list[str]
+) -> None:
+    entry = audit.record(None, action, **data)
+
+    summary, rows = told(browser, entry)
+
+    assert summary == " · ".join(words)
+    assert rows == [each.split(": ", 1) for each in words]
+
+
+def test_nothing_of_an_entry_is_left_out_on_its_page(browser: Client) -> None:
+    shown = [f"order_test_{number}" for number in range(50)]
+    entry = audit.record(None, "orders.searched", words="", shown=shown)
+
+    _summary, rows = told(browser, entry)
+
+    assert rows == [["検索語のハッシュ", "–"], ["表示した記録", "、".join(shown)]]
+
+
+def test_trail_names_people_and_knows_currencies_by_as_many_queries_for_many_rows(
+    browser: Client, operator: User, viewer: User, refund: Refund
+) -> None:
+    def listed() -> tuple[str, int]:
+        with CaptureQueriesContext(connection) as asked:
+            return text(browser.get(url_of("auditentry"))), len(asked)
+
+    Order.objects.update(currency="USD")
+    signed_in = audit.record(None, "person.signed_in", viewer)
+    audit.record(None, "refund.approved", refund, amount=1250)
+    browser.get(url_of("refund"), {"requested_by__id__exact": operator.pk})
+    page, queries = listed()
+    for person in (operator, viewer) * 5:
+        audit.record(None, "person.signed_in", person)
+        audit.record(None, "refund.approved", refund, amount=1250)
+
+    assert f"{viewer.name} ({viewer.pk})" in page
+    assert "金額: USD 12.50" in page
+    assert f"条件: 申請者: {operator.name}" in page
+    assert listed()[1] == queries
+    assert f"{viewer.name} ({viewer.pk})" in text(browser.get(url_of("auditentry", signed_in.pk)))
+
+
+def test_whatever_the_sources_record_has_a_word() -> None:
+    keys = {*sealing.Report().facts(), *Difference.Kind.values, "account", "reason"}
+    codes = set()
+    for path in [*(ROOT / "refunds").rglob("*.py"), *(ROOT / "dashboard").rglob("*.py")]:
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in ("audit.record", "record"):
+                data = {each.arg: each.value for each in call.keywords if each.arg}
+                keys |= data.keys() - {"refused", "order_id"}
+                codes |= {
+                    (key, value.value)
+                    for key, value in data.items()
+                    if isinstance(value, ast.Constant) and isinstance(value.value, str)
+                }
+
+    assert {"shown", "why", "roles_before"} < keys
+    assert ("why", "same contents") in codes
+    assert keys - LABELS.keys() == set()
+    assert {(key, code) for key, code in codes if code not in CODES[key]} == set()
+
+
+def test_pages_are_called_by_what_they_show(browser: Client, refund: Refund) -> None:
+    for page, title in (
+        (browser.get(url_of("control")), "送信の停止と再開"),
+        (browser.get(url_of("refund", refund.pk)), "返金"),
+    ):
+        assert f"<h1>{title}</h1>" in text(page)
+        assert "サインアウト" in text(page)
+        assert "ログアウト" not in text(page)
+
+
+# --- Records, to be read ------------------------------------------------------------------------------------
+
+
+def test_refund_is_read_with_its_order_in_yen_and_in_words(browser: Client, operator: User) -> None:
+    payment = make_order(9440).payments.get()
+    asked = services.Request(uuid.uuid4(), payment.pk, 1070, "fraudulent", "", "")
+    refund = services.request_refund(asked, refundable=9440, by=operator)
+    sending.begin_attempt(refund.pk, owner="")
+
+    page = text(browser.get(url_of("refund", refund.pk)))
+
+    shown = {
+        name: strip_tags(value)
+        for name, value in re.findall(r'form-row field-(\w+)">.*?class="readonly">(.*?)</div>', page, re.S)
+    }
+    assert {name: shown[name] for name in ("order_id", "amount", "refundable_before", "recovered")} == {
+        "order_id": payment.order.order_id,
+        "amount": "¥1,070",
+        "refundable_before": "¥9,440",
+        "recovered": "いいえ",
+    }
+    assert f'href="{url_of("order", payment.order.pk)}"' in page
+    assert re.findall(r'<td class="field-replayed">\s*<p>(.*?)</p>', page) == ["いいえ"]
+    assert "icon-no" not in page
+
+
+def test_two_statuses_of_one_name_are_one_filter(browser: Client) -> None:
+    waiting = [make_order(100, status=status) for status in ("requires_authorization", "pending")]
+    paid = make_order(100)
+
+    page = text(browser.get(url_of("order")))
+    found = text(browser.get(url_of("order"), {"status__exact": "requires_authorization"}))
+
+    assert re.findall(r'href="\?status__exact=(\w+)"', page) == [
+        "requires_authorization",
+        "rejected",
+        "requires_capture",
+        "succeeded",
+        "canceled",
+        "failed",
+    ]
+    assert [order.order_id in found for order in (*waiting, paid)] == [True, True, False]
+
+
+@pytest.mark.parametrize(("key", "tells"), [("sk_test_1", True), ("sk_live_1", False)])
+def test_every_page_tells_that_the_key_is_a_test_key(
+    browser: Client, refund: Refund, settings: Any, key: str, tells: bool
+) -> None:
+    settings.SMARTPAY_SECRET_KEY = key
+    verified = browser.post(reverse("admin:refunds_auditentry_verify"))
+    pages = [browser.get(each) for each in ("/admin/", url_of("order"), url_of("refund", refund.pk))]
+
+    for page in (verified, *pages):
+        assert ("テスト環境" in text(page), "is-test" in text(page)) == (tells, tells)
+
+
 def test_large_lists_are_counted_to_a_limit(
     browser: Client, refund: Refund, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +389,7 @@ def test_filters_that_the_list_offers_stay(browser: Client, refund: Refund, oper
         f"order/?status__exact={order.status}&refund_status=processing",
         "smartpayrefund/?ours__isempty=1",
         "attempt/?_facets=True",
+        "order/?_facets=True",
     ):
         address, trail = kept_and_shown(browser, f"/admin/refunds/{path}")
 
