@@ -18,7 +18,7 @@ from django.utils.html import escape, strip_tags
 
 from dashboard.models import User
 from refunds import audit, sealing, services
-from refunds.admin import CODES, LABELS
+from refunds.audit_words import CODES, LABELS
 from refunds.models import AuditEntry, Difference, Order, Refund, Search
 from refunds.services import sending
 from tests.conftest import make_order, sign_in
