@@ -212,7 +212,7 @@ def _confirmation(
         },
         "refundable_before": preview.refundable_before,
         "refundable_after": preview.refundable_after,
-        "similar": [_similar(each, order) for each in preview.similar],
+        "similar": [shown_similar(each, order) for each in preview.similar],
         "similar_form": (similar_form or SimilarForm()) if preview.similar else None,
         "fields": [
             *fields.items(),
@@ -285,7 +285,8 @@ def _read_just_now(request: HttpRequest, asked: services.Request) -> datetime | 
     return read_at if timedelta(0) <= clock.now() - read_at <= timedelta(seconds=READ_SECONDS) else None
 
 
-def _similar(each: services.Similar, order: Order) -> dict[str, Any]:
+def shown_similar(each: services.Similar, order: Order) -> dict[str, Any]:
+    """A similar refund as refunds/_similar.html shows it beside a refund of this order."""
     return {
         "refund": each.refund,
         "at": each.at,

@@ -16,6 +16,7 @@ from refunds.forms import DecisionForm, RefundFilterForm
 from refunds.models import Control, Refund, SmartpayRefund
 from refunds.templatetags.money import money
 from refunds.views import may_see, not_now, parked_fields, person, viewed
+from refunds.views_asking import shown_similar
 
 RENEW_SECONDS = {
     Refund.State.QUEUED: 3,
@@ -65,6 +66,9 @@ def _draw_refund(
     viewed(request, "refund.viewed", refund)
     waiting = refund.state == Refund.State.AWAITING_APPROVAL
     mine = refund.requested_by_id == request.user.pk
+    order = refund.payment.order
+    can_decide = waiting and not mine and request.user.has_perm(roles.APPROVE_REFUND)
+    similar = services.similar_refunds(refund.payment, refund.amount, but=refund.pk) if can_decide else []
     explanation, what_now = _meaning(refund)
     if (
         refund.state == Refund.State.CANCELLED
@@ -74,7 +78,7 @@ def _draw_refund(
         what_now = _("システム担当者に連絡してください。もう一度返金しないでください。")
     context = {
         "refund": refund,
-        "order": refund.payment.order,
+        "order": order,
         "attempts": refund.attempts.all(),
         "evidence": refund.evidence.order_by("-at")[: paging.PAGE],
         "explanation": explanation,
@@ -85,7 +89,8 @@ def _draw_refund(
         "other_amount": _other_amount(refund),
         "renew_seconds": RENEW_SECONDS.get(Refund.State(refund.state), 0),
         "can_withdraw": mine and (waiting or refund.state == Refund.State.QUEUED),
-        "can_decide": waiting and not mine and request.user.has_perm(roles.APPROVE_REFUND),
+        "can_decide": can_decide,
+        "similar": [shown_similar(each, order) for each in similar],
         "decision": decision,
         "left_after": refund.refundable_before - refund.amount,
         "approve_label": _("%(amount)s の返金を承認する") % {"amount": money(refund.amount, refund.currency)},

@@ -213,6 +213,28 @@ def test_approver_finds_what_waits_and_approves_it(waiting: Refund, approver: Us
     assert "すでに決定されたか" in late.content.decode()
 
 
+def test_approver_decides_beside_all_that_the_requester_confirmed(
+    payment: Payment, operator: User, approver: User
+) -> None:
+    order = payment.order
+    order.email = "tanaka@example.jp"
+    order.save()
+    earlier = request(payment, operator, 300)
+    payment.refresh_from_db()
+    asked = ask(payment, description="サイズ交換のため", memo="電話で確認")
+    waiting = services.request_refund(
+        asked, refundable=payment.refundable(), by=operator, similar_reason="二点目の返品"
+    )
+
+    page = fresh(approver).get(f"/refunds/{waiting.pk}/").content.decode()
+
+    panel = page[page.index('class="decide"') : page.index('name="approve"')]
+    told = ["tanaka@example.jp", "サイズ交換のため", "電話で確認", "二点目の返品", "テスト環境"]
+    told += [operator.name, f"/refunds/{earlier.pk}/", "手数料は戻りません", "次回の精算額から"]
+    assert [words for words in told if words not in panel] == []
+    assert [page.count(words) for words in told[1:4]] == [1, 1, 1]
+
+
 def test_own_request_offers_no_decision(payment: Payment, approver: User) -> None:
     own = services.refund_payment(ask(payment), refundable=payment.refundable(), by=approver)
     browser = fresh(approver)
