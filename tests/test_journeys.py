@@ -328,6 +328,8 @@ def test_two_people_decide_what_contradicts(site: Site, chrome: Browser) -> None
     approver.page.get_by_role("row").filter(has_text="要調査").get_by_role("link").first.click()
     expect(approver.page.get_by_text("異なります").first).to_be_visible()
     approver.shoot("refund-review")
+    approver.page.get_by_role("button", name="判定する", exact=True).click()
+    expect(approver.page.get_by_role("alert")).to_be_focused()
     approver.page.get_by_role("radio", name="返金済み ¥1,300").check()
     approver.page.get_by_label("理由", exact=True).fill("返金の番号が同じ")
     approver.page.get_by_role("button", name="判定する", exact=True).click()
@@ -353,6 +355,9 @@ def test_second_person_approves_what_is_large(chrome: Browser, tmp_path: Path) -
         approver.shoot("approvals")
         approver.page.get_by_role("row").nth(1).get_by_role("link").first.click()
         approver.shoot("refund-decide")
+        approver.page.get_by_role("button", name="却下する").click()  # without a reason
+        expect(approver.page.get_by_role("alert")).to_be_focused()
+        expect(approver.page.get_by_role("alert")).to_contain_text("却下する理由を入力してください")
         approver.page.get_by_role("button", name="¥6,000 の返金を承認する").click()
         expect(approver.page.get_by_role("heading", level=1)).to_contain_text("返金済み")
         assert [each["amount"] for each in refunds_of(site, found["payments"][0]["id"])] == [6000]
