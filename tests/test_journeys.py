@@ -218,6 +218,9 @@ def test_two_forms_of_equal_amounts_are_two_refunds(site: Site, chrome: Browser)
         if time == 2:
             expect(operator.page.get_by_text("返金 花子 さんが同じ注文で")).to_be_visible()
             operator.shoot("refund-similar")
+            operator.page.get_by_role("button", name="¥300 を返金する").click()  # without a reason
+            expect(operator.page.get_by_role("alert")).to_be_focused()
+            expect(operator.page.locator("#id_similar_reason_error")).to_be_visible()
             operator.page.get_by_label("それでも返金する理由").fill("二点目の返品")
         operator.page.get_by_role("button", name="¥300 を返金する").click()
         operator.page.wait_for_url(re.compile(r"/refunds/"))
