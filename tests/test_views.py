@@ -288,6 +288,26 @@ def test_similar_refund_is_shown_and_asks_for_a_reason(
     assert Refund.objects.get(amount=500).similar_reason == "二点目の返品"
 
 
+def test_reason_survives_the_way_back_and_goes_with_its_refund(browser: Client, paid: Order) -> None:
+    confirm(browser, paid)
+    page = browser.post(form_url(paid), typed(paid, amount="500"))
+
+    back = browser.post(form_url(paid), hidden(page) | {"back": "1", "similar_reason": "二点目の返品"})
+    again = browser.post(form_url(paid), hidden(back) | {"amount": "400", "reason": "fraudulent"})
+
+    assert ">二点目の返品</textarea>" in text(again)
+    browser.post(form_url(paid), hidden(again) | {"confirm": "1", "similar_reason": "二点目の返品"})
+    assert Refund.objects.get(amount=400).similar_reason == "二点目の返品"
+    assert "二点目の返品" not in text(browser.post(form_url(paid), typed(paid, amount="300")))
+
+
+def test_order_opens_beside_what_is_typed(browser: Client, paid: Order) -> None:
+    link = f'<a href="/orders/{paid.order_id}/" target="_blank">'
+
+    assert link in text(browser.get(form_url(paid)))
+    assert link in text(browser.post(form_url(paid), typed(paid)))
+
+
 # --- Bad input ----------------------------------------------------------------------------------------------
 
 
