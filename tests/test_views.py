@@ -483,6 +483,9 @@ def test_unknown_outcome_is_told_and_the_page_renews_itself(
     assert "結果不明" in text(page)
     assert "もう一度返金しないでください" in text(page)
     assert "data-renew" in text(page)
+    meaning = text(page).partition('class="meaning')[2].partition("</div>")[0]
+    assert "確定するまで自動で新しくなります" in meaning
+    assert "次の確認" in meaning
     assert "結果不明" in text(browser.get("/"))
     assert browser.get(form_url(paid))["Location"] == f"/orders/{paid.order_id}/"
     blocked = browser.post(form_url(paid), typed(paid, amount="1"))
