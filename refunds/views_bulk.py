@@ -211,6 +211,7 @@ def _draw(
         "renew_seconds": RENEW_SECONDS.get(Bulk.State(kept.state), 0),
         "can_start": can_start,
         "can_decide": can_decide,
+        "typing": can_decide or (can_start and similar.lines),  # links here would lose it
         "can_pause": kept.state in PAUSABLE
         and request.user.has_perm(roles.REQUEST_REFUND)
         and (mine or request.user.has_perm(roles.APPROVE_REFUND)),

@@ -860,6 +860,7 @@ def test_reason_alone_does_not_change_what_is_sent(
     assert "1&nbsp;件 ¥6 を返金する</button>" in told
     assert "似た返金も含めて 2&nbsp;件 ¥11 を返金する</button>" in told
     assert "テスト環境</strong>" in told
+    assert told.count('"?state=similar"') == told.count('"?state=similar" target="_blank"') == 2
 
     browser.post(page, {"do": "start", "similar_reason": "別の商品"})
     until_done(kept, at)
