@@ -17,6 +17,7 @@ from django.utils import timezone
 from dashboard.models import User
 from refunds import audit, mirror, services, smartpay
 from refunds.models import AuditEntry, Order, Payment, Refund, Search, SyncCursor
+from refunds.templatetags.money import money
 from refunds.views_asking import READ_SECONDS
 from tests.conftest import Clock, make_order, make_user, sign_in
 from tests.sandbox import Sandbox
@@ -94,6 +95,20 @@ def test_order_is_found_opened_and_refunded(browser: Client, paid: Order, sandbo
     shown = text(browser.get(done["Location"]))
     assert "返金済み" in shown
     assert str(refund.smartpay_id) in shown
+    left = money(refund.refundable_before - 1000, "JPY")
+    assert f'<dt>返金後の残り</dt><dd><span class="num">{left}</span>' in shown
+
+
+def test_confirmation_of_what_another_person_decides_says_that_it_is_a_request(
+    browser: Client, paid: Order, settings: Any
+) -> None:
+    own = text(browser.post(form_url(paid), typed(paid)))
+    settings.REFUND_APPROVAL_ABOVE = 999
+    others = text(browser.post(form_url(paid), typed(paid)))
+
+    assert '<strong class="num">¥1,000</strong> を返金します。' in own
+    assert '<strong class="num">¥1,000</strong> の返金を申請します。' in others
+    assert "を返金します。" not in others
 
 
 # --- One form, one refund -----------------------------------------------------------------------------------
