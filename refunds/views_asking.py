@@ -23,7 +23,16 @@ from refunds import audit, clock, roles, services, smartpay
 from refunds.forms import RefundForm, SimilarForm
 from refunds.models import Order, Payment, Refund
 from refunds.templatetags.money import money
-from refunds.views import not_now, parked_fields, person, quick_client, see_other, uuid_of, viewed
+from refunds.views import (
+    not_now,
+    parked_fields,
+    person,
+    quick_client,
+    remember_way_back,
+    see_other,
+    uuid_of,
+    viewed,
+)
 from refunds.views_orders import others_on, why_no_refund
 
 CONFIRMATION = "refunds.confirmation"  # the salt of its signature
@@ -188,6 +197,7 @@ def _typed_form(request: HttpRequest, order: Order, payments: list[Payment]) -> 
 
 def _draw_form(request: HttpRequest, order: Order, form: RefundForm, status: int = 200) -> HttpResponse:
     viewed(request, "order.viewed", order)
+    remember_way_back(request)
     payment = form.chosen or (form.payments[0] if len(form.payments) == 1 else None)
     context = {
         "order": order,

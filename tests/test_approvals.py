@@ -235,6 +235,23 @@ def test_approver_decides_beside_all_that_the_requester_confirmed(
     assert [page.count(words) for words in told[1:4]] == [1, 1, 1]
 
 
+def test_after_a_decision_the_next_that_this_person_may_decide_is_offered(
+    waiting: Refund, payment: Payment, operator: User, approver: User
+) -> None:
+    payment.refresh_from_db()
+    request(payment, approver, 501)  # one's own
+    browser, page = fresh(approver), f"/refunds/{waiting.pk}/"
+    decide(browser, waiting, reject="1", note="金額が違います")
+    assert "次の承認待ちへ" not in browser.get(page).content.decode()
+
+    payment.refresh_from_db()
+    following = request(payment, operator, 502)
+
+    offered = f'href="/refunds/{following.pk}/">次の承認待ちへ</a>'
+    assert offered in browser.get(page).content.decode()
+    assert "次の承認待ちへ" not in sign_in(operator).get(page).content.decode()
+
+
 def test_own_request_offers_no_decision(payment: Payment, approver: User) -> None:
     own = services.refund_payment(ask(payment), refundable=payment.refundable(), by=approver)
     browser = fresh(approver)

@@ -776,6 +776,26 @@ def test_ledger_is_filtered_by_person(browser: Client, ledger: list[Refund], app
     assert [refund.amount for refund in shown] == [9, 7, 5, 3, 1]
 
 
+def test_refund_leads_back_to_where_it_was_opened_from(
+    browser: Client, ledger: list[Refund], approver: User
+) -> None:
+    page = f"/refunds/{ledger[0].pk}/"
+    order = ledger[0].payment.order.order_id
+
+    def back(person: Client) -> list[str]:
+        return re.findall(r'<a class="back link" href="([^"]*)"', text(person.get(page)))
+
+    assert back(browser) == [f"/orders/{order}/"]
+    browser.get("/refunds/?state=succeeded&period=week")
+    browser.get(f"/orders/{order}/")  # a look at the order on the way is no other way
+    assert back(browser) == ["/refunds/?state=succeeded&amp;period=week"]
+    browser.get("/orders/")
+    assert back(browser) == [f"/orders/{order}/"]
+    deciding = sign_in(approver)
+    deciding.get("/approvals/")
+    assert back(deciding) == ["/approvals/"]
+
+
 def test_own_waiting_refund_is_withdrawn_by_a_button(
     browser: Client, ledger: list[Refund], approver: User, viewer: User
 ) -> None:
