@@ -154,7 +154,7 @@ class RefundForm(forms.Form):
 
 
 class SimilarForm(forms.Form):
-    """The one field of the confirmation, where a similar refund was found."""
+    """Why it is refunded all the same, where a similar refund was found."""
 
     similar_reason = PlainText(
         label=_("それでも返金する理由"),
@@ -212,12 +212,6 @@ class BulkUploadForm(forms.Form):
             "max_length": _("ファイル名が長すぎます(120文字まで)。"),
         },
     )
-
-
-class BulkStartForm(forms.Form):
-    """一括返金の開始: why lines are refunded although there is a similar refund; empty, those are left out."""
-
-    similar_reason = PlainText(label=_("それでも返金する理由"), required=False, limit=MEMO_LENGTH)
 
 
 class SendsForm(forms.Form):

@@ -46,6 +46,12 @@ def viewed(request: HttpRequest, action: str, obj: Model) -> None:
         opened.remember(request)
 
 
+def remember_way_back(request: HttpRequest, page: str = "") -> None:
+    """Keep the list that a refund is opened from, as it is filtered; without one, the way back is to the order."""
+    if request.session.get("way_back", "") != page:
+        request.session["way_back"] = page
+
+
 def parked_fields(request: HttpRequest) -> dict[str, str]:
     """The fields of a form that was put aside while the sign-in was checked; empty where there was none.
 

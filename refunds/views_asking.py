@@ -22,7 +22,16 @@ from dashboard.sso import fresh_sign_in_required
 from refunds import audit, clock, roles, services, smartpay
 from refunds.forms import RefundForm, SimilarForm
 from refunds.models import Order, Payment, Refund
-from refunds.views import not_now, parked_fields, person, quick_client, see_other, uuid_of, viewed
+from refunds.views import (
+    not_now,
+    parked_fields,
+    person,
+    quick_client,
+    remember_way_back,
+    see_other,
+    uuid_of,
+    viewed,
+)
 from refunds.views_orders import others_on, why_no_refund
 from refunds.wording import money
 
@@ -66,7 +75,7 @@ def _as_typed(request: HttpRequest, order_id: str, wait: int) -> HttpResponse:
             )
             return limits.retry_after(page, wait)
     return limits.retry_after(
-        _draw_form(request, order, _typed_form(request, form.payments), status=429), wait
+        _draw_form(request, order, _typed_form(request, order, form.payments), status=429), wait
     )
 
 
@@ -88,7 +97,7 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponseBase:
     # A confirmation whose sign-in had to be checked is drawn again, as if 返金する had been pressed.
     form = RefundForm(request.POST or parked, payments=payments)
     if "all" in request.POST or "back" in request.POST:
-        return _draw_form(request, order, _typed_form(request, payments))
+        return _draw_form(request, order, _typed_form(request, order, payments))
     if not form.is_valid():
         codes = {name: [error.code for error in errors.as_data()] for name, errors in form.errors.items()}
         audit.record(request.user, "refund.requested", order, refused=True, errors=codes)
@@ -102,8 +111,10 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponseBase:
             read_at = clock.now()
             services.read_payment(asked.payment_id, client=quick_client())
         if "confirm" not in request.POST:
+            draft = _draft(request, order)
+            again = draft if draft.get("request_id") == str(asked.request_id) else {}
             return _confirmation(
-                request, order, asked, read_at=read_at, similar_form=SimilarForm(initial=parked)
+                request, order, asked, read_at=read_at, similar_form=SimilarForm(initial=parked or again)
             )
         confirmed = (
             fresh_sign_in_required(_confirmed) if services.needs_approval(asked.amount) else _confirmed
@@ -148,9 +159,7 @@ def _empty_form(request: HttpRequest, order: Order, payments: list[Payment]) -> 
 
     What was typed lives until its refund is made: then the next form is another refund.
     """
-    draft = request.session.get("draft") or {}
-    typed = parked_fields(request) or (draft.get("fields") if draft.get("order") == order.order_id else None)
-    if typed:
+    if typed := parked_fields(request) or _draft(request, order):
         refund_id = uuid_of(typed.get("request_id", ""))
         if refund_id is None or not Refund.objects.filter(pk=refund_id).exists():
             return RefundForm(initial=typed, payments=payments)
@@ -159,9 +168,27 @@ def _empty_form(request: HttpRequest, order: Order, payments: list[Payment]) -> 
     return RefundForm(initial=initial, payments=payments)
 
 
-def _typed_form(request: HttpRequest, payments: list[Payment]) -> RefundForm:
-    """The form as it was typed, unjudged; with 残額すべて, the amount is what is left of the payment chosen."""
+def _draft(request: HttpRequest, order: Order) -> dict[str, str]:
+    """What was last typed for this order; empty where another order came after it."""
+    draft = request.session.get("draft") or {}
+    return draft["fields"] if draft.get("order") == order.order_id else {}
+
+
+def _keep_draft(
+    request: HttpRequest, order: Order, fields: dict[str, str], similar_form: SimilarForm
+) -> None:
+    reason = similar_form["similar_reason"].value() or ""
+    request.session["draft"] = {"order": order.order_id, "fields": {**fields, "similar_reason": reason}}
+
+
+def _typed_form(request: HttpRequest, order: Order, payments: list[Payment]) -> RefundForm:
+    """The form as it was typed, unjudged; with 残額すべて, the amount is what is left of the payment chosen.
+
+    Back from the confirmation, the reason typed there is kept for the next one.
+    """
     typed = {name: request.POST.get(name, "") for name in RefundForm.base_fields}
+    if "back" in request.POST:
+        _keep_draft(request, order, typed, SimilarForm(request.POST))
     form = RefundForm(initial=typed, payments=payments)
     if "all" in request.POST and form.chosen:
         form.initial["amount"] = form.chosen.refundable()
@@ -170,6 +197,7 @@ def _typed_form(request: HttpRequest, payments: list[Payment]) -> RefundForm:
 
 def _draw_form(request: HttpRequest, order: Order, form: RefundForm, status: int = 200) -> HttpResponse:
     viewed(request, "order.viewed", order)
+    remember_way_back(request)
     payment = form.chosen or (form.payments[0] if len(form.payments) == 1 else None)
     context = {
         "order": order,
@@ -188,7 +216,7 @@ def _confirmation(
     asked: services.Request,
     *,
     read_at: datetime | None,
-    similar_form: SimilarForm | None = None,
+    similar_form: SimilarForm,
     status: int = 200,
 ) -> HttpResponse:
     """What would happen, drawn by the server, signed over every field, the person and the balance shown.
@@ -198,7 +226,7 @@ def _confirmation(
     preview = services.preview_refund(asked, by=person(request))
     viewed(request, "order.viewed", order)
     fields = _fields(asked)
-    request.session["draft"] = {"order": order.order_id, "fields": fields}
+    _keep_draft(request, order, fields, similar_form)
     shown = money(asked.amount, preview.payment.currency)
     context = {
         "order": order,
@@ -212,8 +240,8 @@ def _confirmation(
         },
         "refundable_before": preview.refundable_before,
         "refundable_after": preview.refundable_after,
-        "similar": [_similar(each, order) for each in preview.similar],
-        "similar_form": (similar_form or SimilarForm()) if preview.similar else None,
+        "similar": [shown_similar(each, order) for each in preview.similar],
+        "similar_form": similar_form if preview.similar else None,
         "fields": [
             *fields.items(),
             ("signature", _sign(request, fields, preview.refundable_before, read_at)),
@@ -285,7 +313,8 @@ def _read_just_now(request: HttpRequest, asked: services.Request) -> datetime | 
     return read_at if timedelta(0) <= clock.now() - read_at <= timedelta(seconds=READ_SECONDS) else None
 
 
-def _similar(each: services.Similar, order: Order) -> dict[str, Any]:
+def shown_similar(each: services.Similar, order: Order) -> dict[str, Any]:
+    """A similar refund as refunds/_similar.html shows it beside a refund of this order."""
     return {
         "refund": each.refund,
         "at": each.at,

@@ -16,10 +16,9 @@ from dashboard import limits
 from dashboard.sso import fresh_sign_in_required
 from refunds import audit, bulk, bulk_file, csv_file, paging, roles, services, spreadsheet
 from refunds.bulk import Share
-from refunds.forms import BulkStartForm, BulkUploadForm, DecisionForm
+from refunds.forms import BulkUploadForm, DecisionForm, SimilarForm
 from refunds.models import Bulk, BulkLine, Refund
 from refunds.views import may_see, parked_fields, person, see_other, viewed
-from refunds.wording import grouped, money
 
 RENEW_SECONDS = {Bulk.State.CHECKING: 2, Bulk.State.RUNNING: 3, Bulk.State.PAUSED: 15}
 PAUSABLE = (Bulk.State.RUNNING, Bulk.State.PAUSED)
@@ -105,17 +104,19 @@ def bulk_detail(request: HttpRequest, bulk_id: uuid.UUID) -> HttpResponseBase:
 
 
 def _start(request: HttpRequest, kept: Bulk) -> HttpResponseBase:
-    form = BulkStartForm(request.POST)
-    if not form.is_valid():
-        return _draw(request, kept, start_form=form, status=422)
-    tally = bulk.tally(kept)
-    total = _sum([tally.get(name, Share()) for name in (BulkLine.State.READY, BulkLine.State.SIMILAR)]).total
+    tally, wanted, similar_reason = bulk.tally(kept), [BulkLine.State.READY], ""
+    if request.POST["do"] == "start_with_similar":
+        form = SimilarForm(request.POST)
+        if not form.is_valid():
+            return _draw(request, kept, similar_form=form, status=422)
+        wanted, similar_reason = [*wanted, BulkLine.State.SIMILAR], form.cleaned_data["similar_reason"]
+    total = _sum([tally.get(name, Share()) for name in wanted]).total
     started = fresh_sign_in_required(_started) if services.needs_approval(total) else _started
-    return started(request, kept, form)
+    return started(request, kept, similar_reason)
 
 
-def _started(request: HttpRequest, kept: Bulk, form: BulkStartForm) -> HttpResponseBase:
-    bulk.start(kept.pk, by=person(request), similar_reason=form.cleaned_data["similar_reason"])
+def _started(request: HttpRequest, kept: Bulk, similar_reason: str) -> HttpResponseBase:
+    bulk.start(kept.pk, by=person(request), similar_reason=similar_reason)
     return see_other("refunds:bulk", kept.pk)
 
 
@@ -152,6 +153,7 @@ def _cancel(request: HttpRequest, kept: Bulk) -> HttpResponseBase:
 
 ACTS = {
     "start": _start,
+    "start_with_similar": _start,
     "approve": _decide,
     "reject": _decide,
     "pause": _pause,
@@ -164,7 +166,7 @@ def _draw(
     request: HttpRequest,
     kept: Bulk,
     *,
-    start_form: BulkStartForm | None = None,
+    similar_form: SimilarForm | None = None,
     decision_form: DecisionForm | None = None,
     status: int = 200,
 ) -> HttpResponse:
@@ -179,8 +181,15 @@ def _draw(
         lines = lines.filter(number__gt=int(after))
     shown = list(lines[: paging.PAGE + 1])
     more, shown = len(shown) > paging.PAGE, shown[: paging.PAGE]
-    ready = tally.get(BulkLine.State.READY, Share())
+    ready, similar = (tally.get(name, Share()) for name in (BulkLine.State.READY, BulkLine.State.SIMILAR))
+    with_similar = _sum([ready, similar])
     mine = kept.uploaded_by_id == request.user.pk
+    can_start = kept.state == Bulk.State.CHECKED and mine and request.user.has_perm(roles.REQUEST_REFUND)
+    can_decide = (
+        kept.state == Bulk.State.AWAITING_APPROVAL
+        and not mine
+        and request.user.has_perm(roles.APPROVE_REFUND)
+    )
     context = {
         "bulk": kept,
         "lines": bulk.with_rows(shown),
@@ -189,21 +198,21 @@ def _draw(
         "next_url": f"?state={wanted}&after={shown[-1].number}" if more else "",
         "is_first": not after,
         "ready": ready,
-        "with_similar": _sum([ready, tally.get(BulkLine.State.SIMILAR, Share())]),
-        "similar": tally.get(BulkLine.State.SIMILAR, Share()),
+        "with_similar": with_similar,
+        "similar": similar,
         "problems": tally.get(BulkLine.State.PROBLEM, Share()),
         "checked": kept.lines_count - tally.get(BulkLine.State.UNCHECKED, Share()).lines,
         "settled": _sum([share for name, share in tally.items() if name in SETTLED]),
         "refunded": tally.get(Refund.State.SUCCEEDED, Share()),
         "to_refund": _sum([share for name, share in tally.items() if name not in NOT_REFUNDED]),
         "needs_approval": services.needs_approval(ready.total),
-        "start_label": _("%(count)s 件、%(amount)s を返金する")
-        % {"count": grouped(ready.lines), "amount": money(ready.total, "JPY")},
-        "start_form": start_form or BulkStartForm(initial=parked_fields(request)),
+        "similar_needs_approval": services.needs_approval(with_similar.total),
+        "similar_form": similar_form or SimilarForm(initial=parked_fields(request)),
         "decision_form": decision_form or DecisionForm(initial=parked_fields(request)),
         "renew_seconds": RENEW_SECONDS.get(Bulk.State(kept.state), 0),
-        "mine": mine,
-        "can_decide": not mine and request.user.has_perm(roles.APPROVE_REFUND),
+        "can_start": can_start,
+        "can_decide": can_decide,
+        "typing": can_decide or (can_start and similar.lines),  # links here would lose it
         "can_pause": kept.state in PAUSABLE
         and request.user.has_perm(roles.REQUEST_REFUND)
         and (mine or request.user.has_perm(roles.APPROVE_REFUND)),

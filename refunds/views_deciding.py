@@ -25,11 +25,12 @@ from refunds.views import (
     person,
     problem_text,
     quick_client,
+    remember_way_back,
     see_other,
     uuid_of,
     viewed,
 )
-from refunds.views_refunds import refund_of, why_not_my_case
+from refunds.views_refunds import refund_of, refunds_waiting, why_not_my_case
 from refunds.wording import money
 
 
@@ -37,6 +38,7 @@ from refunds.wording import money
 @permission_required(roles.APPROVE_REFUND, raise_exception=True)
 def approvals(request: HttpRequest) -> HttpResponse:
     """承認: what waits for a second person, the longest waiting first; one's own waits for somebody else."""
+    remember_way_back(request, request.get_full_path())
     return _draw_approvals(request, SendsForm(initial=parked_fields(request)))
 
 
@@ -55,16 +57,6 @@ def files_waiting(request: HttpRequest) -> QuerySet[Bulk]:
     """一括返金 that this person could decide."""
     waiting = Bulk.objects.filter(state=Bulk.State.AWAITING_APPROVAL).exclude(uploaded_by=person(request))
     return waiting.select_related("uploaded_by").order_by("uploaded_at", "id")
-
-
-def refunds_waiting(request: HttpRequest, state: Refund.State) -> QuerySet[Refund]:
-    """Refunds of this state that this person could decide, the longest waiting first."""
-    return (
-        Refund.objects.filter(state=state)
-        .exclude(requested_by=person(request))
-        .select_related("payment__order", "requested_by")
-        .order_by("requested_at", "id")
-    )
 
 
 @require_http_methods(["GET", "HEAD", "POST"])

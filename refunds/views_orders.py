@@ -17,7 +17,7 @@ from dashboard.sso import posted_from
 from refunds import audit, paging, roles, search, services, smartpay
 from refunds.forms import OrderFilterForm, SavedSearchForm
 from refunds.models import AuditEntry, Order, Payment, Refund, SavedSearch, Search, SmartpayRefund
-from refunds.views import may_see, parked_fields, person, problem_text, see_other
+from refunds.views import may_see, parked_fields, person, problem_text, remember_way_back, see_other
 
 NOW = timedelta(minutes=5)  # of 「いま開いています」
 LATE = timedelta(minutes=15)  # read every minute, the list is not: who looks for a new order has to know
@@ -48,6 +48,7 @@ def order_list(request: HttpRequest) -> HttpResponse:
         audit.record(request.user, "orders.listed", None, shown=shown)
         if "search" in request.session:
             del request.session["search"]
+    remember_way_back(request)
     now, synced_at = timezone.now(), remembered.read_at
     context = {
         "orders": result.orders,

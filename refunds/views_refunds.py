@@ -4,6 +4,7 @@ import uuid
 
 from django.contrib import messages
 from django.contrib.auth.decorators import permission_required
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -14,7 +15,8 @@ from dashboard.sso import fresh_sign_in_required, posted_from
 from refunds import audit, paging, roles, services, smartpay
 from refunds.forms import DecisionForm, RefundFilterForm
 from refunds.models import Control, Refund, SmartpayRefund
-from refunds.views import may_see, not_now, parked_fields, person, viewed
+from refunds.views import may_see, not_now, parked_fields, person, remember_way_back, viewed
+from refunds.views_asking import shown_similar
 from refunds.wording import money
 
 RENEW_SECONDS = {
@@ -33,6 +35,7 @@ def refund_list(request: HttpRequest) -> HttpResponse:
     refunds = form.refunds().select_related("payment__order", "requested_by")
     rows, newer, older = paging.newest_first(refunds, "requested_at", request.GET.get("page", ""))
     audit.record(request.user, "refunds.listed", None, shown=[str(refund.pk) for refund in rows])
+    remember_way_back(request, request.get_full_path())
     context = {
         "refunds": rows,
         "filters": form,
@@ -54,6 +57,16 @@ def _refund_page(request: HttpRequest, refund_id: uuid.UUID) -> str:
     return reverse("refunds:refund", args=[refund_id])
 
 
+def refunds_waiting(request: HttpRequest, state: Refund.State) -> QuerySet[Refund]:
+    """Refunds of this state that this person could decide, the longest waiting first."""
+    return (
+        Refund.objects.filter(state=state)
+        .exclude(requested_by=person(request))
+        .select_related("payment__order", "requested_by")
+        .order_by("requested_at", "id")
+    )
+
+
 def refund_of(refund_id: uuid.UUID) -> Refund:
     related = Refund.objects.select_related("payment__order", "requested_by", "decided_by")
     return get_object_or_404(related, pk=refund_id)
@@ -65,6 +78,10 @@ def _draw_refund(
     viewed(request, "refund.viewed", refund)
     waiting = refund.state == Refund.State.AWAITING_APPROVAL
     mine = refund.requested_by_id == request.user.pk
+    order = refund.payment.order
+    is_approver = request.user.has_perm(roles.APPROVE_REFUND)
+    can_decide = waiting and not mine and is_approver
+    similar = services.similar_refunds(refund.payment, refund.amount, but=refund.pk) if can_decide else []
     explanation, what_now = _meaning(refund)
     if (
         refund.state == Refund.State.CANCELLED
@@ -74,7 +91,11 @@ def _draw_refund(
         what_now = _("システム担当者に連絡してください。もう一度返金しないでください。")
     context = {
         "refund": refund,
-        "order": refund.payment.order,
+        "order": order,
+        "back_url": request.session.get("way_back") or reverse("refunds:order", args=[order.order_id]),
+        "next_waiting": refunds_waiting(request, Refund.State.AWAITING_APPROVAL).first()
+        if is_approver and refund.decided_by_id == request.user.pk
+        else None,
         "attempts": refund.attempts.all(),
         "evidence": refund.evidence.order_by("-at")[: paging.PAGE],
         "explanation": explanation,
@@ -85,7 +106,8 @@ def _draw_refund(
         "other_amount": _other_amount(refund),
         "renew_seconds": RENEW_SECONDS.get(Refund.State(refund.state), 0),
         "can_withdraw": mine and (waiting or refund.state == Refund.State.QUEUED),
-        "can_decide": waiting and not mine and request.user.has_perm(roles.APPROVE_REFUND),
+        "can_decide": can_decide,
+        "similar": [shown_similar(each, order) for each in similar],
         "decision": decision,
         "left_after": refund.refundable_before - refund.amount,
         "approve_label": _("%(amount)s の返金を承認する") % {"amount": money(refund.amount, refund.currency)},

@@ -6,8 +6,9 @@ from django.views.decorators.http import require_safe
 
 from refunds import audit, notices, paging, roles, search
 from refunds.models import Refund
-from refunds.views import may_see, parked_fields, person
-from refunds.views_deciding import files_waiting, refunds_waiting
+from refunds.views import may_see, parked_fields, person, remember_way_back
+from refunds.views_deciding import files_waiting
+from refunds.views_refunds import refunds_waiting
 
 
 @require_safe
@@ -34,6 +35,7 @@ def start(request: HttpRequest) -> HttpResponse:
     )
     if shown := [str(refund.pk) for refund in (*unsettled, *found_out)]:
         audit.record(request.user, "refunds.listed", None, shown=shown)
+    remember_way_back(request)
     context = {
         "unsettled": unsettled,
         "found_out": found_out,

@@ -94,7 +94,7 @@ addEventListener("pageshow", (event) => {
   if (!event.persisted) return;
   for (const form of document.querySelectorAll("[data-sent]")) {
     delete form.dataset.sent;
-    const button = form.querySelector("[data-lock]");
+    const button = form.querySelector("[data-lock][aria-disabled]");
     button.textContent = button.dataset.words;
     button.removeAttribute("aria-disabled");
   }

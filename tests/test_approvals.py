@@ -225,6 +225,45 @@ def test_approver_finds_what_waits_and_approves_it(waiting: Refund, approver: Us
     assert "すでに決定されたか" in late.content.decode()
 
 
+def test_approver_decides_beside_all_that_the_requester_confirmed(
+    payment: Payment, operator: User, approver: User
+) -> None:
+    order = payment.order
+    order.email = "tanaka@example.jp"
+    order.save()
+    earlier = request(payment, operator, 300)
+    payment.refresh_from_db()
+    asked = ask(payment, description="サイズ交換のため", memo="電話で確認")
+    waiting = services.request_refund(
+        asked, refundable=payment.refundable(), by=operator, similar_reason="二点目の返品"
+    )
+
+    page = fresh(approver).get(f"/refunds/{waiting.pk}/").content.decode()
+
+    panel = page[page.index('class="decide"') : page.index('name="approve"')]
+    told = ["tanaka@example.jp", "サイズ交換のため", "電話で確認", "二点目の返品", "テスト環境"]
+    told += [operator.name, f"/refunds/{earlier.pk}/", "手数料は戻りません", "次回の精算額から"]
+    assert [words for words in told if words not in panel] == []
+    assert [page.count(words) for words in told[1:4]] == [1, 1, 1]
+
+
+def test_after_a_decision_the_next_that_this_person_may_decide_is_offered(
+    waiting: Refund, payment: Payment, operator: User, approver: User
+) -> None:
+    payment.refresh_from_db()
+    request(payment, approver, 501)  # one's own
+    browser, page = fresh(approver), f"/refunds/{waiting.pk}/"
+    decide(browser, waiting, reject="1", note="金額が違います")
+    assert "次の承認待ちへ" not in browser.get(page).content.decode()
+
+    payment.refresh_from_db()
+    following = request(payment, operator, 502)
+
+    offered = f'href="/refunds/{following.pk}/">次の承認待ちへ</a>'
+    assert offered in browser.get(page).content.decode()
+    assert "次の承認待ちへ" not in sign_in(operator).get(page).content.decode()
+
+
 def test_own_request_offers_no_decision(payment: Payment, approver: User) -> None:
     own = services.refund_payment(ask(payment), refundable=payment.refundable(), by=approver)
     browser = fresh(approver)

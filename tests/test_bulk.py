@@ -865,6 +865,65 @@ def test_approver_decides_on_the_page_with_a_fresh_sign_in(
     assert (kept.state, kept.decided_by) == (Bulk.State.RUNNING, approver)
 
 
+def test_reason_alone_does_not_change_what_is_sent(
+    payments: list[Payment], operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    refund(payments[0], operator, 100)
+    kept = checked(operator, line_for(payments[0], 5), line_for(payments[1], 6))
+    browser, page = sign_in(operator), f"/bulk/{kept.pk}/"
+    told = browser.get(page).content.decode()
+    assert "1&nbsp;件 ¥6 を返金する</button>" in told
+    assert "似た返金も含めて 2&nbsp;件 ¥11 を返金する</button>" in told
+    assert "テスト環境</strong>" in told
+    assert told.count('"?state=similar"') == told.count('"?state=similar" target="_blank"') == 2
+
+    browser.post(page, {"do": "start", "similar_reason": "別の商品"})
+    until_done(kept, at)
+
+    assert sorted(executed(sandbox, payments)) == [6, 100]
+    assert (kept.total, kept.similar_reason) == (6, "")
+
+
+def test_similar_lines_are_sent_by_a_button_of_their_own_that_wants_a_reason(
+    payments: list[Payment], operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    refund(payments[0], operator, 100)
+    kept = checked(operator, line_for(payments[0], 5), line_for(payments[1], 6))
+    browser, page = sign_in(operator), f"/bulk/{kept.pk}/"
+
+    for wrong in ("", " ", "別の\u202e商品"):
+        refused = browser.post(page, {"do": "start_with_similar", "similar_reason": wrong})
+        assert refused.status_code == 422
+        assert 'class="error" id="id_similar_reason_error"' in refused.content.decode()
+    assert f">{wrong}</textarea>" in refused.content.decode()
+    assert states(kept) == [Line.SIMILAR, Line.READY]
+
+    browser.post(page, {"do": "start_with_similar", "similar_reason": "別の商品"})
+    until_done(kept, at)
+    assert sorted(executed(sandbox, payments)) == [5, 6, 100]
+    assert (kept.total, kept.similar_reason) == (11, "別の商品")
+
+
+@pytest.mark.parametrize(
+    ("above", "plain", "with_similar"),
+    [
+        (5, "1&nbsp;件 ¥6 の返金を申請する", "似た返金も含めて 2&nbsp;件 ¥11 の返金を申請する"),
+        (10, "1&nbsp;件 ¥6 を返金する", "似た返金も含めて 2&nbsp;件 ¥11 の返金を申請する"),
+    ],
+)
+def test_each_button_of_a_file_says_whether_another_person_decides(
+    payments: list[Payment], operator: User, settings: Any, above: int, plain: str, with_similar: str
+) -> None:
+    refund(payments[0], operator, 100)
+    settings.REFUND_APPROVAL_ABOVE = above
+    kept = checked(operator, line_for(payments[0], 5), line_for(payments[1], 6))
+
+    told = fresh(operator).get(f"/bulk/{kept.pk}/").content.decode()
+
+    assert f">{plain}</button>" in told
+    assert f">{with_similar}</button>" in told
+
+
 def test_look_at_a_file_is_recorded_and_its_renewals_are_not(payments: list[Payment], operator: User) -> None:
     page = f"/bulk/{checked(operator, line_for(payments[0])).pk}/"
     browser = sign_in(operator)
@@ -880,7 +939,7 @@ def test_page_of_a_file_refuses_what_it_does_not_know(payments: list[Payment], o
     page = f"/bulk/{kept.pk}/"
 
     assert browser.post(page, {"do": "explode"}).status_code == 400
-    assert browser.post(page, {"do": "start", "similar_reason": "x\u202e"}).status_code == 422
+    assert browser.post(page, {"do": "start_with_similar", "similar_reason": "x\u202e"}).status_code == 422
     assert browser.post(page, {"do": "pause"}).status_code == 303  # it is not running: told, and nothing done
     assert browser.get(f"{page}?after=xyz&state=none").status_code == 200
     assert browser.get(f"/bulk/{uuid.uuid4()}/").status_code == 404

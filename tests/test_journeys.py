@@ -218,6 +218,9 @@ def test_two_forms_of_equal_amounts_are_two_refunds(site: Site, chrome: Browser)
         if time == 2:
             expect(operator.page.get_by_text("返金 花子 さんが同じ注文で")).to_be_visible()
             operator.shoot("refund-similar")
+            operator.page.get_by_role("button", name="¥300 を返金する").click()  # without a reason
+            expect(operator.page.get_by_role("alert")).to_be_focused()
+            expect(operator.page.locator("#id_similar_reason_error")).to_be_visible()
             operator.page.get_by_label("それでも返金する理由").fill("二点目の返品")
         operator.page.get_by_role("button", name="¥300 を返金する").click()
         operator.page.wait_for_url(re.compile(r"/refunds/"))
@@ -328,6 +331,8 @@ def test_two_people_decide_what_contradicts(site: Site, chrome: Browser) -> None
     approver.page.get_by_role("row").filter(has_text="要調査").get_by_role("link").first.click()
     expect(approver.page.get_by_text("異なります").first).to_be_visible()
     approver.shoot("refund-review")
+    approver.page.get_by_role("button", name="判定する", exact=True).click()
+    expect(approver.page.get_by_role("alert")).to_be_focused()
     approver.page.get_by_role("radio", name="返金済み ¥1,300").check()
     approver.page.get_by_label("理由", exact=True).fill("返金の番号が同じ")
     approver.page.get_by_role("button", name="判定する", exact=True).click()
@@ -353,6 +358,9 @@ def test_second_person_approves_what_is_large(chrome: Browser, tmp_path: Path) -
         approver.shoot("approvals")
         approver.page.get_by_role("row").nth(1).get_by_role("link").first.click()
         approver.shoot("refund-decide")
+        approver.page.get_by_role("button", name="却下する").click()  # without a reason
+        expect(approver.page.get_by_role("alert")).to_be_focused()
+        expect(approver.page.get_by_role("alert")).to_contain_text("却下する理由を入力してください")
         approver.page.get_by_role("button", name="¥6,000 の返金を承認する").click()
         expect(approver.page.get_by_role("heading", level=1)).to_contain_text("返金済み")
         assert [each["amount"] for each in refunds_of(site, found["payments"][0]["id"])] == [6000]
@@ -379,12 +387,12 @@ def test_file_of_refunds_is_checked_started_and_followed(site: Site, chrome: Bro
     page.get_by_label("CSV ファイル").set_input_files(file)
     page.get_by_role("button", name="取り込んで確認する").click()
 
-    expect(page.get_by_role("button", name="一括返金を始める")).to_be_visible()
+    expect(page.get_by_role("button", name="似た返金も含めて 9 件 ¥878 を返金する")).to_be_visible()
     expect(page.get_by_text("8 件、合計 ¥828 を返金します。")).to_be_visible()
     expect(page.get_by_text("返金できない 2 行は返金しません。")).to_be_visible()
     operator.shoot("bulk-checked")
-    page.get_by_label("それでも返金する理由").fill("")
-    page.get_by_role("button", name="一括返金を始める").click()
+    page.get_by_label("それでも返金する理由").fill("二点目の欠品")  # by itself it sends nothing more
+    page.get_by_role("button", name="8 件 ¥828 を返金する", exact=True).click()
 
     expect(page.get_by_text("8 件のうち 8 件が確定")).to_be_visible(timeout=60_000)
     expect(page.locator(".order-state")).to_contain_text("完了", timeout=30_000)

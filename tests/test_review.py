@@ -464,6 +464,8 @@ def test_bad_decision_is_told_beside_the_field_and_loses_nothing(
     wrong = browser.post(page(case), {"choice": "refund_test_0000000000000000000000", "note": "店舗に確認"})
 
     assert nothing.status_code == wrong.status_code == 422
+    assert "data-focus>" in nothing.content.decode()
+    assert '<a href="#id_choice">判定</a>: 判定を選んでください。' in nothing.content.decode()
     assert "判定を選んでください" in nothing.content.decode()
     assert "この返金はありません" in wrong.content.decode()
     assert all("店舗に確認</textarea>" in answer.content.decode() for answer in (nothing, wrong))
@@ -537,7 +539,9 @@ def test_approver_stops_and_resumes_sending(approver: User, operator: User) -> N
     browser = fresh(approver)
     sends = reverse("refunds:sends")
 
-    assert browser.post(sends, {"stop": "1", "reason": ""}).status_code == 422
+    refused = browser.post(sends, {"stop": "1", "reason": ""})
+    assert refused.status_code == 422
+    assert '<a href="#id_reason">理由</a>: 理由を入力してください。' in refused.content.decode()
     assert browser.post(sends, {"stop": "1", "reason": "点検のため"}).status_code == 303
     assert not Control.sends_are_on()
     assert "点検のため" in sign_in(operator).get(reverse("refunds:start")).content.decode()

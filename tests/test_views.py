@@ -18,6 +18,7 @@ from dashboard.models import User
 from refunds import audit, mirror, services, smartpay
 from refunds.models import AuditEntry, Order, Payment, Refund, Search, SyncCursor
 from refunds.views_asking import READ_SECONDS
+from refunds.wording import money
 from tests.conftest import Clock, make_order, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_approvals import fresh
@@ -94,6 +95,20 @@ def test_order_is_found_opened_and_refunded(browser: Client, paid: Order, sandbo
     shown = text(browser.get(done["Location"]))
     assert "返金済み" in shown
     assert str(refund.smartpay_id) in shown
+    left = money(refund.refundable_before - 1000, "JPY")
+    assert f'<dt>返金後の残り</dt><dd><span class="num">{left}</span>' in shown
+
+
+def test_confirmation_of_what_another_person_decides_says_that_it_is_a_request(
+    browser: Client, paid: Order, settings: Any
+) -> None:
+    own = text(browser.post(form_url(paid), typed(paid)))
+    settings.REFUND_APPROVAL_ABOVE = 999
+    others = text(browser.post(form_url(paid), typed(paid)))
+
+    assert '<strong class="num">¥1,000</strong> を返金します。' in own
+    assert '<strong class="num">¥1,000</strong> の返金を申請します。' in others
+    assert "を返金します。" not in others
 
 
 # --- One form, one refund -----------------------------------------------------------------------------------
@@ -288,6 +303,26 @@ def test_similar_refund_is_shown_and_asks_for_a_reason(
     assert Refund.objects.get(amount=500).similar_reason == "二点目の返品"
 
 
+def test_reason_survives_the_way_back_and_goes_with_its_refund(browser: Client, paid: Order) -> None:
+    confirm(browser, paid)
+    page = browser.post(form_url(paid), typed(paid, amount="500"))
+
+    back = browser.post(form_url(paid), hidden(page) | {"back": "1", "similar_reason": "二点目の返品"})
+    again = browser.post(form_url(paid), hidden(back) | {"amount": "400", "reason": "fraudulent"})
+
+    assert ">二点目の返品</textarea>" in text(again)
+    browser.post(form_url(paid), hidden(again) | {"confirm": "1", "similar_reason": "二点目の返品"})
+    assert Refund.objects.get(amount=400).similar_reason == "二点目の返品"
+    assert "二点目の返品" not in text(browser.post(form_url(paid), typed(paid, amount="300")))
+
+
+def test_order_opens_beside_what_is_typed(browser: Client, paid: Order) -> None:
+    link = f'<a href="/orders/{paid.order_id}/" target="_blank">'
+
+    assert link in text(browser.get(form_url(paid)))
+    assert link in text(browser.post(form_url(paid), typed(paid)))
+
+
 # --- Bad input ----------------------------------------------------------------------------------------------
 
 
@@ -463,6 +498,9 @@ def test_unknown_outcome_is_told_and_the_page_renews_itself(
     assert "結果不明" in text(page)
     assert "もう一度返金しないでください" in text(page)
     assert "data-renew" in text(page)
+    meaning = text(page).partition('class="meaning')[2].partition("</div>")[0]
+    assert "確定するまで自動で新しくなります" in meaning
+    assert "次の確認" in meaning
     assert "結果不明" in text(browser.get("/"))
     assert browser.get(form_url(paid))["Location"] == f"/orders/{paid.order_id}/"
     blocked = browser.post(form_url(paid), typed(paid, amount="1"))
@@ -783,6 +821,26 @@ def test_ledger_is_filtered_by_person(browser: Client, ledger: list[Refund], app
     shown = browser.get(f"/refunds/?person={approver.pk}&max_amount=10").context["refunds"]
 
     assert [refund.amount for refund in shown] == [9, 7, 5, 3, 1]
+
+
+def test_refund_leads_back_to_where_it_was_opened_from(
+    browser: Client, ledger: list[Refund], approver: User
+) -> None:
+    page = f"/refunds/{ledger[0].pk}/"
+    order = ledger[0].payment.order.order_id
+
+    def back(person: Client) -> list[str]:
+        return re.findall(r'<a class="back link" href="([^"]*)"', text(person.get(page)))
+
+    assert back(browser) == [f"/orders/{order}/"]
+    browser.get("/refunds/?state=succeeded&period=week")
+    browser.get(f"/orders/{order}/")  # a look at the order on the way is no other way
+    assert back(browser) == ["/refunds/?state=succeeded&amp;period=week"]
+    browser.get("/orders/")
+    assert back(browser) == [f"/orders/{order}/"]
+    deciding = sign_in(approver)
+    deciding.get("/approvals/")
+    assert back(deciding) == ["/approvals/"]
 
 
 def test_own_waiting_refund_is_withdrawn_by_a_button(

@@ -42,7 +42,7 @@ def refund_by_file(world: World, *, lines: int, kills: int, every: float, patien
     person, killed = world.people[0], world.killed_from_outside
     page = upload(person, text)
     until(world, person, page, "それでも返金する理由|返金する", patience)
-    person.act(page, {"do": "start", "similar_reason": "負荷試験"})
+    person.act(page, {"do": "start_with_similar", "similar_reason": "負荷試験"})
     ended = threading.Event()
     weather = threading.Thread(target=storm, args=(world, rng, ended))
     weather.start()
