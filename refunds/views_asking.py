@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.contrib import messages
 from django.contrib.auth.decorators import permission_required
@@ -124,7 +124,7 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponseBase:
         except services.SimilarRefund as error:
             _refused(request, order, asked, error)
             return _confirmation(
-                request, order, asked, read_at=read_at, similar_form=SimilarForm(request.POST), status=422
+                request, order, asked, read_at=read_at, similar_form=_no_reason(request, error), status=422
             )
     except services.RequestReused as error:
         audit.record(request.user, "refund.requested", error.refund, refused=True, why="request_id reused")
@@ -244,7 +244,7 @@ def _confirmation(
         "similar_form": similar_form if preview.similar else None,
         "fields": [
             *fields.items(),
-            ("signature", _sign(request, fields, preview.refundable_before, read_at)),
+            ("signature", _sign(request, fields, preview, read_at)),
         ],
         "final_label": (
             _("%(amount)s の返金を申請する") if preview.needs_approval else _("%(amount)s を返金する")
@@ -266,8 +266,22 @@ def _confirmed(request: HttpRequest, order: Order, asked: services.Request) -> H
         )
     similar_form = SimilarForm(request.POST)
     reason = similar_form.cleaned_data["similar_reason"] if similar_form.is_valid() else ""
-    refund = services.refund_payment(asked, refundable=signed[0], by=person(request), similar_reason=reason)
+    refund = services.refund_payment(
+        asked,
+        refundable=signed.refundable,
+        by=person(request),
+        similar_reason=reason,
+        similar_shown=signed.similar,
+    )
     return see_other("refunds:refund", refund.pk)
+
+
+def _no_reason(request: HttpRequest, error: services.SimilarRefund) -> SimilarForm:
+    """The reason as typed, with why it does not do: there is none, or it speaks of fewer than there are now."""
+    form = SimilarForm(request.POST)
+    if form.is_valid():
+        form.add_error("similar_reason", str(error))
+    return form
 
 
 def _fields(asked: services.Request) -> dict[str, str]:
@@ -282,22 +296,37 @@ def _fields(asked: services.Request) -> dict[str, str]:
     }
 
 
-def _sign(request: HttpRequest, fields: dict[str, str], refundable: int, read_at: datetime | None) -> str:
+class _Shown(NamedTuple):
+    """What a confirmation showed, as its signature says: the balance and when it was read, and the similar refunds."""
+
+    refundable: int
+    read_at: float | None
+    similar: list[str]
+
+
+def _sign(
+    request: HttpRequest, fields: dict[str, str], preview: services.Preview, read_at: datetime | None
+) -> str:
     digest = audit.keyed_hash("\0".join(fields.values()))
-    moment = read_at.timestamp() if read_at else None
-    return signing.dumps([digest, request.user.pk, refundable, moment], salt=CONFIRMATION)
+    shown = _Shown(
+        preview.refundable_before,
+        read_at.timestamp() if read_at else None,
+        [each.id for each in preview.similar],
+    )
+    return signing.dumps([digest, request.user.pk, *shown], salt=CONFIRMATION)
 
 
-def _signed(request: HttpRequest, fields: dict[str, str]) -> tuple[int, float | None] | None:
-    """The balance shown to this person with these fields, and when it was read; None if that was not signed."""
+def _signed(request: HttpRequest, fields: dict[str, str]) -> _Shown | None:
+    """What was shown to this person with these fields; None if that was not signed."""
     try:
-        digest, signed_for, refundable, read_at = signing.loads(
+        digest, signed_for, *shown = signing.loads(
             request.POST.get("signature", ""), salt=CONFIRMATION, max_age=CONFIRMATION_SECONDS
         )
-    except (signing.BadSignature, ValueError):
+        said = _Shown(*shown)
+    except (signing.BadSignature, ValueError, TypeError):
         return None
     right = digest == audit.keyed_hash("\0".join(fields.values())) and signed_for == request.user.pk
-    return (int(refundable), read_at) if right else None
+    return said if right else None
 
 
 def _read_just_now(request: HttpRequest, asked: services.Request) -> datetime | None:
@@ -307,9 +336,9 @@ def _read_just_now(request: HttpRequest, asked: services.Request) -> datetime | 
     is that of the reading: a confirmation that is drawn again is no younger for it.
     """
     signed = _signed(request, _fields(asked)) if "confirm" in request.POST else None
-    if signed is None or signed[1] is None:
+    if signed is None or signed.read_at is None:
         return None
-    read_at = datetime.fromtimestamp(signed[1], tz=UTC)
+    read_at = datetime.fromtimestamp(signed.read_at, tz=UTC)
     return read_at if timedelta(0) <= clock.now() - read_at <= timedelta(seconds=READ_SECONDS) else None
 
 

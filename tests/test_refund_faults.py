@@ -17,7 +17,7 @@ from django.test.utils import CaptureQueriesContext
 
 from dashboard.models import User
 from refunds import clock, mirror, services, smartpay
-from refunds.models import Attempt, AuditEntry, Control, Payment, Refund
+from refunds.models import Attempt, AuditEntry, Control, Order, Payment, Refund
 from refunds.services import control, deciding, sending, settling
 from tests.conftest import Clock, make_user, sign_in
 from tests.sandbox import Sandbox
@@ -782,6 +782,28 @@ def test_who_waited_is_woken_behind_the_lock_of_its_payment(payment: Payment, op
 
 
 # --- What was refunded beside a refund of ours, while that is not settled
+
+
+def test_reason_speaks_of_the_similar_refunds_that_were_shown(
+    operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    one, other = (mirrored(sandbox, "refundable", min_amount=5000, skip=skip) for skip in (0, 1))
+    Order.objects.filter(pk__in=[one.order_id, other.order_id]).update(
+        email="same@example.jp", email_folded="same@example.jp"
+    )
+    refund(one, operator, 300)
+    browser, url = sign_in(operator), form_url(one.order)
+    last = hidden(browser.post(url, typed(one.order))) | {"confirm": "1", "similar_reason": "送料は別"}
+    meanwhile = refund(other, make_user("operator"), 1000)  # by a colleague, to the same customer
+
+    again = browser.post(url, last)
+    shown_now = hidden(again) | {"confirm": "1", "similar_reason": "二件とも別の返品"}
+    made = browser.post(url, shown_now)
+
+    page = again.content.decode()
+    assert (again.status_code, "似た返金が増えました" in page, "送料は別" in page) == (422, True, True)
+    assert f"/refunds/{meanwhile.pk}/" in page
+    assert (made.status_code, Refund.objects.filter(payment=one).count()) == (303, 2)
 
 
 def test_lost_refund_is_not_sent_again_once_somebody_refunded_by_hand(
