@@ -144,6 +144,9 @@ class Result:
     hidden_by_filters: bool = False
 
 
+NOTHING = Result([])  # with no filter either, and nothing was left out
+
+
 def list_orders(filters: Filters, cursor: str = "", *, limit: int = PAGE) -> Result:
     """Return a page of the orders that the filters leave. A cursor that we did not make counts as the first page."""
     # One branch a status: an index on (status, key) gives each in order, but not two of them together.
@@ -156,13 +159,15 @@ def find(text: str, *, filters: Filters = Filters(), cursor: str = "", limit: in
     """Return a page of the orders that may be meant by what was typed.
 
     That may be a name (either part first, with or without a blank), kana, a mail, an order id or its last characters,
-    the shop's reference, or the whole id of a payment or of a refund; of several words all have to match. A cursor
-    that we did not make counts as the first page.
+    the shop's reference, or the whole id of a payment or of a refund; of several words all have to match. Only where
+    nothing is found, 様 and さん are taken for a courtesy. A cursor that we did not make counts as the first page.
     """
-    query = _Query.of(text)
-    tiers = query.tiers()
     with _plans_kept():
-        result = _page(tiers, filters, cursor, limit, unfiltered=tiers, columns=SEARCHED)
+        for query in _readings(text):
+            tiers = query.tiers()
+            result = _page(tiers, filters, cursor, limit, unfiltered=tiers, columns=SEARCHED)
+            if result != NOTHING:
+                break
     query.label(result.orders)
     return result
 
@@ -266,6 +271,7 @@ _DOMAIN = re.compile(r"@[0-9a-z.-]+|[0-9a-z-]+(?:\.[0-9a-z-]+)+")
 _ID = re.compile(r"(?:order|payment|refund)_(?:test|live)_[0-9A-Za-z]+")
 _ORDER_ID_BEGUN = re.compile(r"order_(?:test|live)_[0-9A-Za-z]+")
 _TAIL = re.compile(rf"[0-9a-z]{{{SHORTEST_TAIL},}}")
+_COURTESY = re.compile(r"\s*(?:様|さま|サマ|さん|サン)(?!\S)")
 _AROUND = " \t\r\n\"'`“”‘’「」『』()<>[]{}【】《》,;、。"
 
 
@@ -274,6 +280,11 @@ def _cleaned(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).strip(_AROUND)
     ids = _ID.findall(text)
     return ids[0] if len(ids) == 1 and len(text.split()) == 1 else text
+
+
+def _bare(text: str) -> str:
+    """What may be meant by a cleaned text that finds nothing: イ・サン is a name, 田中さん is 田中."""
+    return _COURTESY.sub("", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,7 +411,6 @@ class _Query:
 
     @classmethod
     def of(cls, text: str) -> Self:
-        text = _cleaned(text)
         words = [needle for needle in map(_Needle.of, text.split()) if needle.folded]
         return cls(_Needle.of(text), tuple(dict.fromkeys(words)) if len(words) > 1 else ())
 
@@ -450,6 +460,12 @@ class _Query:
             order.matched = self.whole.labels(order, labels) or list(
                 dict.fromkeys(label for word in self.words for label in word.labels(order, labels))
             )
+
+
+def _readings(text: str) -> Iterator[_Query]:
+    """What was typed, then what else may be meant by it."""
+    text = _cleaned(text)
+    return map(_Query.of, dict.fromkeys((text, _bare(text))))
 
 
 def _either(conditions: Sequence[str]) -> str:

@@ -98,7 +98,11 @@ class Plain:
 
     def found(self, text: str) -> list[str]:
         """The ids that a search has to show, in order."""
-        return [self.ids[row] for tier in self.tiers(text) for row in sorted(tier)] if fold(text) else []
+        bare = " ".join(re.sub("(様|さん)$", "", word) for word in text.split())
+        for reading in (text, bare):
+            if fold(reading) and any(tiers := self.tiers(reading)):
+                return [self.ids[row] for tier in tiers for row in sorted(tier)]
+        return []
 
 
 def is_right(plain: Plain, text: str, limit: int) -> tuple[bool, bool]:
@@ -126,7 +130,7 @@ def draw_query(draw: random.Random, rows: Sequence[Order]) -> str:
     ]  # fmt: skip
     words = [text for text in draw.sample(texts, draw.choice([1, 1, 1, 2, 3])) if text]
     words = [word[: draw.randrange(1, len(word) + 1)] if draw.random() < 0.3 else word for word in words]
-    return draw.choice([" ", "　"]).join(words).strip()
+    return draw.choice([" ", "　"]).join(words).strip() + draw.choice([*[""] * 8, "様", " さん"])
 
 
 def _middle(draw: random.Random, text: str) -> str:

@@ -231,6 +231,10 @@ TANAKA: dict[str, Any] = {
         ("中太", ["お客様名"]),  # across family and given name
         ("ナカタ", ["フリガナ"]),
         ("かた", ["フリガナ"]),
+        ("田中様", ["お客様名"]),
+        ("田中　太郎　様", ["お客様名"]),
+        ("たなかさん", ["フリガナ"]),
+        ("様", []),
         ("example.jp", ["メールアドレス"]),
         ("@example.j", ["メールアドレス"]),
         ("田 @example.jp", ["お客様名", "メールアドレス"]),
@@ -297,6 +301,19 @@ def test_exact_comes_before_begins_and_words_together_where_neither_is() -> None
     assert found("花 田") == [2]  # begins
     store(order_of(1, family="花", given="田"))
     assert found("花 田") == [1, 2]  # exact: the full name
+
+
+def test_a_courtesy_is_cut_only_where_nothing_is_found_with_it() -> None:
+    store(*(order_of(number, family="井", family_kana="イ") for number in range(3)))
+    assert found("イさん") == [2, 1, 0]
+    assert [numbers(page) for page in walk(lambda cursor: search.find("イさん", cursor=cursor, limit=2))] == [
+        [2, 1],
+        [0],
+    ]
+    store(order_of(3, family="李", family_kana="イ", given="山", given_kana="サン"))
+    assert found("イさん") == [3]
+    hidden = search.find("イさん", filters=Filters(period_to=BEGIN + timedelta(minutes=3)))
+    assert (hidden.orders, hidden.hidden_by_filters) == ([], True)
 
 
 @pytest.mark.parametrize(
