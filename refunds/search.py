@@ -160,7 +160,8 @@ def find(text: str, *, filters: Filters = Filters(), cursor: str = "", limit: in
 
     That may be a name (either part first, with or without a blank), kana, a mail, an order id or its last characters,
     the shop's reference, or the whole id of a payment or of a refund; of several words all have to match. Only where
-    nothing is found, 様 and さん are taken for a courtesy. A cursor that we did not make counts as the first page.
+    nothing is found, 様 and さん are taken for a courtesy, a word before a colon for a label, and brackets part words.
+    A cursor that we did not make counts as the first page.
     """
     with _plans_kept():
         for query in _readings(text):
@@ -249,13 +250,22 @@ def as_typed(text: str) -> str:
 
 
 def whole_order_id(text: str) -> str | None:
-    """Return the order id that the text is, without blanks, quotes, brackets or a URL around it; else None."""
+    """Return the order id that the text is, without a label, brackets or a URL around it; else None.
+
+    Of one that is short, or that Caps Lock or a spreadsheet may have changed, the orders here tell which it is.
+    """
     order_id = _cleaned(text)
-    if smartpay.id_kind(order_id) is None or not order_id.startswith("order_"):
+    if not order_id.lower().startswith("order_") or not _ID.fullmatch(order_id):
         return None
-    if len(order_id.rpartition("_")[2]) >= SHORTEST_WHOLE_ID:
+    tail = order_id.rpartition("_")[2]
+    whole = len(tail) >= SHORTEST_WHOLE_ID and smartpay.id_kind(order_id) is not None
+    if whole and tail not in {tail.lower(), tail.upper()}:
         return order_id
-    return order_id if Order.objects.filter(order_id=order_id).exists() else None
+    alike = Order.objects.filter(order_id_reversed=fold(order_id)[::-1])
+    known = set(alike.values_list("order_id", flat=True))
+    if order_id in known or (whole and not known):
+        return order_id
+    return known.pop() if len(known) == 1 else None
 
 
 # --- What was typed -----------------------------------------------------------------------------------------
@@ -268,28 +278,36 @@ type _Parameters = dict[str, Any]
 type _Labels = Sequence[tuple[str, Callable[[Found], Sequence[str]]]]
 
 _DOMAIN = re.compile(r"@[0-9a-z.-]+|[0-9a-z-]+(?:\.[0-9a-z-]+)+")
-_ID = re.compile(r"(?:order|payment|refund)_(?:test|live)_[0-9A-Za-z]+")
+_ID = re.compile(r"(?:order|payment|refund)_(?:test|live)_[0-9A-Za-z]++(?!\.\.)", re.IGNORECASE)
 _ORDER_ID_BEGUN = re.compile(r"order_(?:test|live)_[0-9A-Za-z]+")
 _TAIL = re.compile(rf"[0-9a-z]{{{SHORTEST_TAIL},}}")
+_BRACKETS = "「」『』()<>[]{}【】《》,;、。"
+_AROUND = " \t\r\n\"'`“”‘’.?" + _BRACKETS
+_PARTING = re.compile(rf"[{re.escape(_BRACKETS)}]|\.{{2,}}")  # 田中 太郎(タナカ タロウ), order_test_4bC7…r001
+_ADDRESSEE = re.compile(r"<([^\s<>]+@[^\s<>]+)")  # 田中 <tanaka@example.jp>
+_LABEL = re.compile(r"^[^:_@]*(?::|(?<![A-Za-z])ID(?![A-Za-z])|番号)\s*")  # 注文番号:, Order ID, mailto:
 _COURTESY = re.compile(r"\s*(?:様|さま|サマ|さん|サン)(?!\S)")
-_AROUND = " \t\r\n\"'`“”‘’「」『』()<>[]{}【】《》,;、。"
 
 
 def _cleaned(text: str) -> str:
-    """The text without what surrounds it; where one word holds exactly one id, that id."""
+    """The text without what surrounds it: of a person and a mail the mail, of a label or a URL with one id the id."""
     text = unicodedata.normalize("NFKC", text).strip(_AROUND)
-    ids = _ID.findall(text)
-    return ids[0] if len(ids) == 1 and len(text.split()) == 1 else text
+    if addressee := _ADDRESSEE.search(text):
+        return addressee[1]
+    word = _LABEL.sub("", text)
+    ids = [] if " " in word else _ID.findall(word)
+    ids = [one for one in ids if one.lower().startswith("order_")] or ids
+    return str(ids[0]) if len({*ids}) == 1 else text
 
 
 def _bare(text: str) -> str:
     """What may be meant by a cleaned text that finds nothing: イ・サン is a name, 田中さん is 田中."""
-    return _COURTESY.sub("", text)
+    return _COURTESY.sub("", _PARTING.sub(" ", _LABEL.sub("", text))).strip(_AROUND)
 
 
 @dataclass(frozen=True, slots=True)
 class _Needle:
-    """One thing to look for: as typed, for ids, whose case matters; and folded, for everything else."""
+    """One thing to look for: as typed but for blanks, for ids, whose case matters; and folded, for everything else."""
 
     typed: str
     folded: str
@@ -298,7 +316,8 @@ class _Needle:
 
     @classmethod
     def of(cls, text: str) -> Self:
-        typed, folded = "".join(character for character in text if character.isprintable()), fold(text)
+        typed = "".join(character for character in text if character.isprintable() and character != " ")
+        folded = fold(text)
         begins_order_id = _ORDER_ID_BEGUN.fullmatch(typed) is not None
         return cls(typed, folded, begins_order_id, is_tail=_TAIL.fullmatch(folded) is not None)
 

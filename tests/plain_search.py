@@ -60,12 +60,13 @@ class Plain:
         self.domains = Texts(rows, lambda row: ["@" + fold(row.email).rpartition("@")[2]])
 
     def whole(self, text: str) -> set[int]:
-        return self.columns.rows_with(f"\x01{fold(text)}\x02") | self.typed.rows_with(f"\x01{text}\x02")
+        typed = "".join(text.split())
+        return self.columns.rows_with(f"\x01{fold(text)}\x02") | self.typed.rows_with(f"\x01{typed}\x02")
 
     def begins(self, text: str) -> set[int]:
         found = self.columns.rows_with(f"\x01{fold(text)}")
-        if re.fullmatch(r"order_test_[0-9A-Za-z]+", text):
-            found |= self.typed.rows_with(f"\x01{text}")
+        if re.fullmatch(r"order_test_[0-9A-Za-z]+", typed := "".join(text.split())):
+            found |= self.typed.rows_with(f"\x01{typed}")
         if re.fullmatch(r"[0-9a-z]{4,}", fold(text)):
             found |= self.ends.rows_with(f"{fold(text)}\x02")
         return found

@@ -235,6 +235,18 @@ TANAKA: dict[str, Any] = {
         ("田中　太郎　様", ["お客様名"]),
         ("たなかさん", ["フリガナ"]),
         ("様", []),
+        ("田中?", ["お客様名"]),
+        ("田中 太郎様(タナカ タロウ様)", ["お客様名", "フリガナ"]),
+        ("お名前: 田中様", ["お客様名"]),
+        ("ec-2024-0001.", ["ショップ注文番号"]),
+        ("ショップ注文番号：EC-2024-0001", ["ショップ注文番号"]),
+        ("注文番号 EC-2024-0001", ["ショップ注文番号"]),
+        ("mailto:tanaka@example.jp", ["メールアドレス"]),
+        ('"Taro T." <tanaka@example.jp>', ["メールアドレス"]),
+        ("order_test_0000…00aB", ["注文ID"]),  # as we shorten it
+        ("…00aB", ["注文ID"]),
+        ("order_test_00000000 00000000000000aB", ["注文ID"]),
+        ("payment_test_00000000000 000000000aB", ["支払いID"]),
         ("example.jp", ["メールアドレス"]),
         ("@example.j", ["メールアドレス"]),
         ("田 @example.jp", ["お客様名", "メールアドレス"]),
@@ -323,8 +335,19 @@ def test_a_courtesy_is_cut_only_where_nothing_is_found_with_it() -> None:
         (" 「order_live_0000000000000001」\n", "order_live_0000000000000001"),
         ("ｏｒｄｅｒ_test_0000000000000001", "order_test_0000000000000001"),
         ("https://example.jp/orders/order_test_0000000000000001/?a=b", "order_test_0000000000000001"),
+        ("注文ID: order_test_0000000000000001", "order_test_0000000000000001"),
+        ("Order ID order_test_0000000000000001", "order_test_0000000000000001"),
+        ("https://example.jp/orders/order_test_1234/payments/payment_test_5678", "order_test_1234"),
         ("order_test_short", "order_test_short"),  # known
+        ("ORDER_TEST_SHORT", "order_test_short"),
         ("order_test_shor", None),
+        ("order_test_0000000000000aaa", "order_test_0000000000000aAa"),  # known
+        ("ORDER_TEST_0000000000000AAA", "order_test_0000000000000aAa"),
+        ("order_test_0000000000000aaA", "order_test_0000000000000aaA"),  # not seen yet
+        ("order_test_0000000000000bbb", "order_test_0000000000000bbb"),  # known, as another is
+        ("ORDER_TEST_0000000000000CCC", None),  # one of two
+        ("ORDER_TEST_0000000000000002", None),  # not seen yet, and nothing that Smartpay knows
+        ("order_test_1234 order_test_1234", None),
         ("order_test_0000000000000001 order_test_0000000000000002", None),
         ("order_test_0000000000000001 田中", None),
         ("payment_test_0000000000000001", None),
@@ -334,7 +357,8 @@ def test_a_courtesy_is_cut_only_where_nothing_is_found_with_it() -> None:
     ],
 )
 def test_whole_order_id(text: str, order_id: str | None) -> None:
-    store(order_of(1, order_id="order_test_short"))
+    known = ["short", "1234", *("0000000000000" + end for end in ("aAa", "bBb", "bbb", "cCc", "ccC"))]
+    store(*(order_of(number, order_id=f"order_test_{end}") for number, end in enumerate(known)))
     assert search.whole_order_id(text) == order_id
 
 
