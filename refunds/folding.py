@@ -19,6 +19,7 @@ SILENT = re.compile(
 DASHES = re.compile("([ァ-ヺー-ヿ]?)([-ー‐‑‒–—―−─]+)")
 KATAKANA = {code: chr(code + 0x60) for code in (*range(0x3041, 0x3097), 0x309D, 0x309E)}
 ONE_FORM = KATAKANA | FORMS
+UNSAID = str.maketrans("", "", "-_/#.:")
 
 
 def fold(text: str) -> str:
@@ -32,6 +33,15 @@ def fold(text: str) -> str:
     while (folded := _once(text)) != text:
         text = folded
     return text
+
+
+def fold_reference(text: str) -> str:
+    """Return a shop's order number folded, without the signs that nobody says: `#EC-2024/01` -> `ec202401`.
+
+    What holds nothing else stays as it is.
+    """
+    folded = fold(text)
+    return folded.translate(UNSAID) or folded
 
 
 def _once(text: str) -> str:

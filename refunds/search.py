@@ -28,7 +28,7 @@ from psycopg.pq import TransactionStatus
 
 from dashboard.models import User
 from refunds import audit, smartpay
-from refunds.folding import fold
+from refunds.folding import fold, fold_reference
 from refunds.mirror import ORDERS, first_key, moment_of
 from refunds.models import Order, SavedSearch, Search
 
@@ -55,7 +55,6 @@ LABELS: tuple[tuple[Any, Callable[[Any], Sequence[str]]], ...] = (  # what of an
     (gettext_lazy("お客様名"), attrgetter(*NAMES)),
     (gettext_lazy("フリガナ"), attrgetter(*KANA)),
     (gettext_lazy("メールアドレス"), lambda order: (order.email_folded,)),
-    (gettext_lazy("ショップ注文番号"), lambda order: (order.reference_folded,)),
 )
 LAST = "\U0010ffff"  # nothing sorts after it: what begins with q lies between q and q + LAST
 
@@ -311,6 +310,7 @@ class _Needle:
 
     typed: str
     folded: str
+    reference: str  # folded as a shop's order number
     begins_order_id: bool
     is_tail: bool  # what an order id may end in
 
@@ -319,7 +319,8 @@ class _Needle:
         typed = "".join(character for character in text if character.isprintable() and character != " ")
         folded = fold(text)
         begins_order_id = _ORDER_ID_BEGUN.fullmatch(typed) is not None
-        return cls(typed, folded, begins_order_id, is_tail=_TAIL.fullmatch(folded) is not None)
+        is_tail = _TAIL.fullmatch(folded) is not None
+        return cls(typed, folded, fold_reference(folded), begins_order_id, is_tail)
 
     @property
     def domain(self) -> str:
@@ -334,6 +335,8 @@ class _Needle:
         found = {
             name: self.folded,
             f"{name}_to": self.folded + LAST,
+            f"{name}_reference": self.reference,
+            f"{name}_reference_to": self.reference + LAST,
             f"{name}_typed": self.typed,
             f"{name}_typed_to": self.typed + LAST,
             f"{name}_tail": self.folded[::-1],
@@ -346,7 +349,10 @@ class _Needle:
 
     def whole(self, name: str) -> list[_Branch]:
         """What finds all rows of which a column is this."""
-        rules = [f"order_id = %({name}_typed)s", *(f"{column} = %({name})s" for column in WHOLE)]
+        rules = [
+            f"order_id = %({name}_typed)s",
+            *(f"{column} = %({_value(name, column)})s" for column in WHOLE),
+        ]
         return [(rule, "") for rule in rules]
 
     def begins(self, name: str) -> list[_Branch]:
@@ -365,8 +371,12 @@ class _Needle:
         apart = [(f"{part} = %({name}_{end})s", "") for part in PARTS for end in range(1, len(self.folded))]
         return [*self._ranges(name, [*PARTS, *others]), *apart, *self._ids(name)]
 
-    def _ranges(self, name: str, columns: Sequence[str]) -> list[_Branch]:
-        return [(f"{column} > %({name})s AND {column} <= %({name}_to)s", column) for column in columns]
+    def _ranges(self, name: str, columns: Sequence[str], above: str = ">") -> list[_Branch]:
+        values = [(column, _value(name, column)) for column in columns]
+        return [
+            (f"{column} {above} %({value})s AND {column} <= %({value}_to)s", column)
+            for column, value in values
+        ]
 
     def _ids(self, name: str) -> list[_Branch]:
         ranges = []
@@ -383,7 +393,7 @@ class _Needle:
 
     def starts(self, name: str) -> list[_Branch]:
         """What finds all rows of which a column is this, or begins with it, by few branches."""
-        ranges = [(f"{column} >= %({name})s AND {column} <= %({name}_to)s", column) for column in BEGINNING]
+        ranges = self._ranges(name, BEGINNING, ">=")
         return [*ranges, *self._ids(name), (f"order_id = %({name}_typed)s", "")]
 
     def fits(self, name: str) -> str:
@@ -412,6 +422,8 @@ class _Needle:
                 held.append(label)
                 if any([text.startswith(folded) for text in holding]):  # noqa: C419  (two or three; a generator is slower)
                     begun.append(label)
+        if order.reference_folded.startswith(self.reference):
+            begun.append(_("ショップ注文番号"))
         if (
             order.order_id == self.typed
             or (self.begins_order_id and order.order_id.startswith(self.typed))
@@ -419,6 +431,11 @@ class _Needle:
         ):
             begun.append(_("注文ID"))
         return begun or held
+
+
+def _value(name: str, column: str) -> str:
+    """The parameter that the column is held against."""
+    return f"{name}_reference" if column == "reference_folded" else name
 
 
 @dataclass(frozen=True, slots=True)

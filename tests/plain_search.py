@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 from refunds import search
-from refunds.folding import fold
+from refunds.folding import fold, fold_reference
 from refunds.models import Order
 
 
@@ -47,9 +47,10 @@ class Plain:
                     for one, two in ((row.family_name, row.given_name), (row.family_kana, row.given_kana))
                     for text in (one, two, f"{one} {two}", f"{two} {one}")
                 ]
-                + [fold(row.email), fold(row.reference)]
+                + [fold(row.email)]
             ),
         )
+        self.references = Texts(rows, lambda row: [fold_reference(row.reference)])
         self.names = Texts(
             rows,
             lambda row: [
@@ -61,10 +62,15 @@ class Plain:
 
     def whole(self, text: str) -> set[int]:
         typed = "".join(text.split())
-        return self.columns.rows_with(f"\x01{fold(text)}\x02") | self.typed.rows_with(f"\x01{typed}\x02")
+        return (
+            self.columns.rows_with(f"\x01{fold(text)}\x02")
+            | self.references.rows_with(f"\x01{fold_reference(text)}\x02")
+            | self.typed.rows_with(f"\x01{typed}\x02")
+        )
 
     def begins(self, text: str) -> set[int]:
         found = self.columns.rows_with(f"\x01{fold(text)}")
+        found |= self.references.rows_with(f"\x01{fold_reference(text)}")
         if re.fullmatch(r"order_test_[0-9A-Za-z]+", typed := "".join(text.split())):
             found |= self.typed.rows_with(f"\x01{typed}")
         if re.fullmatch(r"[0-9a-z]{4,}", fold(text)):
@@ -124,7 +130,7 @@ def draw_query(draw: random.Random, rows: Sequence[Order]) -> str:
     row = draw.choice(rows)
     texts = [
         row.family_name, row.given_name, row.customer_name, f"{row.given_name}{row.family_name}", row.family_kana,
-        row.customer_kana, row.email, row.reference, row.order_id, row.order_id[-draw.randrange(3, 9):],
+        row.customer_kana, row.email, row.reference, row.reference.replace("-", draw.choice(["", " ", "/"])), row.order_id, row.order_id[-draw.randrange(3, 9):],
         row.order_id[: draw.randrange(11, 33)], "鈴木", "田中 タナカ", "たなか", row.email.partition("@")[2],
         "@" + row.email.partition("@")[2], _middle(draw, row.family_name + row.given_name),
         _middle(draw, row.family_kana + row.given_kana), _middle(draw, row.customer_kana),

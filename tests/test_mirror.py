@@ -154,7 +154,7 @@ def test_record_order_keeps_what_smartpay_said() -> None:
         "kana_folded": "タナカタロウ",
         "kana_turned_folded": "タロウタナカ",
         "email_folded": "tanaka@example.jp",
-        "reference_folded": "ec-1",
+        "reference_folded": "ec1",
         "order_id_reversed": "1_tset_redro",
     }
 
@@ -169,7 +169,7 @@ def test_a_later_read_replaces_an_earlier_one_and_never_the_other_way() -> None:
     assert (row.status, row.reference, row.reference_folded, row.captured) == (
         "succeeded",
         "EC-2",
-        "ec-2",
+        "ec2",
         900,
     )
 

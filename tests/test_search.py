@@ -17,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from refunds import mirror, search, smartpay
-from refunds.folding import fold
+from refunds.folding import fold, fold_reference
 from refunds.models import Order
 from refunds.search import ANY_STATUS, IN_PROGRESS, Filters
 from refunds.variants import FORMS
@@ -159,6 +159,20 @@ def test_fold_brings_to_one_form_what_a_telephone_cannot_tell(typed: str, folded
     assert fold(typed) == folded
 
 
+@pytest.mark.parametrize(
+    ("written", "folded"),
+    [
+        ("#1002", "1002"),
+        ("ＥＣ−2024/01_a.b:c", "ec202401abc"),
+        ("田中-1", "田中1"),
+        ("-/#", "-/#"),
+        (" ", ""),
+    ],
+)
+def test_reference_is_what_is_said_of_it_unless_that_is_nothing(written: str, folded: str) -> None:
+    assert fold_reference(written) == folded
+
+
 @hypothesis_settings(max_examples=300, deadline=None)
 @given(st.text())
 @example("ー-アー-")
@@ -217,6 +231,11 @@ TANAKA: dict[str, Any] = {
         ("TANA", ["メールアドレス"]),
         ("ec-2024", ["ショップ注文番号"]),
         ("EC-2024-0001", ["ショップ注文番号"]),
+        ("#ec 2024/0001", ["ショップ注文番号"]),
+        ("ＥＣ２０２４", ["ショップ注文番号"]),
+        ("田中 EC20240001", ["お客様名", "ショップ注文番号"]),
+        ("-", []),
+        ("2024", []),
         ("order_test_00000000000000000000aB", ["注文ID"]),
         ("order_test_00000000000000000000a", ["注文ID"]),
         ("<https://dashboard.smartpay.co/orders/order_test_00000000000000000000aB?tab=1>", ["注文ID"]),
