@@ -286,6 +286,8 @@ _PARTING = re.compile(rf"[{re.escape(_BRACKETS)}]|\.{{2,}}")  # 田中 太郎(�
 _ADDRESSEE = re.compile(r"<([^\s<>]+@[^\s<>]+)")  # 田中 <tanaka@example.jp>
 _LABEL = re.compile(r"^[^:_@]*(?::|(?<![A-Za-z])ID(?![A-Za-z])|番号)\s*")  # 注文番号:, Order ID, mailto:
 _COURTESY = re.compile(r"\s*(?:様|さま|サマ|さん|サン)(?!\S)")
+_KANJI, _KANA = "[々㐀-䶿一-鿿\uf900-\ufaff\U00020000-\U0003ffff]", "[ぁ-ゖァ-ヺー]"
+_BORDER = re.compile(f"(?<={_KANJI})(?={_KANA})|(?<={_KANA})(?={_KANJI})")
 
 
 def _cleaned(text: str) -> str:
@@ -440,14 +442,17 @@ def _value(name: str, column: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Query:
-    """What was typed as a whole, and word by word where there are several."""
+    """What was typed as a whole, and word by word where there are several, 田中たろう being two."""
 
     whole: _Needle
     words: tuple[_Needle, ...]
 
     @classmethod
     def of(cls, text: str) -> Self:
-        words = [needle for needle in map(_Needle.of, text.split()) if needle.folded]
+        parts, halves = text.split(), _BORDER.split(text)
+        if len(parts) == 1 and len(halves) == 2 and not _COURTESY.search(text):
+            parts = halves
+        words = [needle for needle in map(_Needle.of, parts) if needle.folded]
         return cls(_Needle.of(text), tuple(dict.fromkeys(words)) if len(words) > 1 else ())
 
     def tiers(self) -> list["_Tier"]:

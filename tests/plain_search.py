@@ -9,6 +9,11 @@ from refunds import search
 from refunds.folding import fold, fold_reference
 from refunds.models import Order
 
+# One word: kanji and then kana, or the other way round.
+HALVES = re.compile(
+    "^(?!.*(?:様|さん)$)(?:([一-鿿\uf900-\ufaff]+)([ぁ-んァ-ー]+)|([ぁ-んァ-ー]+)([一-鿿\uf900-\ufaff]+))$"
+)
+
 
 class Texts:
     """Texts of rows, one row after the other. `spread`: the texts of a row; folded ones hold no control characters."""
@@ -96,7 +101,7 @@ class Plain:
     def tiers(self, text: str) -> list[set[int]]:
         """The rows that a search has to find, tier by tier."""
         tiers = [self.whole(text), self.begins(text), self.within(text)]
-        words = text.split()
+        words = HALVES.sub(r"\1\3 \2\4", text).split()
         if len(words) > 1 and not any(tiers) and not all(self.is_domain(word) for word in words):
             tiers.append(set.intersection(*(self.begins(word) | self.of_domain(word) for word in words)))
         for later in range(1, len(tiers)):
@@ -105,7 +110,7 @@ class Plain:
 
     def found(self, text: str) -> list[str]:
         """The ids that a search has to show, in order."""
-        bare = " ".join(re.sub("(様|さん)$", "", word) for word in text.split())
+        bare = " ".join(re.sub("(様|さん)$", "", word) for word in text.split()).strip()
         for reading in (text, bare):
             if fold(reading) and any(tiers := self.tiers(reading)):
                 return [self.ids[row] for tier in tiers for row in sorted(tier)]
@@ -130,7 +135,8 @@ def draw_query(draw: random.Random, rows: Sequence[Order]) -> str:
     row = draw.choice(rows)
     texts = [
         row.family_name, row.given_name, row.customer_name, f"{row.given_name}{row.family_name}", row.family_kana,
-        row.customer_kana, row.email, row.reference, row.reference.replace("-", draw.choice(["", " ", "/"])), row.order_id, row.order_id[-draw.randrange(3, 9):],
+        row.customer_kana, row.family_name + row.given_kana, row.email, row.reference,
+        row.reference.replace("-", draw.choice(["", " ", "/"])), row.order_id, row.order_id[-draw.randrange(3, 9):],
         row.order_id[: draw.randrange(11, 33)], "鈴木", "田中 タナカ", "たなか", row.email.partition("@")[2],
         "@" + row.email.partition("@")[2], _middle(draw, row.family_name + row.given_name),
         _middle(draw, row.family_kana + row.given_kana), _middle(draw, row.customer_kana),

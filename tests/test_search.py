@@ -349,6 +349,15 @@ def test_a_courtesy_is_cut_only_where_nothing_is_found_with_it() -> None:
     assert (hidden.orders, hidden.hidden_by_filters) == ([], True)
 
 
+def test_kanji_and_kana_in_one_word_are_two_where_nothing_is_called_so() -> None:
+    store(order_of(1, **TANAKA))
+    assert [found(text) for text in ("田中たろう", "たなか太郎様", "田中ﾀﾛ", "田た", "田中たろう郎")] == [
+        [1]
+    ] * 4 + [[]]
+    store(order_of(2, family="田中", given="たろう"))
+    assert found("田中たろう") == [2]
+
+
 @pytest.mark.parametrize(
     ("text", "order_id"),
     [
