@@ -24,7 +24,7 @@ from django.utils.translation import override
 
 from dashboard.models import User
 from refunds import audit, bulk_file, clock, roles, services
-from refunds.folding import fold
+from refunds.folding import fold_reference
 from refunds.forms import DESCRIPTION_LENGTH, PlainText, YenField
 from refunds.models import Bulk, BulkLine, Order, Refund
 
@@ -340,7 +340,7 @@ class _Check:
         self._bulk, self._lines = bulk, lines
         by_id = Order.objects.filter(order_id__in={line.order_text for line in lines})
         by_reference = Order.objects.filter(
-            reference_folded__in={fold(line.reference_text) for line in lines} - {""}
+            reference_folded__in={fold_reference(line.reference_text) for line in lines} - {""}
         )
         orders = [*by_id.prefetch_related("payments"), *by_reference.prefetch_related("payments")]
         self._by_id = {order.order_id: order for order in orders}
@@ -404,7 +404,7 @@ class _Check:
         # Found as a search finds it, and then taken to the letter: a shop's numbers may differ in a dot.
         by_reference = {
             order_id: order
-            for order_id, order in self._by_reference.get(fold(line.reference_text), {}).items()
+            for order_id, order in self._by_reference.get(fold_reference(line.reference_text), {}).items()
             if line.reference_text and _plain(order.reference) == _plain(line.reference_text)
         }
         if line.order_text:

@@ -9,22 +9,46 @@ import unicodedata
 
 from refunds.variants import FORMS
 
-# What carries no sound: separators of names (田中・太郎, ジャン゠ポール, O'Brien), variation selectors (葛󠄀), and what
-# is not seen (direction marks, zero-width joiners, the byte order mark). Blanks and control characters go as well.
+# What carries no sound: separators of names (田中・太郎, ジャン゠ポール, O'Brien), variation selectors (葛󠄀),
+# accents, and what is not seen (direction marks, zero-width joiners, the byte order mark). Blanks and control
+# characters go as well.
 SILENT = re.compile(
-    "[\\s\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufe00-\ufe0f"
-    "\U000e0000-\U000e0fff\ud800-\udfff・·•‧∙⋅゠='`’‘´\"“”,、]+"
+    "[\\s\x00-\x1f\x7f-\x9f\u00ad\u0300-\u036f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ufe00-\ufe0f\U000e0000-\U000e0fff\ud800-\udfff・·•‧∙⋅゠='`’‘´\"“”,、]+"
 )
-# An IME writes one key as a dash or as the sign of a long vowel: after kana it is a vowel, elsewhere a dash.
-DASHES = re.compile("([ァ-ヺー-ヿ]?)([-ー‐‑‒–—―−─]+)")
-KATAKANA = {code: chr(code + 0x60) for code in (*range(0x3041, 0x3097), 0x309D, 0x309E)}
-ONE_FORM = KATAKANA | FORMS
+# Many registers have no small kana: シヨウコ. カヅヤ and カズヤ sound alike.
+SOUNDS = str.maketrans("ァィゥェォッャュョヮヵヶヂヅヲヰヱ", "アイウエオツヤユヨワカケジズオイエ")
+KATAKANA = {code: chr(code + 0x60).translate(SOUNDS) for code in (*range(0x3041, 0x3097), 0x309D, 0x309E)}
+LATIN = {
+    code: letter
+    for code in (*range(0xC0, 0x250), *range(0x1E00, 0x1F00))
+    if (letter := unicodedata.normalize("NFD", chr(code))[0]).isascii()
+}
+ONE_FORM = KATAKANA | SOUNDS | LATIN | FORMS
+RARE = re.compile("[々ヽヾヴ]")
+REPEATED = re.compile("(.)々|([ァ-ヺ])([ヽヾ])")  # 佐々木, ミスヾ
+V = {"": "ブ", "ア": "バ", "イ": "ビ", "エ": "ベ", "オ": "ボ"}
+# An IME writes one key as a dash or as the sign of a long vowel: after kana it is a vowel, elsewhere a dash; ウ is one
+# after オ: サトウ, サトー. Each depends on what stands before it alone, so that a name may be typed from its beginning.
+LONG = re.compile("(?<=[オコソトノホモヨロゴゾドボポ])[ウー\\-‐‑‒–—―−─]+|[ー\\-‐‑‒–—―−─]+")
+VOWELS = {"ン": ""} | {
+    kana: vowel
+    for vowel, row in {
+        "ア": "アカサタナハマヤラワガザダバパ",
+        "イ": "イキシチニヒミリギジビピ" + "エケセテネヘメレゲゼデベペ",  # ケイコ, and ケイイチ holds イチ
+        "ウ": "ウクスツヌフムユルグズブプ",
+        "オ": "オコソトノホモヨロゴゾドボポ",
+    }.items()
+    for kana in row
+}
+UNSAID = str.maketrans("", "", "-_/#.:")
 
 
 def fold(text: str) -> str:
-    """Return the text without what a telephone cannot tell: width, case, blanks, script of kana, forms of kanji.
+    """Return the text without what a telephone cannot tell: width, case, blanks, accents, script of kana, how a sound
+    is written in it, forms of kanji.
 
-    `ﾀﾅｶ　たろう` -> `タナカタロウ`, `髙﨑` -> `高崎`, `Taro@Example.JP` -> `taro@example.jp`. Folding twice is
+    `ﾀﾅｶ　たろう` -> `タナカタロオ`, `髙﨑` -> `高崎`, `Taro@Example.JP` -> `taro@example.jp`. Folding twice is
     folding once.
     """
     if text.isascii():  # mails and references: no forms, no kana, and a dash is a dash
@@ -34,11 +58,30 @@ def fold(text: str) -> str:
     return text
 
 
+def fold_reference(text: str) -> str:
+    """Return a shop's order number folded, without the signs that nobody says: `#EC-2024/01` -> `ec202401`.
+
+    What holds nothing else stays as it is.
+    """
+    folded = fold(text)
+    return folded.translate(UNSAID) or folded
+
+
 def _once(text: str) -> str:
-    text = SILENT.sub("", unicodedata.normalize("NFKC", text).casefold())
-    return DASHES.sub(_dash, text.translate(ONE_FORM))
+    text = SILENT.sub("", unicodedata.normalize("NFKC", text).casefold()).translate(ONE_FORM)
+    if RARE.search(text):
+        text = re.sub("ヴ([アイエオ]?)", lambda match: V[match[1]], REPEATED.sub(_repeat, text))
+    return LONG.sub(_lengthen, text)
 
 
-def _dash(match: re.Match[str]) -> str:
-    kana, dashes = match.groups()
-    return str(kana) + ("ー" if kana else "-") * len(dashes)
+def _repeat(match: re.Match[str]) -> str:
+    kanji, kana, mark = match.groups()
+    if kanji:
+        return kanji * 2
+    again = unicodedata.normalize("NFD", kana)[0]
+    return kana + (again if mark == "ヽ" else unicodedata.normalize("NFC", again + "\u3099"))
+
+
+def _lengthen(match: re.Match[str]) -> str:
+    before = match.string[match.start() - 1 : match.start()]
+    return VOWELS.get(before, "-") * len(match[0])

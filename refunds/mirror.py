@@ -24,7 +24,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from refunds import clock, fragments, smartpay
 from refunds.audit import storable
-from refunds.folding import fold
+from refunds.folding import fold, fold_reference
 from refunds.models import KEY_BITS, Evidence, Order, Payment, Refund, SmartpayRefund, SyncCursor
 from refunds.rows import Row, Table, among, listed
 
@@ -237,7 +237,7 @@ def folded(row: Mapping[str, Any]) -> dict[str, str]:
         *_fold_name(row["family_name"], row["given_name"]),
         *_fold_name(row["family_kana"], row["given_kana"]),
         fold(row["email"]),
-        fold(row["reference"]),
+        fold_reference(row["reference"]),
     )
     return dict(zip(FOLDED, texts, strict=True))
 
@@ -297,7 +297,7 @@ def record_customers(
     since = customers_kept_since(clock.now())
     with transaction.atomic():
         ids = {one.order_id for one in named if one.order_id}
-        references = {fold(one.reference) for one in named if one.reference and not one.order_id}
+        references = {fold_reference(one.reference) for one in named if one.reference and not one.order_id}
         rows = Order.objects.select_for_update().filter(
             Q(order_id__in=ids) | Q(reference_folded__in=references - {""})
         )
@@ -305,7 +305,8 @@ def record_customers(
         by_reference: dict[str, list[Order]] = {}
         for row in rows.order_by("key"):
             by_id[row.order_id] = row
-            by_reference.setdefault(row.reference_folded, []).append(row)
+            # A search does without the signs of 1-11; a name is not given to 11-1.
+            by_reference.setdefault(fold(row.reference), []).append(row)
         before = {row.key: fragments.sources(vars(row)) for row in by_id.values()}
         differing: dict[int, set[str]] = {}
         fates: list[tuple[Import, int]] = []

@@ -28,7 +28,7 @@ from psycopg.pq import TransactionStatus
 
 from dashboard.models import User
 from refunds import audit, smartpay
-from refunds.folding import fold
+from refunds.folding import fold, fold_reference
 from refunds.mirror import ORDERS, first_key, moment_of
 from refunds.models import Order, SavedSearch, Search
 
@@ -56,7 +56,6 @@ LABELS: tuple[tuple[Any, Callable[[Any], Sequence[str]]], ...] = (  # what of an
     (gettext_lazy("お客様名"), attrgetter(*NAMES)),
     (gettext_lazy("フリガナ"), attrgetter(*KANA)),
     (gettext_lazy("メールアドレス"), lambda order: (order.email_folded,)),
-    (gettext_lazy("ショップ注文番号"), lambda order: (order.reference_folded,)),
 )
 LAST = "\U0010ffff"  # nothing sorts after it: what begins with q lies between q and q + LAST
 
@@ -145,6 +144,9 @@ class Result:
     hidden_by_filters: bool = False
 
 
+NOTHING = Result([])  # with no filter either, and nothing was left out
+
+
 def list_orders(filters: Filters, cursor: str = "", *, limit: int = PAGE) -> Result:
     """Return a page of the orders that the filters leave. A cursor that we did not make counts as the first page."""
     # One branch a status: an index on (status, key) gives each in order, but not two of them together.
@@ -157,13 +159,16 @@ def find(text: str, *, filters: Filters = Filters(), cursor: str = "", limit: in
     """Return a page of the orders that may be meant by what was typed.
 
     That may be a name (either part first, with or without a blank), kana, a mail, an order id or its last characters,
-    the shop's reference, or the whole id of a payment or of a refund; of several words all have to match. A cursor
-    that we did not make counts as the first page.
+    the shop's reference, or the whole id of a payment or of a refund; of several words all have to match. Only where
+    nothing is found, 様 and さん are taken for a courtesy, a word before a colon for a label, and brackets part words.
+    A cursor that we did not make counts as the first page.
     """
-    query = _Query.of(text)
-    tiers = query.tiers()
     with _plans_kept():
-        result = _page(tiers, filters, cursor, limit, unfiltered=tiers, columns=SEARCHED)
+        for query in _readings(text):
+            tiers = query.tiers()
+            result = _page(tiers, filters, cursor, limit, unfiltered=tiers, columns=SEARCHED)
+            if result != NOTHING:
+                break
     query.label(result.orders)
     return result
 
@@ -245,13 +250,22 @@ def as_typed(text: str) -> str:
 
 
 def whole_order_id(text: str) -> str | None:
-    """Return the order id that the text is, without blanks, quotes, brackets or a URL around it; else None."""
+    """Return the order id that the text is, without a label, brackets or a URL around it; else None.
+
+    Of one that is short, or that Caps Lock or a spreadsheet may have changed, the orders here tell which it is.
+    """
     order_id = _cleaned(text)
-    if smartpay.id_kind(order_id) is None or not order_id.startswith("order_"):
+    if not order_id.lower().startswith("order_") or not _ID.fullmatch(order_id):
         return None
-    if len(order_id.rpartition("_")[2]) >= SHORTEST_WHOLE_ID:
+    tail = order_id.rpartition("_")[2]
+    whole = len(tail) >= SHORTEST_WHOLE_ID and smartpay.id_kind(order_id) is not None
+    if whole and tail not in {tail.lower(), tail.upper()}:
         return order_id
-    return order_id if Order.objects.filter(order_id=order_id).exists() else None
+    alike = Order.objects.filter(order_id_reversed=fold(order_id)[::-1])
+    known = set(alike.values_list("order_id", flat=True))
+    if order_id in known or (whole and not known):
+        return order_id
+    return known.pop() if len(known) == 1 else None
 
 
 # --- What was typed -----------------------------------------------------------------------------------------
@@ -264,33 +278,52 @@ type _Parameters = dict[str, Any]
 type _Labels = Sequence[tuple[str, Callable[[Found], Sequence[str]]]]
 
 _DOMAIN = re.compile(r"@[0-9a-z.-]+|[0-9a-z-]+(?:\.[0-9a-z-]+)+")
-_ID = re.compile(r"(?:order|payment|refund)_(?:test|live)_[0-9A-Za-z]+")
+_ID = re.compile(r"(?:order|payment|refund)_(?:test|live)_[0-9A-Za-z]++(?!\.\.)", re.IGNORECASE)
 _ORDER_ID_BEGUN = re.compile(r"order_(?:test|live)_[0-9A-Za-z]+")
 _TAIL = re.compile(rf"[0-9a-z]{{{SHORTEST_TAIL},}}")
-_AROUND = " \t\r\n\"'`“”‘’「」『』()<>[]{}【】《》,;、。"
+_BRACKETS = "「」『』()<>[]{}【】《》,;、。"
+_AROUND = " \t\r\n\"'`“”‘’.?" + _BRACKETS
+_PARTING = re.compile(rf"[{re.escape(_BRACKETS)}]|\.{{2,}}")  # 田中 太郎(タナカ タロウ), order_test_4bC7…r001
+_ADDRESSEE = re.compile(r"<([^\s<>]+@[^\s<>]+)")  # 田中 <tanaka@example.jp>
+_LABEL = re.compile(r"^[^:_@]*(?::|(?<![A-Za-z])ID(?![A-Za-z])|番号)\s*")  # 注文番号:, Order ID, mailto:
+_COURTESY = re.compile(r"\s*(?:様|さま|サマ|さん|サン)(?!\S)")
+_KANJI, _KANA = "[々㐀-䶿一-鿿\uf900-\ufaff\U00020000-\U0003ffff]", "[ぁ-ゖァ-ヺー]"
+_BORDER = re.compile(f"(?<={_KANJI})(?={_KANA})|(?<={_KANA})(?={_KANJI})")
 
 
 def _cleaned(text: str) -> str:
-    """The text without what surrounds it; where one word holds exactly one id, that id."""
+    """The text without what surrounds it: of a person and a mail the mail, of a label or a URL with one id the id."""
     text = unicodedata.normalize("NFKC", text).strip(_AROUND)
-    ids = _ID.findall(text)
-    return ids[0] if len(ids) == 1 and len(text.split()) == 1 else text
+    if addressee := _ADDRESSEE.search(text):
+        return addressee[1]
+    word = _LABEL.sub("", text)
+    ids = [] if " " in word else _ID.findall(word)
+    ids = [one for one in ids if one.lower().startswith("order_")] or ids
+    return str(ids[0]) if len({*ids}) == 1 else text
+
+
+def _bare(text: str) -> str:
+    """What may be meant by a cleaned text that finds nothing: イ・サン is a name, 田中さん is 田中."""
+    return _COURTESY.sub("", _PARTING.sub(" ", _LABEL.sub("", text))).strip(_AROUND)
 
 
 @dataclass(frozen=True, slots=True)
 class _Needle:
-    """One thing to look for: as typed, for ids, whose case matters; and folded, for everything else."""
+    """One thing to look for: as typed but for blanks, for ids, whose case matters; and folded, for everything else."""
 
     typed: str
     folded: str
+    reference: str  # folded as a shop's order number
     begins_order_id: bool
     is_tail: bool  # what an order id may end in
 
     @classmethod
     def of(cls, text: str) -> Self:
-        typed, folded = "".join(character for character in text if character.isprintable()), fold(text)
+        typed = "".join(character for character in text if character.isprintable() and character != " ")
+        folded = fold(text)
         begins_order_id = _ORDER_ID_BEGUN.fullmatch(typed) is not None
-        return cls(typed, folded, begins_order_id, is_tail=_TAIL.fullmatch(folded) is not None)
+        is_tail = _TAIL.fullmatch(folded) is not None
+        return cls(typed, folded, fold_reference(folded), begins_order_id, is_tail)
 
     @property
     def domain(self) -> str:
@@ -305,6 +338,8 @@ class _Needle:
         found = {
             name: self.folded,
             f"{name}_to": self.folded + LAST,
+            f"{name}_reference": self.reference,
+            f"{name}_reference_to": self.reference + LAST,
             f"{name}_typed": self.typed,
             f"{name}_typed_to": self.typed + LAST,
             f"{name}_tail": self.folded[::-1],
@@ -317,7 +352,10 @@ class _Needle:
 
     def whole(self, name: str) -> list[_Branch]:
         """What finds all rows of which a column is this."""
-        rules = [f"order_id = %({name}_typed)s", *(f"{column} = %({name})s" for column in WHOLE)]
+        rules = [
+            f"order_id = %({name}_typed)s",
+            *(f"{column} = %({_value(name, column)})s" for column in WHOLE),
+        ]
         return [(rule, "") for rule in rules]
 
     def begins(self, name: str) -> list[_Branch]:
@@ -336,8 +374,12 @@ class _Needle:
         apart = [(f"{part} = %({name}_{end})s", "") for part in PARTS for end in range(1, len(self.folded))]
         return [*self._ranges(name, [*PARTS, *others]), *apart, *self._ids(name)]
 
-    def _ranges(self, name: str, columns: Sequence[str]) -> list[_Branch]:
-        return [(f"{column} > %({name})s AND {column} <= %({name}_to)s", column) for column in columns]
+    def _ranges(self, name: str, columns: Sequence[str], above: str = ">") -> list[_Branch]:
+        values = [(column, _value(name, column)) for column in columns]
+        return [
+            (f"{column} {above} %({value})s AND {column} <= %({value}_to)s", column)
+            for column, value in values
+        ]
 
     def _ids(self, name: str) -> list[_Branch]:
         ranges = []
@@ -354,7 +396,7 @@ class _Needle:
 
     def starts(self, name: str) -> list[_Branch]:
         """What finds all rows of which a column is this, or begins with it, by few branches."""
-        ranges = [(f"{column} >= %({name})s AND {column} <= %({name}_to)s", column) for column in BEGINNING]
+        ranges = self._ranges(name, BEGINNING, ">=")
         return [*ranges, *self._ids(name), (f"order_id = %({name}_typed)s", "")]
 
     def fits(self, name: str) -> str:
@@ -383,6 +425,8 @@ class _Needle:
                 held.append(label)
                 if any([text.startswith(folded) for text in holding]):  # noqa: C419  (two or three; a generator is slower)
                     begun.append(label)
+        if order.reference_folded.startswith(self.reference):
+            begun.append(_("ショップ注文番号"))
         if (
             order.order_id == self.typed
             or (self.begins_order_id and order.order_id.startswith(self.typed))
@@ -392,17 +436,24 @@ class _Needle:
         return begun or held
 
 
+def _value(name: str, column: str) -> str:
+    """The parameter that the column is held against."""
+    return f"{name}_reference" if column == "reference_folded" else name
+
+
 @dataclass(frozen=True, slots=True)
 class _Query:
-    """What was typed as a whole, and word by word where there are several."""
+    """What was typed as a whole, and word by word where there are several, 田中たろう being two."""
 
     whole: _Needle
     words: tuple[_Needle, ...]
 
     @classmethod
     def of(cls, text: str) -> Self:
-        text = _cleaned(text)
-        words = [needle for needle in map(_Needle.of, text.split()) if needle.folded]
+        parts, halves = text.split(), _BORDER.split(text)
+        if len(parts) == 1 and len(halves) == 2 and not _COURTESY.search(text):
+            parts = halves
+        words = [needle for needle in map(_Needle.of, parts) if needle.folded]
         return cls(_Needle.of(text), tuple(dict.fromkeys(words)) if len(words) > 1 else ())
 
     def tiers(self) -> list["_Tier"]:
@@ -451,6 +502,12 @@ class _Query:
             order.matched = self.whole.labels(order, labels) or list(
                 dict.fromkeys(label for word in self.words for label in word.labels(order, labels))
             )
+
+
+def _readings(text: str) -> Iterator[_Query]:
+    """What was typed, then what else may be meant by it."""
+    text = _cleaned(text)
+    return map(_Query.of, dict.fromkeys((text, _bare(text))))
 
 
 def _either(conditions: Sequence[str]) -> str:

@@ -3,7 +3,8 @@
 JOYO is the table of 常用漢字表 (Cabinet Notice No. 2 of 2010: forms in brackets), as published in joyokanji 1.1.0
 (PyPI, Apache-2.0), less the compatibility ideographs that Unicode's NFKC folds already. NAMES adds what family and
 given names need beyond it: forms of 人名用漢字表 and of registers of families (髙, 﨑, 邉, 濵 …), written by hand,
-each found in the families of ja-itaiji 1.0.2 (PyPI, MIT) too, but for 斉 and 齊 (heard as 斎), 內, 𠮷 and 𣘺.
+each found in the families of ja-itaiji 1.0.2 (PyPI, MIT) too, but for 斉 and 齊 (heard as 斎), 內, 𠮷, 𣘺, 𡈽, 𫝆
+and the radical ⻆, which some fonts and forms have for 角.
 
 Another table replaces this one by another FORMS; every row has to be folded anew then.
 """
@@ -26,15 +27,16 @@ JOYO = (
 
 # Groups: the form that stands for all, then the others.
 NAMES = """
-高髙 崎﨑嵜碕 斎齊斉 吉𠮷 内內 喜㐂 橋槗𣘺 税稅 説說 籠篭 間閒 槙槇 皐皋 辺邉 浜濵
-島嶋嶌嶹 富冨 桑桒 柳栁桺 土圡 淵渕渊 館舘 昇曻 船舩 杉杦 卯夘 秋穐龝 野埜 松枩 凛凜
+高髙 崎﨑嵜碕㟢 斎齊斉 吉𠮷 内內 喜㐂 橋槗𣘺 税稅 説說 籠篭 間閒 槙槇 皐皋 辺邉 浜濵
+島嶋嶌嶹 富冨 桑桒 柳栁桺 土圡𡈽 淵渕渊 館舘 昇曻 船舩 杉杦 卯夘 秋穐龝 野埜 松枩柗 凛凜
 亘亙 巌巖 晃晄 晋晉 尭堯 遥遙 瑶瑤 桧檜 祢禰 穣穰 萌萠 猪豬 熙煕熈 啓啟 教敎 清淸
 青靑 戸戶 産產 峰峯 群羣 鎌鐮 蒋蔣 薮藪籔 芦蘆 蘇蘓 柏栢 櫟檪 国圀囯 壺壷 体躰 鉄鐡銕
 宝寳 禄祿 鯵鰺 鴎鷗 頬頰 焔焰 蝉蟬 靱靭 涼凉 沖冲 綿緜 莱萊 園薗 虎乕 駆駈 騨驒 麹麴
 悦悅 鋭銳 脱脫 閲閱 彦彥 顔顏 呉吳 兎兔莵 郷鄉 尚尙 冴冱 翠翆 卒卆 隣鄰 舎舍 舗舖
 呑吞 函凾 厩廐廏 亀龜 既旣 爾尓 侠俠 繋繫 祷禱 彝彜 鶯鴬 廼迺 略畧 岩嵒 従从 飲飮
 没沒 鑑鑒 藁藳 蛎蠣 灌潅 昂昻 晒曬 涛濤 聡聰 栖棲 穎頴 遍徧 鐘鍾 桝枡 嘆歎 徳悳 梅楳
-雁鴈 倶俱 剥剝 噛嚙 填塡 顛顚 醤醬 掻搔 繍繡 攪撹 躯軀 餅餠 姫姬
+雁鴈 倶俱 剥剝 噛嚙 填塡 顛顚 醤醬 掻搔 繍繡 攪撹 躯軀 餅餠 姫姬 達逹 栃杤 村邨 角⻆
+今𫝆 剣劔劒 強强 曳曵 淳湻 留畄㽞
 """
 
 FORMS: dict[int, str] = {ord(old): new for old, new in zip(JOYO[::2], JOYO[1::2], strict=True)} | {

@@ -17,7 +17,15 @@ from dashboard.sso import posted_from
 from refunds import audit, paging, roles, search, services, smartpay
 from refunds.forms import OrderFilterForm, SavedSearchForm
 from refunds.models import AuditEntry, Order, Payment, Refund, SavedSearch, Search, SmartpayRefund
-from refunds.views import may_see, parked_fields, person, problem_text, remember_way_back, see_other
+from refunds.views import (
+    may_see,
+    parked_fields,
+    person,
+    problem_text,
+    remember_way_back,
+    see_other,
+    uuid_of,
+)
 
 NOW = timedelta(minutes=5)  # of 「いま開いています」
 LATE = timedelta(minutes=15)  # read every minute, the list is not: who looks for a new order has to know
@@ -80,12 +88,15 @@ def order_search(request: HttpRequest) -> HttpResponse:
 
 
 def _searched(request: HttpRequest, typed: str) -> HttpResponse:
-    """Keep what was typed on our side and go on to an address without it; a whole order ID opens the order."""
+    """Keep what was typed on our side and go on to an address without it; a whole id opens its order or refund."""
     text = search.as_typed(typed)
     if not text:
         return redirect("refunds:order_list")
     if order_id := search.whole_order_id(text):
         return redirect("refunds:order", order_id)
+    refund_id = uuid_of(text)
+    if refund_id and Refund.objects.filter(pk=refund_id).exists():
+        return redirect("refunds:refund", refund_id)
     kept = Search.objects.create(person=person(request), text=text, created_at=timezone.now())
     return redirect(f"{reverse('refunds:order_list')}?{urlencode({'search': kept.pk})}")
 

@@ -6,8 +6,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 from refunds import search
-from refunds.folding import fold
+from refunds.folding import fold, fold_reference
 from refunds.models import Order
+
+# One word: kanji and then kana, or the other way round.
+HALVES = re.compile(
+    "^(?!.*(?:様|さん)$)(?:([一-鿿\uf900-\ufaff]+)([ぁ-んァ-ー]+)|([ぁ-んァ-ー]+)([一-鿿\uf900-\ufaff]+))$"
+)
 
 
 class Texts:
@@ -47,9 +52,10 @@ class Plain:
                     for one, two in ((row.family_name, row.given_name), (row.family_kana, row.given_kana))
                     for text in (one, two, f"{one} {two}", f"{two} {one}")
                 ]
-                + [fold(row.email), fold(row.reference)]
+                + [fold(row.email)]
             ),
         )
+        self.references = Texts(rows, lambda row: [fold_reference(row.reference)])
         self.names = Texts(
             rows,
             lambda row: [
@@ -60,12 +66,18 @@ class Plain:
         self.domains = Texts(rows, lambda row: ["@" + fold(row.email).rpartition("@")[2]])
 
     def whole(self, text: str) -> set[int]:
-        return self.columns.rows_with(f"\x01{fold(text)}\x02") | self.typed.rows_with(f"\x01{text}\x02")
+        typed = "".join(text.split())
+        return (
+            self.columns.rows_with(f"\x01{fold(text)}\x02")
+            | self.references.rows_with(f"\x01{fold_reference(text)}\x02")
+            | self.typed.rows_with(f"\x01{typed}\x02")
+        )
 
     def begins(self, text: str) -> set[int]:
         found = self.columns.rows_with(f"\x01{fold(text)}")
-        if re.fullmatch(r"order_test_[0-9A-Za-z]+", text):
-            found |= self.typed.rows_with(f"\x01{text}")
+        found |= self.references.rows_with(f"\x01{fold_reference(text)}")
+        if re.fullmatch(r"order_test_[0-9A-Za-z]+", typed := "".join(text.split())):
+            found |= self.typed.rows_with(f"\x01{typed}")
         if re.fullmatch(r"[0-9a-z]{4,}", fold(text)):
             found |= self.ends.rows_with(f"{fold(text)}\x02")
         return found
@@ -89,7 +101,7 @@ class Plain:
     def tiers(self, text: str) -> list[set[int]]:
         """The rows that a search has to find, tier by tier."""
         tiers = [self.whole(text), self.begins(text), self.within(text)]
-        words = text.split()
+        words = HALVES.sub(r"\1\3 \2\4", text).split()
         if len(words) > 1 and not any(tiers) and not all(self.is_domain(word) for word in words):
             tiers.append(set.intersection(*(self.begins(word) | self.of_domain(word) for word in words)))
         for later in range(1, len(tiers)):
@@ -98,7 +110,11 @@ class Plain:
 
     def found(self, text: str) -> list[str]:
         """The ids that a search has to show, in order."""
-        return [self.ids[row] for tier in self.tiers(text) for row in sorted(tier)] if fold(text) else []
+        bare = " ".join(re.sub("(様|さん)$", "", word) for word in text.split()).strip()
+        for reading in (text, bare):
+            if fold(reading) and any(tiers := self.tiers(reading)):
+                return [self.ids[row] for tier in tiers for row in sorted(tier)]
+        return []
 
 
 def is_right(plain: Plain, text: str, limit: int) -> tuple[bool, bool]:
@@ -119,14 +135,15 @@ def draw_query(draw: random.Random, rows: Sequence[Order]) -> str:
     row = draw.choice(rows)
     texts = [
         row.family_name, row.given_name, row.customer_name, f"{row.given_name}{row.family_name}", row.family_kana,
-        row.customer_kana, row.email, row.reference, row.order_id, row.order_id[-draw.randrange(3, 9):],
+        row.customer_kana, row.family_name + row.given_kana, row.email, row.reference,
+        row.reference.replace("-", draw.choice(["", " ", "/"])), row.order_id, row.order_id[-draw.randrange(3, 9):],
         row.order_id[: draw.randrange(11, 33)], "鈴木", "田中 タナカ", "たなか", row.email.partition("@")[2],
         "@" + row.email.partition("@")[2], _middle(draw, row.family_name + row.given_name),
         _middle(draw, row.family_kana + row.given_kana), _middle(draw, row.customer_kana),
     ]  # fmt: skip
     words = [text for text in draw.sample(texts, draw.choice([1, 1, 1, 2, 3])) if text]
     words = [word[: draw.randrange(1, len(word) + 1)] if draw.random() < 0.3 else word for word in words]
-    return draw.choice([" ", "　"]).join(words).strip()
+    return draw.choice([" ", "　"]).join(words).strip() + draw.choice([*[""] * 8, "様", " さん"])
 
 
 def _middle(draw: random.Random, text: str) -> str:

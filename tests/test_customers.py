@@ -201,6 +201,13 @@ def test_unpaid_attempts_share_a_reference_and_two_paid_orders_are_nobodys(tmp_p
     assert known()["order_test_second"][1] == ""
 
 
+def test_reference_names_with_its_signs_or_nobody(tmp_path: Path) -> None:
+    lines = given(tmp_path, "reference,name\nec- 1,佐藤 次郎\nEC2,佐藤 次郎\n".encode())
+
+    assert lines == ["line 3: unknown", "lines=2 unknown=1 written=1"]
+    assert known()["order_test_1"][1] == "佐藤 次郎"
+
+
 def test_an_imported_name_is_found(tmp_path: Path, viewer: Any) -> None:
     given(tmp_path, TEXT.encode())
     for typed in ("高橋花子", "橋花", "ハシハナ"):

@@ -17,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from refunds import mirror, search, smartpay
-from refunds.folding import fold
+from refunds.folding import fold, fold_reference
 from refunds.models import Order
 from refunds.search import ANY_STATUS, IN_PROGRESS, Filters
 from refunds.variants import FORMS
@@ -138,18 +138,25 @@ def found(text: str, **options: Any) -> list[int]:
     ("typed", "folded"),
     [
         ("田中　太郎", "田中太郎"),
-        ("ﾀﾅｶ ﾀﾛｳ", "タナカタロウ"),
-        ("たなか・たろう", "タナカタロウ"),
+        ("ﾀﾅｶ ﾀﾛｳ", "タナカタロオ"),
+        ("たなか・たろう", "タナカタロオ"),
         ("ｶﾞ", "ガ"),
         ("髙﨑", "高崎"),
         ("渡邊渡邉", "渡辺渡辺"),
         ("齋齊斎斉", "斎斎斎斎"),
         ("濵濱浜", "浜浜浜"),
+        ("安逹柗邨杤⻆𡈽㟢劔", "安達松村栃角土崎剣"),
+        ("埼", "埼"),  # of another sound
         ("葛\U000e0100城", "葛城"),  # a variation selector
         ("神田", "神田"),  # a compatibility ideograph
         ("Ｔａｒｏ＠Example.JP", "taro@example.jp"),
-        ("ジャン゠ポール O'Brien", "ジャンポールobrien"),
-        ("コ－ヒ―", "コーヒー"),
+        ("ジャン゠ポール O'Brien", "ジヤンポオルobrien"),
+        ("ジャン-ポール", "ジヤンポオル"),
+        ("José Müller x\u0302", "josemullerx"),
+        ("佐々木 代々々木", "佐佐木代代代木"),
+        ("みすゞ いすヾ かゝ", "ミスズイスズカカ"),
+        ("鎌ヶ谷鎌ヵ谷", "鎌ケ谷鎌カ谷"),
+        ("コ－ヒ―", "コオヒイ"),
         ("ＥＣー２０２４−０１", "ec-2024-01"),
         ("\x00\ud800田\u200b中", "田中"),
         (" ", ""),
@@ -159,10 +166,55 @@ def test_fold_brings_to_one_form_what_a_telephone_cannot_tell(typed: str, folded
     assert fold(typed) == folded
 
 
+@pytest.mark.parametrize(
+    "alike",
+    [
+        ("オオノ", "オーノ", "おうの"),
+        ("サトウ", "サトー", "ｻﾄｰ", "サトオ"),
+        ("ショウコ", "シヨウコ", "ショーコ"),
+        ("ユウコ", "ユーコ"),
+        ("ケイコ", "ケーコ"),
+        ("リイナ", "リーナ"),
+        ("マアサ", "マーサ"),
+        ("カヅヤ", "カズヤ"),
+        ("ミヂカ", "ミジカ"),
+        ("ミヲ", "ミオ"),
+        ("イソガヰ", "イソガイ"),
+        ("スヱ", "スエ"),
+        ("ヴィクトリア", "ｳﾞｨｸﾄﾘｱ", "ビクトリア"),
+        ("イヴ", "イブ"),
+    ],
+)
+def test_kana_that_sounds_alike_is_one(alike: tuple[str, ...]) -> None:
+    assert len({fold(kana) for kana in alike}) == 1
+
+
+@pytest.mark.parametrize(
+    "unlike", [("オノ", "オオノ"), ("ユキ", "ユウキ"), ("ケイ", "ケ"), ("キヨ", "キヨウ")]
+)
+def test_no_vowel_is_shortened(unlike: tuple[str, str]) -> None:
+    assert fold(unlike[0]) != fold(unlike[1])
+
+
+@pytest.mark.parametrize(
+    ("written", "folded"),
+    [
+        ("#1002", "1002"),
+        ("ＥＣ−2024/01_a.b:c", "ec202401abc"),
+        ("田中-1", "田中1"),
+        ("-/#", "-/#"),
+        (" ", ""),
+    ],
+)
+def test_reference_is_what_is_said_of_it_unless_that_is_nothing(written: str, folded: str) -> None:
+    assert fold_reference(written) == folded
+
+
 @hypothesis_settings(max_examples=300, deadline=None)
 @given(st.text())
 @example("ー-アー-")
 @example("İ")
+@example("ヴヽーウンーウケーイ々々ヅヽ")
 def test_fold_twice_is_fold_once_and_can_be_stored(text: str) -> None:
     once = fold(text)
     assert fold(once) == once
@@ -182,8 +234,27 @@ def test_fold_hears_neither_script_nor_width_nor_case_nor_blanks(kana: str, asci
     assert fold(ascii_text) == fold(ascii_text.translate(WIDE)) == fold(ascii_text.upper())
 
 
+KANA_AS_WRITTEN = st.text(
+    st.sampled_from([chr(code) for code in range(0x30A1, 0x30F7)] + [*"ーヽヾ々佐ウオコエケ"])
+)
+LEANING = re.compile("[ゥウーヽヾ々]")  # on what stands before
+V_BEGUN = re.compile("ヴ[ァアィイヰェエヱォオヲ]")
+
+
+@hypothesis_settings(max_examples=300, deadline=None)
+@given(KANA_AS_WRITTEN)
+@example("サトウケイイチ")
+def test_a_name_is_found_as_it_is_typed_and_by_its_middle(name: str) -> None:
+    """But between ヴ and its vowel, which one key writes, and from a sign on that only lengthens or repeats."""
+    for at in range(len(name)):
+        beginning, rest = name[:at], name[at:]
+        if not V_BEGUN.match(name, max(at - 1, 0)):
+            assert fold(name).startswith(fold(beginning))
+            assert LEANING.match(rest) or fold(name).endswith(fold(rest))
+
+
 def test_every_other_form_leads_to_a_form_that_stays() -> None:
-    assert len(FORMS) == 452
+    assert len(FORMS) == 467
     assert [form for form in FORMS.values() if ord(form) in FORMS] == []
     assert [chr(code) for code, form in FORMS.items() if fold(chr(code)) != form] == []
 
@@ -217,6 +288,11 @@ TANAKA: dict[str, Any] = {
         ("TANA", ["メールアドレス"]),
         ("ec-2024", ["ショップ注文番号"]),
         ("EC-2024-0001", ["ショップ注文番号"]),
+        ("#ec 2024/0001", ["ショップ注文番号"]),
+        ("ＥＣ２０２４", ["ショップ注文番号"]),
+        ("田中 EC20240001", ["お客様名", "ショップ注文番号"]),
+        ("-", []),
+        ("2024", []),
         ("order_test_00000000000000000000aB", ["注文ID"]),
         ("order_test_00000000000000000000a", ["注文ID"]),
         ("<https://dashboard.smartpay.co/orders/order_test_00000000000000000000aB?tab=1>", ["注文ID"]),
@@ -231,6 +307,22 @@ TANAKA: dict[str, Any] = {
         ("中太", ["お客様名"]),  # across family and given name
         ("ナカタ", ["フリガナ"]),
         ("かた", ["フリガナ"]),
+        ("田中様", ["お客様名"]),
+        ("田中　太郎　様", ["お客様名"]),
+        ("たなかさん", ["フリガナ"]),
+        ("様", []),
+        ("田中?", ["お客様名"]),
+        ("田中 太郎様(タナカ タロウ様)", ["お客様名", "フリガナ"]),
+        ("お名前: 田中様", ["お客様名"]),
+        ("ec-2024-0001.", ["ショップ注文番号"]),
+        ("ショップ注文番号：EC-2024-0001", ["ショップ注文番号"]),
+        ("注文番号 EC-2024-0001", ["ショップ注文番号"]),
+        ("mailto:tanaka@example.jp", ["メールアドレス"]),
+        ('"Taro T." <tanaka@example.jp>', ["メールアドレス"]),
+        ("order_test_0000…00aB", ["注文ID"]),  # as we shorten it
+        ("…00aB", ["注文ID"]),
+        ("order_test_00000000 00000000000000aB", ["注文ID"]),
+        ("payment_test_00000000000 000000000aB", ["支払いID"]),
         ("example.jp", ["メールアドレス"]),
         ("@example.j", ["メールアドレス"]),
         ("田 @example.jp", ["お客様名", "メールアドレス"]),
@@ -299,6 +391,28 @@ def test_exact_comes_before_begins_and_words_together_where_neither_is() -> None
     assert found("花 田") == [1, 2]  # exact: the full name
 
 
+def test_a_courtesy_is_cut_only_where_nothing_is_found_with_it() -> None:
+    store(*(order_of(number, family="井", family_kana="イ") for number in range(3)))
+    assert found("イさん") == [2, 1, 0]
+    assert [numbers(page) for page in walk(lambda cursor: search.find("イさん", cursor=cursor, limit=2))] == [
+        [2, 1],
+        [0],
+    ]
+    store(order_of(3, family="李", family_kana="イ", given="山", given_kana="サン"))
+    assert found("イさん") == [3]
+    hidden = search.find("イさん", filters=Filters(period_to=BEGIN + timedelta(minutes=3)))
+    assert (hidden.orders, hidden.hidden_by_filters) == ([], True)
+
+
+def test_kanji_and_kana_in_one_word_are_two_where_nothing_is_called_so() -> None:
+    store(order_of(1, **TANAKA))
+    assert [found(text) for text in ("田中たろう", "たなか太郎様", "田中ﾀﾛ", "田た", "田中たろう郎")] == [
+        [1]
+    ] * 4 + [[]]
+    store(order_of(2, family="田中", given="たろう"))
+    assert found("田中たろう") == [2]
+
+
 @pytest.mark.parametrize(
     ("text", "order_id"),
     [
@@ -306,8 +420,19 @@ def test_exact_comes_before_begins_and_words_together_where_neither_is() -> None
         (" 「order_live_0000000000000001」\n", "order_live_0000000000000001"),
         ("ｏｒｄｅｒ_test_0000000000000001", "order_test_0000000000000001"),
         ("https://example.jp/orders/order_test_0000000000000001/?a=b", "order_test_0000000000000001"),
+        ("注文ID: order_test_0000000000000001", "order_test_0000000000000001"),
+        ("Order ID order_test_0000000000000001", "order_test_0000000000000001"),
+        ("https://example.jp/orders/order_test_1234/payments/payment_test_5678", "order_test_1234"),
         ("order_test_short", "order_test_short"),  # known
+        ("ORDER_TEST_SHORT", "order_test_short"),
         ("order_test_shor", None),
+        ("order_test_0000000000000aaa", "order_test_0000000000000aAa"),  # known
+        ("ORDER_TEST_0000000000000AAA", "order_test_0000000000000aAa"),
+        ("order_test_0000000000000aaA", "order_test_0000000000000aaA"),  # not seen yet
+        ("order_test_0000000000000bbb", "order_test_0000000000000bbb"),  # known, as another is
+        ("ORDER_TEST_0000000000000CCC", None),  # one of two
+        ("ORDER_TEST_0000000000000002", None),  # not seen yet, and nothing that Smartpay knows
+        ("order_test_1234 order_test_1234", None),
         ("order_test_0000000000000001 order_test_0000000000000002", None),
         ("order_test_0000000000000001 田中", None),
         ("payment_test_0000000000000001", None),
@@ -317,7 +442,8 @@ def test_exact_comes_before_begins_and_words_together_where_neither_is() -> None
     ],
 )
 def test_whole_order_id(text: str, order_id: str | None) -> None:
-    store(order_of(1, order_id="order_test_short"))
+    known = ["short", "1234", *("0000000000000" + end for end in ("aAa", "bBb", "bbb", "cCc", "ccC"))]
+    store(*(order_of(number, order_id=f"order_test_{end}") for number, end in enumerate(known)))
     assert search.whole_order_id(text) == order_id
 
 

@@ -667,6 +667,17 @@ def test_whole_order_id_opens_the_order_even_unseen(browser: Client, sandbox: Sa
     assert browser.get(answer["Location"]).status_code == 200
 
 
+def test_a_refunds_own_number_opens_the_refund(browser: Client, paid: Order) -> None:
+    made = confirm(browser, paid)["Location"]
+    number = made.split("/")[-2]
+
+    for typed in (f" {number}　", number.upper(), number.replace("-", "")):
+        assert browser.post("/orders/search/", {"q": typed})["Location"] == made
+    assert browser.post("/orders/search/", {"q": str(uuid.uuid4())})["Location"].startswith(
+        "/orders/?search="
+    )
+
+
 def test_search_opens_only_for_its_person_and_auditors(
     browser: Client, operator: User, approver: User, auditor: User
 ) -> None:
