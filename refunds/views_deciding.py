@@ -9,7 +9,7 @@ from django.contrib.auth.decorators import permission_required
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
-from django.shortcuts import render
+from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -17,10 +17,11 @@ from django.views.decorators.http import require_http_methods, require_safe
 
 from dashboard.sso import fresh_sign_in_required, posted_from
 from refunds import audit, paging, roles, services, smartpay
-from refunds.forms import ReviewForm, SendsForm
+from refunds.forms import DecisionForm, ReviewForm, SendsForm
 from refunds.models import Bulk, Refund
 from refunds.views import (
     may_see,
+    not_now,
     parked_fields,
     person,
     problem_text,
@@ -30,7 +31,7 @@ from refunds.views import (
     uuid_of,
     viewed,
 )
-from refunds.views_refunds import refund_of, refunds_waiting, why_not_my_case
+from refunds.views_refunds import draw_refund, refund_of, refund_page, refunds_waiting, why_not_my_case
 from refunds.wording import money
 
 
@@ -57,6 +58,35 @@ def files_waiting(request: HttpRequest) -> QuerySet[Bulk]:
     """一括返金 that this person could decide."""
     waiting = Bulk.objects.filter(state=Bulk.State.AWAITING_APPROVAL).exclude(uploaded_by=person(request))
     return waiting.select_related("uploaded_by").order_by("uploaded_at", "id")
+
+
+@posted_from(refund_page)
+@permission_required(roles.APPROVE_REFUND, raise_exception=True)
+@fresh_sign_in_required
+def refund_decide(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
+    """承認する sends the refund; 却下する frees its amount. The sign-in has to be fresh for either."""
+    refund = refund_of(refund_id)
+    form = DecisionForm(request.POST)
+    if not form.is_valid():
+        return draw_refund(request, refund, form, status=422)
+    note = form.cleaned_data["note"]
+    try:
+        if "approve" in request.POST:
+            services.approve(refund_id, by=person(request), note=note)
+        else:
+            services.reject(refund_id, by=person(request), note=note)
+    except services.NotWaiting as error:
+        messages.warning(request, str(error))
+    except services.RefundError as error:
+        form.add_error(error.field, str(error))
+        return draw_refund(request, refund, form, status=422)
+    except smartpay.SmartpayError as error:
+        refund = refund_of(refund_id)
+        if refund.state != Refund.State.AWAITING_APPROVAL:  # another click was quicker
+            return redirect("refunds:refund", refund_id)
+        form.add_error(None, not_now(error))
+        return draw_refund(request, refund, form, status=503)
+    return redirect("refunds:refund", refund_id)
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -145,7 +175,7 @@ def _compare(refund: Refund, candidate: services.Candidate) -> list[dict[str, An
     lines = [  # label, how it is shown, asked, shown
         (_("返金額"), "num", money(refund.amount, refund.currency), money(seen.amount, seen.currency)),
         (_("支払い"), "id", refund.payment_id, seen.payment_id),
-        (_("返金の番号"), "id", str(refund.pk), str(refund.pk) if candidate.is_named else named),
+        (_("受付番号"), "id", str(refund.pk), str(refund.pk) if candidate.is_named else named),
         (_("理由"), "", str(reasons[refund.reason]), str(reasons.get(seen.reason, seen.reason))),
         (_("説明"), "", refund.description, seen.description),
     ]

@@ -11,11 +11,11 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
-from dashboard.sso import fresh_sign_in_required, posted_from
-from refunds import audit, paging, roles, services, smartpay
+from dashboard.sso import posted_from
+from refunds import audit, paging, roles, services
 from refunds.forms import DecisionForm, RefundFilterForm
 from refunds.models import Control, Refund, SmartpayRefund
-from refunds.views import may_see, not_now, parked_fields, person, remember_way_back, viewed
+from refunds.views import may_see, parked_fields, person, remember_way_back, viewed
 from refunds.views_asking import shown_similar
 from refunds.wording import money
 
@@ -50,10 +50,10 @@ def refund_list(request: HttpRequest) -> HttpResponse:
 @may_see
 def refund_detail(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
     """The one page of a refund. Reading it again never sends anything."""
-    return _draw_refund(request, refund_of(refund_id), DecisionForm(initial=parked_fields(request)))
+    return draw_refund(request, refund_of(refund_id), DecisionForm(initial=parked_fields(request)))
 
 
-def _refund_page(request: HttpRequest, refund_id: uuid.UUID) -> str:
+def refund_page(request: HttpRequest, refund_id: uuid.UUID) -> str:
     return reverse("refunds:refund", args=[refund_id])
 
 
@@ -72,7 +72,7 @@ def refund_of(refund_id: uuid.UUID) -> Refund:
     return get_object_or_404(related, pk=refund_id)
 
 
-def _draw_refund(
+def draw_refund(
     request: HttpRequest, refund: Refund, decision: DecisionForm, status: int = 200
 ) -> HttpResponse:
     viewed(request, "refund.viewed", refund)
@@ -205,7 +205,7 @@ def _why_cancelled(refund: Refund) -> str:
     }[refund.cancelled_because]
 
 
-@posted_from(_refund_page)
+@posted_from(refund_page)
 @permission_required(roles.REQUEST_REFUND, raise_exception=True)
 def refund_withdraw(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
     get_object_or_404(Refund, pk=refund_id)
@@ -213,33 +213,4 @@ def refund_withdraw(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
         services.withdraw(refund_id, by=person(request))
     except services.NotWaiting as error:
         messages.warning(request, str(error))
-    return redirect("refunds:refund", refund_id)
-
-
-@posted_from(_refund_page)
-@permission_required(roles.APPROVE_REFUND, raise_exception=True)
-@fresh_sign_in_required
-def refund_decide(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
-    """承認する sends the refund; 却下する frees its amount. The sign-in has to be fresh for either."""
-    refund = refund_of(refund_id)
-    form = DecisionForm(request.POST)
-    if not form.is_valid():
-        return _draw_refund(request, refund, form, status=422)
-    note = form.cleaned_data["note"]
-    try:
-        if "approve" in request.POST:
-            services.approve(refund_id, by=person(request), note=note)
-        else:
-            services.reject(refund_id, by=person(request), note=note)
-    except services.NotWaiting as error:
-        messages.warning(request, str(error))
-    except services.RefundError as error:
-        form.add_error(error.field, str(error))
-        return _draw_refund(request, refund, form, status=422)
-    except smartpay.SmartpayError as error:
-        refund = refund_of(refund_id)
-        if refund.state != Refund.State.AWAITING_APPROVAL:  # another click was quicker
-            return redirect("refunds:refund", refund_id)
-        form.add_error(None, not_now(error))
-        return _draw_refund(request, refund, form, status=503)
     return redirect("refunds:refund", refund_id)
