@@ -176,7 +176,7 @@ def test_operator_refunds_auditor_reads_viewer_can_not(site: Running, chrome: Br
     auditor.page.wait_for_url(re.compile(r"[?]q="))
     row = auditor.page.get_by_role("row").filter(has_text="返金の申請")
     expect(row).to_contain_text("返金 花子")
-    expect(row).to_contain_text("1000")
+    expect(row).to_contain_text("¥1,000")
     auditor.page.screenshot(path=SCREENSHOTS / "admin-audit.png")
     auditor.leave()
     assert len(refunds_of(site, found["payments"][0]["id"])) == 1
