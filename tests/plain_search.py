@@ -11,7 +11,7 @@ from refunds.models import Order
 
 # One word: kanji and then kana, or the other way round.
 HALVES = re.compile(
-    "^(?!.*(?:様|さん)$)(?:([一-鿿\uf900-\ufaff]+)([ぁ-んァ-ー]+)|([ぁ-んァ-ー]+)([一-鿿\uf900-\ufaff]+))$"
+    "^(?!.*(?:様|さん)$)(?:([々㐀-鿿\uf900-\ufaff]+)([ぁ-んァ-ー]+)|([ぁ-んァ-ー]+)([々㐀-鿿\uf900-\ufaff]+))$"
 )
 
 

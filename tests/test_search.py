@@ -36,6 +36,9 @@ FAMILIES = [  # written, kana, mail; the first ones are common, as in life
     ("渡邉", "ワタナベ", "watanabe"),
     ("渡辺", "ワタナベ", "watanabe"),
     ("山﨑", "ヤマザキ", "yamazaki"),
+    ("佐々木", "ササキ", "sasaki"),
+    ("大野", "オオノ", "ono"),
+    ("小野", "オノ", "ono"),
     ("田", "デン", "den"),
     ("田中丸", "タナカマル", "tanakamaru"),
     ("O'Brien", "オブライエン", "obrien"),
@@ -47,6 +50,8 @@ GIVENS = [
     ("花", "ハナ"),
     ("田中", "タナカ"),
     ("翔・太", "ショウタ"),
+    ("梅", "ウメ"),
+    ("ヴェラ", "ヴェラ"),
     ("", ""),
 ]
 
