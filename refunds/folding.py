@@ -26,7 +26,8 @@ LATIN = {
 }
 ONE_FORM = KATAKANA | SOUNDS | LATIN | FORMS
 RARE = re.compile("[々ヽヾヴ]")
-REPEATED = re.compile("(.)々|([ァ-ヺ])([ヽヾ])")  # 佐々木, ミスヾ
+# 佐々木, ミスヾ; not ウヾ, a ヴ that would wait for its vowel.
+REPEATED = re.compile("(.)々|([アイエ-ン])([ヽヾ])")
 V = {"": "ブ", "ア": "バ", "イ": "ビ", "エ": "ベ", "オ": "ボ"}
 # An IME writes one key as a dash or as the sign of a long vowel: after kana it is a vowel, elsewhere a dash; ウ is one
 # after オ: サトウ, サトー. Each depends on what stands before it alone, so that a name may be typed from its beginning.
@@ -70,7 +71,7 @@ def fold_reference(text: str) -> str:
 def _once(text: str) -> str:
     text = SILENT.sub("", unicodedata.normalize("NFKC", text).casefold()).translate(ONE_FORM)
     if RARE.search(text):
-        text = re.sub("ヴ([アイエオ]?)", lambda match: V[match[1]], REPEATED.sub(_repeat, text))
+        text = REPEATED.sub(_repeat, re.sub("ヴ([アイエオ]?)", lambda match: V[match[1]], text))
     return LONG.sub(_lengthen, text)
 
 

@@ -249,6 +249,8 @@ V_BEGUN = re.compile("ヴ[ァアィイヰェエヱォオヲ]")
 @hypothesis_settings(max_examples=300, deadline=None)
 @given(KANA_AS_WRITTEN)
 @example("サトウケイイチ")
+@example("ゥヾァ")
+@example("ヴ々ァ")
 def test_a_name_is_found_as_it_is_typed_and_by_its_middle(name: str) -> None:
     """But between ヴ and its vowel, which one key writes, and from a sign on that only lengthens or repeats."""
     for at in range(len(name)):
