@@ -219,6 +219,7 @@ CODES: dict[str, dict[str, Any]] = {
         "reject": _("却下"),
         "resume": _("再開"),
         "start": _("開始"),
+        "start_with_similar": _("似た返金も含めた開始"),
     },
     "verdict": dict(ReviewDecision.Verdict.choices),
     "why": {

@@ -122,6 +122,7 @@ def start(bulk_id: uuid.UUID, *, by: User, similar_reason: str = "") -> Bulk:
             raise PermissionDenied
         if bulk.state != Bulk.State.CHECKED:
             raise BulkError(_("この一括返金はすでに開始されたか、中止されています。"))
+        _check_age(bulk.uploaded_at)
         similar = bulk.lines.filter(state=Line.SIMILAR)
         if similar_reason:
             similar.update(state=Line.READY)
@@ -156,7 +157,8 @@ def decide(bulk_id: uuid.UUID, *, by: User, approved: bool, note: str = "") -> B
             raise PermissionDenied
         if bulk.state != Bulk.State.AWAITING_APPROVAL:
             raise BulkError(_("この一括返金はすでに決定されたか、中止されています。"))
-        _check_age(bulk.uploaded_at)
+        if approved:
+            _check_age(bulk.uploaded_at)
         if not approved and not note:
             raise BulkError(_("却下する理由を入力してください。"), "note")
         bulk.decided_by, bulk.decided_at, bulk.decision_note = by, clock.now(), note

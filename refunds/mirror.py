@@ -894,10 +894,10 @@ class _Scan:
             self._look_at_the_clock()
             try:
                 taken = [self._fetch(cursor.page_token)] if sweep else self._take(cursor.page_token)
-            except smartpay.Refused:
-                # How Smartpay says that a token ran out is not known. Were it not believed, each run would ask for the
-                # same page again, for ever.
-                if not cursor.page_token or restarts == RESTARTS:
+            except smartpay.Refused as error:
+                # How Smartpay says that a token ran out is not known: 400, as a rule. Were nothing else believed, each
+                # run would ask for the same page again, for ever; were it believed often, read all before it.
+                if not cursor.page_token or restarts == (RESTARTS if error.http_status == 400 else 1):
                     raise
                 restarts += 1
                 oldest = None
@@ -976,13 +976,19 @@ class _Scan:
 
     def _tell_unreadable(self, taken: Iterable[_Read], cursor: SyncCursor) -> None:
         """Keep the ids of what is listed and can't be read; say each once. Raises: smartpay.Unclear for too many."""
-        known = set(cursor.unreadable)
+        known: dict[str, str] = cursor.unreadable
         readable = {item.id for read in taken for item in read.page.items}
-        unreadable = {one for read in taken for one in read.page.unreadable}
-        cursor.unreadable = sorted(known - readable | unreadable)
-        if len(cursor.unreadable) > MOST_UNREADABLE:
+        unreadable = {one: read.read_at.isoformat() for read in taken for one in read.page.unreadable}
+        listed = {one: at for one, at in known.items() if one not in readable} | unreadable
+        if (
+            cursor.scan_started_at is None and cursor.last_started_at
+        ):  # at the end: what was not shown is not listed
+            began = cursor.last_started_at.isoformat()
+            listed = {one: at for one, at in listed.items() if at >= began}
+        cursor.unreadable = listed
+        if len(listed) > MOST_UNREADABLE:
             raise smartpay.Unclear("Too much of the list can't be read.")
-        for one in sorted(unreadable - known):
+        for one in sorted(unreadable.keys() - known.keys()):
             log.error("mirror.unreadable", alarm=True, collection=self.collection, id=one)
             self._say(f"{self.collection} unreadable {one}")
 

@@ -463,6 +463,11 @@ class Refund(models.Model):
     def is_settled(self) -> bool:
         return self.state not in self.RESERVING
 
+    @property
+    def is_overtaken(self) -> bool:
+        """Whether the payment was refunded elsewhere since the person looked: that may be what they wanted."""
+        return self.payment.external > self.external_before
+
 
 class Attempt(models.Model):
     """One sending of a refund: written before the request leaves, finished once by its answer, never again."""
@@ -808,12 +813,12 @@ class SyncCursor(models.Model):
     last_read_at = models.DateTimeField(_("最後の読み取り"), null=True, blank=True)
     # When the object was created that the next sweep goes back behind. See Note [How far a sweep goes] in mirror.py.
     sweep_to = models.DateTimeField(_("次に読み直す範囲の始まり"), null=True, blank=True)
-    # Ids of what Smartpay lists and nobody here can read: each was said once.
+    # What Smartpay lists and nobody here can read, by id, with when it was last listed: each was said once.
     unreadable = models.JSONField(
         _("読み取れないもの"),
         blank=True,
-        default=list,
-        db_default=models.Value([], models.JSONField()),
+        default=dict,
+        db_default=models.Value({}, models.JSONField()),
     )
 
     class Meta:

@@ -89,10 +89,16 @@ def draw_refund(
     ):
         explanation = _("この返金は取り下げられましたが、Smartpay に同じ返金があります。")
         what_now = _("システム担当者に連絡してください。もう一度返金しないでください。")
+    back = request.session.get("way_back") or reverse("refunds:order", args=[order.order_id])
+    lists = {
+        reverse("refunds:approvals"): _("承認に戻る"),
+        reverse("refunds:refund_list"): _("返金一覧に戻る"),
+    }
     context = {
         "refund": refund,
         "order": order,
-        "back_url": request.session.get("way_back") or reverse("refunds:order", args=[order.order_id]),
+        "back_url": back,
+        "back_label": lists.get(back.partition("?")[0], _("注文に戻る")),
         "next_waiting": refunds_waiting(request, Refund.State.AWAITING_APPROVAL).first()
         if is_approver and refund.decided_by_id == request.user.pk
         else None,
@@ -127,6 +133,11 @@ def _why_held(refund: Refund) -> str:
         return _(
             "Smartpay から応答がない状態が続いているため、返金の送信を控えています。"
             "応答が戻ると、必要なら自動で送信します。"
+        )
+    if refund.state == Refund.State.UNKNOWN and refund.is_overtaken:
+        return _(
+            "この支払いに、このツール以外での返金がありました。二重に返金しないよう、もう送信しません。"
+            "結果が分かるまで、自動で調べています。"
         )
     return ""
 

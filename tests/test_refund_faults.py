@@ -814,6 +814,7 @@ def test_lost_refund_is_not_sent_again_once_somebody_refunded_by_hand(
         payment.pk, made.amount
     )  # and a colleague, in its dashboard, did what it should do
     services.read_payment(payment.pk, client=smartpay.client())
+    assert "もう送信しません" in sign_in(operator).get(f"/refunds/{made.pk}/").content.decode()
 
     for hours in (0.1, 1, 6, 1):
         at.advance(hours=hours)

@@ -255,9 +255,11 @@ def test_refund_is_similar_from_when_the_money_left(
 
         assert services.similar_refunds(payment, 999, but=uuid.uuid4())  # it may still leave
         services.approve(waiting.pk, by=approver)
+    approved_at = at.now
     at.advance(days=2)
 
-    assert [each.refund for each in services.similar_refunds(payment, 1000, but=uuid.uuid4())] == [waiting]
+    [similar] = services.similar_refunds(payment, 1000, but=uuid.uuid4())
+    assert (similar.refund, similar.at) == (waiting, approved_at)
 
 
 def test_yesterdays_refund_of_another_amount_is_not_similar(

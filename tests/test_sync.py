@@ -538,21 +538,23 @@ def test_sessions_bring_orders_and_customers() -> None:
 
 
 @pytest.mark.parametrize(
-    "refusal", [smartpay.Refused("token", http_status=status) for status in (400, 403, 410, 422)]
-    + [smartpay.NotFound("token", http_status=404)],
+    ("refusal", "restarts"), [(smartpay.Refused("token", http_status=400), 3)]
+    + [(smartpay.Refused("token", http_status=status), 1) for status in (403, 410, 422)]
+    + [(smartpay.NotFound("token", http_status=404), 1)],
 )  # fmt: skip
-def test_a_page_token_that_ran_out_begins_the_list_again(refusal: smartpay.Refused) -> None:
+def test_a_page_token_that_ran_out_begins_the_list_again(refusal: smartpay.Refused, restarts: int) -> None:
     client: Any = Lists(orders=orders(5, 4, 3, 2, 1))
     client.refusal = refusal
-    client.expired = ["2", "4", "4"]
+    client.expired = ["2", "4", "4"][-restarts:]
     sync(client)
-    assert client.tokens() == ["", "2", "", "2", "4", "", "2", "4", "", "2", "4"]
+    assert client.tokens()[-4:] == ["4", "", "2", "4"]
     cursor = SyncCursor.objects.get(pk="orders")
     assert (cursor.seen, cursor.page_token) == (5, "")
-    client.expired = ["4"] * 4
+    client.tokens()
+    client.expired = ["4"] * (restarts + 1)
     with pytest.raises(smartpay.Refused):
         sync(client, full=True)
-    assert client.tokens() == ["", "2", "4"] * 4
+    assert client.tokens() == ["", "2", "4"] * (restarts + 1)
     client.expired = [""]
     with pytest.raises(smartpay.Refused):
         sync(client, full=True)
@@ -891,6 +893,24 @@ def test_an_order_that_is_no_longer_readable_has_not_vanished(caplog: Any) -> No
 
     assert [name for name, _token in client.read if name == "one"] == []
     assert not Order.objects.exclude(vanished_at=None).exists()
+
+
+def test_an_order_that_was_not_readable_and_then_is_gone_has_vanished(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mirror, "MOST_UNREADABLE", 1)
+    client: Any = Lists(orders=orders(4, 3, 2, 1))
+    sync(client)
+    for unreadable in ("order_test_2", "order_test_3"):
+        client.unreadable = {unreadable}
+        sync(client, full=True)
+        client.lists["orders"] = [one for one in client.lists["orders"] if one.id != unreadable]
+        long_ago()
+        sync(client, full=True)
+
+    gone = Order.objects.exclude(vanished_at=None).values_list("order_id", flat=True)
+    assert set(gone) == {"order_test_2", "order_test_3"}
+    assert SyncCursor.objects.get(pk="orders").unreadable == {}
 
 
 def test_a_list_of_which_much_cannot_be_read_is_doubted(

@@ -16,8 +16,8 @@ class Migration(migrations.Migration):
             models.JSONField(
                 "読み取れないもの",
                 blank=True,
-                default=list,
-                db_default=models.Value([], models.JSONField()),
+                default=dict,
+                db_default=models.Value({}, models.JSONField()),
             ),
         ),
     ]

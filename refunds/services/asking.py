@@ -340,7 +340,15 @@ def similar_refunds(payment: Payment, amount: int, *, but: uuid.UUID) -> list[Si
         .select_related("payment__order")
     )
     found = [
-        Similar(str(r.pk), r.requested_at, r.amount, r.currency, r.payment.order.order_id, r.requested_by, r)
+        Similar(
+            str(r.pk),
+            r.settled_at or r.requested_at,
+            r.amount,
+            r.currency,
+            r.payment.order.order_id,
+            r.requested_by,
+            r,
+        )
         for r in ours
     ] + [
         Similar(s.pk, s.created_at, s.amount, s.currency, s.payment.order.order_id, None, None)

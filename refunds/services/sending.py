@@ -159,7 +159,7 @@ def _why_not_sent(refund: Refund, now: datetime) -> str:
     if refund.first_sent_at and not _entitled(refund):
         return "a person behind it may no longer refund"
     # What was lost may be what somebody then refunded by hand. It is looked for until its absence is proved.
-    if refund.first_sent_at and refund.payment.external > refund.external_before:
+    if refund.first_sent_at and refund.is_overtaken:
         return "a refund made elsewhere could be it"
     return ""
 
@@ -170,12 +170,11 @@ def _still_wanted(refund: Refund) -> bool:
     What was refunded elsewhere since the person looked may be what they wanted: whoever still wants it asks again.
     Where the database was restored since, it may even be this very refund, and that is for people to say.
     """
-    payment = refund.payment
-    if payment.external > refund.external_before and could_be_sent_until(refund) > refund.requested_at:
+    if refund.is_overtaken and could_be_sent_until(refund) > refund.requested_at:
         to_review(refund, "a refund made elsewhere could be it, sent and forgotten")
         refund.save()
         audit.record(None, "refund.review", refund, why="restored")
-    elif payment.is_overdrawn() or payment.external > refund.external_before:
+    elif refund.payment.is_overdrawn() or refund.is_overtaken:
         cancel(refund, Refund.Cancelled.BALANCE, by=None)
         alarm("refund.no_longer_fits", refund)
     elif _file_was_given_up(refund):
