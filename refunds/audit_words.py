@@ -261,8 +261,12 @@ def _bare(name: str) -> str:
 
 
 def told(entry: Any) -> list[tuple[str, str]]:
-    """What an entry tells, in words: labels and values. What has no word here stands as it is."""
-    return [(str(LABELS.get(name, name)), _value(entry, name, value)) for name, value in entry.data.items()]
+    """What an entry tells, in words: labels and values. What has no word here stands as it is.
+
+    By the names of the keys: PostgreSQL does not keep their order.
+    """
+    told = sorted(entry.data.items())
+    return [(str(LABELS.get(name, name)), _value(entry, name, value)) for name, value in told]
 
 
 def _value(entry: Any, name: str, value: Any) -> str:
@@ -274,7 +278,7 @@ def _value(entry: Any, name: str, value: Any) -> str:
         code = "" if name == "filters" else name
         return _("、").join(
             f"{LABELS.get(_bare(each), each)}: {_value(entry, code or _bare(each), said)}"
-            for each, said in value.items()
+            for each, said in sorted(value.items())
         )
     if isinstance(value, list):
         return _("、").join(_value(entry, name, each) for each in value)

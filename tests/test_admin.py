@@ -161,12 +161,12 @@ def told(browser: Client, entry: AuditEntry) -> tuple[str, list[list[str]]]:
         (
             "orders.searched",
             {"why": "limit", "limit": "searches", "seconds": 60, "allowed": 60},
-            ["理由: 回数の上限", "回数を制限した操作: 検索", "制限の期間(秒): 60", "上限(回): 60"],
+            ["上限(回): 60", "回数を制限した操作: 検索", "制限の期間(秒): 60", "理由: 回数の上限"],
         ),
         (
             "refund.requested",
             {"amount": 12345, "currency": "JPY", "reason": "fraudulent", "state": "rejected", "similar": False},
-            ["金額: ¥12,345", "通貨: JPY", "理由: 不正利用", "状態: 返金不可", "似た返金: いいえ"],
+            ["金額: ¥12,345", "通貨: JPY", "理由: 不正利用", "似た返金: いいえ", "状態: 返金不可"],
         ),
         ("refund.requested", {"amount": 1250, "currency": "USD"}, ["金額: USD 12.50", "通貨: USD"]),
         (
@@ -183,13 +183,13 @@ def told(browser: Client, entry: AuditEntry) -> tuple[str, list[list[str]]]:
         (
             "admin.listed",
             {"model": "smartpayrefund", "filters": {"status": "succeeded", "created_at__year": "2026"}},
-            ["対象の種類: Smartpay の返金", "条件: 状態: 返金済み、年: 2026"],
+            ["条件: 年: 2026、状態: 返金済み", "対象の種類: Smartpay の返金"],
         ),
         ("refunds.exported", {"filters": {"min_amount": "1000"}}, ["条件: 金額(下限): ¥1,000"]),
         ("sends.stopped", {"reason": "障害 <調査中>"}, ["理由: 障害 &lt;調査中&gt;"]),
         ("person.signed_in", {"roles_before": ["viewer", "left"]}, ["前の役割: 閲覧者、left"]),
         ("order.viewed", {"of_tomorrow": "x", "state": "new", "before": "?"},
-         ["of_tomorrow: x", "状態: new", "これより前: ?"]),
+         ["これより前: ?", "of_tomorrow: x", "状態: new"]),
     ],
 )  # fmt: skip
 def test_what_an_entry_tells_is_told_in_words(
@@ -209,7 +209,7 @@ def test_nothing_of_an_entry_is_left_out_on_its_page(browser: Client) -> None:
 
     _summary, rows = told(browser, entry)
 
-    assert rows == [["検索語のハッシュ", "–"], ["表示した記録", "、".join(shown)]]
+    assert rows == [["表示した記録", "、".join(shown)], ["検索語のハッシュ", "–"]]
 
 
 def test_trail_names_people_and_knows_currencies_by_as_many_queries_for_many_rows(

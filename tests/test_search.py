@@ -864,6 +864,7 @@ def test_name_that_many_have_is_looked_through_for_so_long_where_a_filter_leaves
     )
     canceled = Filters(status="canceled")
     assert len(search.find("田中", filters=canceled).orders) == 2
+    assert len(search.find("田中", filters=canceled, limit=1).orders) == 1
     monkeypatch.setattr(search, "WALK", 50)
 
     monkeypatch.setattr(search, "FILTERED", 9)
