@@ -39,11 +39,14 @@ def floor(request: HttpRequest) -> HttpResponse:
 def fifty(request: HttpRequest, searched: str) -> HttpResponse:
     """The list's own template over 50 rows at hand."""
     audit.record(request.user, "orders.listed", None, shown=SHOWN)
+    filters = OrderFilterForm(request.GET)
+    filters.filters()
     context = {
         "orders": ROWS,
+        "page_size": len(ROWS),
         "search": LOOKED_FOR if searched == "search" else None,
         "typed": "",
-        "filters": OrderFilterForm(request.GET),
+        "filters": filters,
         "export_url": "?",
         "newer_url": "",
         "older_url": "?page=o0.5",
