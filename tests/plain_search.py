@@ -110,6 +110,7 @@ class Plain:
 
     def found(self, text: str) -> list[str]:
         """The ids that a search has to show, in order."""
+        text = text.strip(".")  # a sentence's end
         bare = " ".join(re.sub("(様|さん)$", "", word) for word in text.split()).strip()
         for reading in (text, bare):
             if fold(reading) and any(tiers := self.tiers(reading)):
