@@ -314,28 +314,32 @@ def similar_refunds(payment: Payment, amount: int, *, but: uuid.UUID) -> list[Si
     what may still leave counts however old it is.
     """
     order, now = payment.order, clock.now()
-    same_customer = Q(payment__order=order)
+    on_order, same_amount = Q(payment__order=order), Q(amount=amount)
+    # The order is one of its customer's. By one index to a customer's orders, and to the few refunds of these.
     if order.email_folded:
-        same_customer |= Q(payment__order__email_folded=order.email_folded)
+        customers = Q(payment__order__email_folded=order.email_folded)
     elif order.name_folded:
-        same_customer |= Q(payment__order__name_folded=order.name_folded)
+        customers = Q(payment__order__name_folded=order.name_folded)
+    else:
+        customers = on_order
 
-    same_order, same_amount = Q(payment__order=order), same_customer & Q(amount=amount)
-
-    def alike(moment: str) -> Q:
-        lately_on_order = same_order & Q((f"{moment}__gte", now - SIMILAR_ON_ORDER))
-        return lately_on_order | same_amount & Q((f"{moment}__gte", now - SIMILAR_FOR_CUSTOMER))
+    def lately(moment: str) -> Q:
+        in_a_day, in_a_week = (
+            Q((f"{moment}__gte", now - span)) for span in (SIMILAR_ON_ORDER, SIMILAR_FOR_CUSTOMER)
+        )
+        return on_order & in_a_day | same_amount & in_a_week
 
     ours = (
-        Refund.objects.filter(
-            Q(state__in=Refund.RESERVING) & (same_order | same_amount)
-            | Q(state=State.SUCCEEDED) & alike("settled_at")
+        Refund.objects.filter(customers)
+        .filter(
+            Q(state__in=Refund.RESERVING) & (on_order | same_amount)
+            | Q(state=State.SUCCEEDED) & lately("settled_at")
         )
         .exclude(pk=but)
         .select_related("payment__order", "requested_by")
     )
     elsewhere = (
-        SmartpayRefund.objects.filter(alike("created_at"), ours=None)
+        SmartpayRefund.objects.filter(customers, lately("created_at"), ours=None)
         .exclude(status=SmartpayRefund.Status.FAILED)
         .select_related("payment__order")
     )
