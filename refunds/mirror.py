@@ -323,7 +323,7 @@ def record_customers(
             elif not (young := [row for row in found if since is None or row.created_at >= since]):
                 fates.append((Import.TOO_OLD, 0))
             else:
-                fates.append(_say(young, one, said, differing))
+                fates.append(_record_customer(young, one, said, differing))
         if not dry_run:
             changed = [row for row in by_id.values() if row.key in differing]
             columns = set().union(*differing.values())
@@ -333,7 +333,7 @@ def record_customers(
     return fates
 
 
-def _say(
+def _record_customer(
     rows: Sequence[Order], one: Named, said: dict[int, Said], differing: dict[int, set[str]]
 ) -> tuple[Import, int]:
     """Put an import's customer on an order, and on the attempts under its reference, unless the file said another."""
@@ -353,9 +353,14 @@ def _say(
     for row in rows:
         if row.key not in said:
             fates.add(_name(row, who, differing))
-            said[row.key] = Said(one.line, customer, again=_name(row, who, differing))
+            said[row.key] = Said(one.line, customer, again=_unchanged(row))
     # Of the attempts under one reference: what says most of what was done.
     return next(fate for fate in (Import.WRITTEN, Import.SAME, Import.KEPT) if fate in fates), 0
+
+
+def _unchanged(row: Order) -> Import:
+    """What becomes of who says of the order what is known of it."""
+    return Import.KEPT if row.customer_source == SESSION else Import.SAME
 
 
 def _name(row: Order, customer: smartpay.Customer, differing: dict[int, set[str]]) -> Import:
@@ -376,7 +381,7 @@ def _name(row: Order, customer: smartpay.Customer, differing: dict[int, set[str]
         facts = {"customer_source": Order.CustomerSource.IMPORT} | asdict(replace(named, email=email))
     changed = _put(ORDERS_TABLE, vars(row), facts)
     if not changed:
-        return Import.KEPT if row.customer_source == SESSION else Import.SAME
+        return _unchanged(row)
     changed |= _put(ORDERS_TABLE, vars(row), folded(vars(row)))
     differing[row.key] = differing.get(row.key, set()) | changed
     return Import.WRITTEN

@@ -586,13 +586,11 @@ class _Exact:
             if walk == FILTERED:
                 break
             walk = min(_times(values["limit"], found) * walk, FILTERED)
-        counts = " UNION ALL ".join(
-            f"SELECT sum(1) FROM (SELECT 1 FROM refunds_order WHERE {branch} AND {rules.key} "  # noqa: S608
-            f"LIMIT %(walk)s + 1) AS counted{number}"
-            for number, branch in enumerate(self.branches)
-        )
-        reached = _rows(counts, values | {"walk": FILTERED})
-        return found, any((many or 0) > FILTERED for (many,) in reached)
+        walks = [
+            f"SELECT 1 FROM refunds_order WHERE {branch} AND {rules.key} LIMIT %(walk)s + 1"  # noqa: S608
+            for branch in self.branches
+        ]
+        return found, _any_exceeds(FILTERED, walks, values | {"walk": FILTERED})
 
     def keys(self, sources: Sequence[str], order: str) -> str:
         branches = " UNION ".join(
@@ -727,12 +725,8 @@ class _Words:
 
     def _is_rare(self, word: _Needle) -> bool:
         """Whether all its candidates would be looked at."""
-        counts = " UNION ALL ".join(
-            f"SELECT sum(1) FROM ({walk}) AS counted{number}"  # noqa: S608
-            for number, walk in enumerate(_walks([*word.whole("word"), *word.begins("word")]))
-        )
-        found = _rows(counts, word.parameters("word") | {"candidates": CANDIDATES})
-        return all((many or 0) <= CANDIDATES for (many,) in found)
+        walks = _walks([*word.whole("word"), *word.begins("word")])
+        return not _any_exceeds(CANDIDATES, walks, word.parameters("word") | {"candidates": CANDIDATES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -799,6 +793,15 @@ class _Within:
 def _times(limit: int, found: Sequence[_Row]) -> int:
     """How many times as much has to be looked at to fill a page: as it seems, and somewhat more."""
     return max(2, 5 * limit // (4 * max(len(found), 1)))
+
+
+def _any_exceeds(bound: int, walks: Sequence[str], values: _Parameters) -> bool:
+    """Whether one of the statements, which end soon after the bound, gives more rows than that."""
+    counts = " UNION ALL ".join(
+        f"SELECT sum(1) FROM ({walk}) AS counted{number}"  # noqa: S608
+        for number, walk in enumerate(walks)
+    )
+    return any((many or 0) > bound for (many,) in _rows(counts, values))
 
 
 def _count(bound: str, rows: str, values: _Parameters) -> int:
