@@ -50,7 +50,7 @@ SYNC_KILLS ?= 20
 
 kills-sync:
 	@scripts/setup
-	@SYNC_KILLS=$(SYNC_KILLS) exec .venv/bin/python -m pytest -q -n0 tests/test_sync.py -k whenever_its_process_was_killed
+	@SYNC_KILLS=$(SYNC_KILLS) exec .venv/bin/python -m pytest -q -n0 tests/test_scanning.py -k whenever_its_process_was_killed
 
 check:
 	@scripts/setup gettext

@@ -36,7 +36,7 @@ from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_POST, require_safe
 
 from dashboard.models import User
-from refunds import audit, audit_export, audit_words, clock, jobs, mirror, roles, sealing, search
+from refunds import audit, audit_export, audit_words, clock, jobs, roles, sealing, search
 from refunds.models import (
     Attempt,
     AuditEntry,
@@ -64,7 +64,11 @@ log = structlog.get_logger(__name__)
 
 MOST_ROWS = 10_000  # what a list counts and pages through; past it, a filter is the way
 WAYS_TO_SHOW = {ALL_VAR, ERROR_FLAG, IS_FACETS_VAR, ORDER_VAR, PAGE_VAR}  # with numbers, or True
-COLLECTIONS = {mirror.ORDERS: _("注文"), mirror.SESSIONS: _("お客様情報"), mirror.REFUNDS: _("返金")}
+COLLECTIONS = {
+    SyncCursor.ORDERS: _("注文"),
+    SyncCursor.SESSIONS: _("お客様情報"),
+    SyncCursor.REFUNDS: _("返金"),
+}
 VERIFY_SECONDS = 10.0  # of one press of the button; a long trail takes several
 
 for model in [*admin.site._registry]:

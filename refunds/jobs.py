@@ -22,7 +22,17 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from dashboard import sso
-from refunds import clock, mirror, notices, reconciling, retention, sealing, services, smartpay, state_file
+from refunds import (
+    clock,
+    notices,
+    reconciling,
+    retention,
+    scanning,
+    sealing,
+    services,
+    smartpay,
+    state_file,
+)
 from refunds.models import JobRun
 
 log = structlog.get_logger(__name__)
@@ -35,13 +45,13 @@ FAILURES_KEPT = timedelta(days=30)
 
 def sweep() -> None:
     """Read the newest pages of Smartpay's lists, or go on with a full reading that was killed."""
-    mirror.sync(smartpay.client(), observe=services.observe_refund)
+    scanning.sync(smartpay.client(), observe=services.observe_refund)
 
 
 def sweep_all() -> None:
     """Read all pages once a day. Before the first complete reading that is what sweep() does."""
-    if mirror.is_older_than(FULL_SWEEP_EVERY):
-        mirror.sync(smartpay.client(), full=True, observe=services.observe_refund)
+    if scanning.is_older_than(FULL_SWEEP_EVERY):
+        scanning.sync(smartpay.client(), full=True, observe=services.observe_refund)
 
 
 def seal() -> None:

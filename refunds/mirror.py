@@ -5,22 +5,18 @@ is not touched here; services.observe_refund() records a refund through this mod
 """
 
 import hashlib
-import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
-from itertools import pairwise
-from queue import SimpleQueue
-from threading import Lock, Thread
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, Model, OuterRef, Q, QuerySet
 
 from refunds import clock, fragments, smartpay
 from refunds.audit import storable
@@ -32,8 +28,6 @@ log = structlog.get_logger(__name__)
 
 ORDERS_TABLE, PAYMENTS_TABLE, REFUNDS_TABLE = Table(Order), Table(Payment), Table(SmartpayRefund)
 SESSION = Order.CustomerSource.SESSION.value
-
-SESSIONS, ORDERS, REFUNDS = "checkout-sessions", "orders", "refunds"  # SyncCursor.collection
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -488,8 +482,8 @@ def _write_payments(
 
 def _lock_arrivals() -> None:
     """Let one process at a time add what is new. See Note [Arrivals one at a time]."""
-    while not SyncCursor.objects.select_for_update().filter(pk=ORDERS).first():
-        SyncCursor.objects.bulk_create([SyncCursor(pk=ORDERS)], ignore_conflicts=True)
+    while not SyncCursor.objects.select_for_update().filter(pk=SyncCursor.ORDERS).first():
+        SyncCursor.objects.bulk_create([SyncCursor(pk=SyncCursor.ORDERS)], ignore_conflicts=True)
 
 
 # --- Refunds ------------------------------------------------------------------------------------------------
@@ -658,6 +652,80 @@ def _booked(ids: Iterable[str]) -> set[str]:
     return set(rows.values_list("pk", flat=True))
 
 
+def news(refunds: Iterable[smartpay.Refund]) -> list[smartpay.Refund]:
+    """Those that the mirror does not have as they are, or the ledger has not booked."""
+    by_id = {refund.id: refund for refund in refunds}
+    booked = SmartpayRefund.objects.in_bulk(list(_booked(by_id)))
+    return [
+        refund
+        for refund in by_id.values()
+        if refund.id not in booked or _put(REFUNDS_TABLE, vars(booked[refund.id]), _refund_facts(refund))
+    ]
+
+
+def record_strangers(refunds: Sequence[smartpay.Refund], *, read_at: datetime) -> list[smartpay.Refund]:
+    """Record those of the refunds that the ledger has nothing to do with, and return the others.
+
+    Theirs are neither a claim on a row of the ledger nor a payment with a refund of ours that could no longer fit: what
+    is left for services.observe_refund() to do is to record them, and a page of them is recorded at once. Payments
+    are locked meanwhile, as they are by whoever asks for a refund.
+    """
+    with transaction.atomic():
+        payments = {refund.payment for refund in refunds}
+        _lock_payments(payments)
+        busy = set(
+            Refund.objects.filter(payment__in=payments, state__in=Refund.RESERVING).values_list(
+                "payment_id", flat=True
+            )
+        )
+        claimed = set(
+            Refund.objects.filter(
+                pk__in={claim for refund in refunds for claim in _claims(refund)}
+            ).values_list("pk", flat=True)
+        )
+        ours = _ours(refunds)
+        others = [
+            refund
+            for refund in refunds
+            if refund.payment in busy
+            or refund.id in ours
+            or "refund_dashboard_id" in refund.metadata
+            or not claimed.isdisjoint(_claims(refund))
+        ]
+        left = {refund.id for refund in others}
+        record_refunds([refund for refund in refunds if refund.id not in left], read_at=read_at)
+    return others
+
+
+def is_news(refund: smartpay.Refund) -> bool:
+    """Whether the mirror does not have the refund as it is, or the ledger has not booked it."""
+    return bool(news([refund]))
+
+
+# --- What Smartpay shows no longer --------------------------------------------------------------------------
+
+SMARTPAY_ID: dict[type[Model], str] = {Order: "order_id", SmartpayRefund: "id"}  # the column with its own id
+
+
+def unread_since(
+    moment: datetime, kind: type[Order | SmartpayRefund], *, beside: Collection[str], most: int
+) -> list[str]:
+    """Return Smartpay's ids of orders or refunds that were last read before, without those that are named here."""
+    column = SMARTPAY_ID[kind]
+    unread = _unread(moment, kind).exclude(**{f"{column}__in": beside})
+    return list(unread.order_by().values_list(column, flat=True)[:most])
+
+
+def record_vanished(smartpay_id: str, kind: type[Order | SmartpayRefund], *, unread_since: datetime) -> None:
+    """Smartpay says that there is none of this id. One that was read meanwhile, by somebody else, stays as it is."""
+    unread = _unread(unread_since, kind).filter(**{SMARTPAY_ID[kind]: smartpay_id})
+    unread.update(vanished_at=clock.now())
+
+
+def _unread(since: datetime, kind: type[Order | SmartpayRefund]) -> QuerySet[Any]:
+    return kind._default_manager.filter(read_at__lt=since, vanished_at=None)
+
+
 # --- Writing rows -------------------------------------------------------------------------------------------
 
 
@@ -720,450 +788,3 @@ class _Batch:
         if same:
             self.table.move_on(same, self.read_at)
         return {row[self.table.key] for row in (*new, *changed)}
-
-
-# --- Reading whole lists ------------------------------------------------------------------------------------
-
-PAGES_AHEAD = 4  # at most; a kill has as many read again
-PAUSES = (1, 2, 4, 8, 16)  # seconds between the tries of a page that fails
-LONGEST_PAUSE = 60  # seconds, however long Smartpay asks to wait
-NOT_LISTED_FOR = timedelta(hours=1)  # Smartpay's lists may lag behind
-MOST_MISSING = 1000  # rows; a list that lacks more says something about itself, and nothing about them
-MOST_UNREADABLE = 100  # objects of a list; where there are more, the list is not what we know
-RESTARTS = 3  # of a scan whose page token ran out
-UNDER_WAY = timedelta(minutes=2)  # a scan that read no page for so long was given up by its process
-
-# Note [How far a sweep goes]
-# A page without news says nothing about the pages behind it: it may have been written by a sweep that failed or was
-# killed there, by the checkout sessions, or by webhooks. So a sweep goes on at least to what is older than
-# SyncCursor.sweep_to: the newest object that the last sweep, or whole reading, saw on its first page, or, where a sweep
-# did not end, the oldest that it wrote. No sweep dates a complete reading, unless it came to the list's own end.
-
-
-class Observe(Protocol):
-    """services.observe_refund(), handed in: this module stands below the ledger."""
-
-    def __call__(self, seen: smartpay.Refund, *, read_at: datetime, kind: str) -> object: ...
-
-
-type Progress = Callable[[str], None]
-
-
-def sync(
-    client: smartpay.Client, *, full: bool = False, observe: Observe, progress: Progress | None = None
-) -> None:
-    """Bring the mirror up to date: checkout sessions with their orders, orders, refunds. Safe to repeat and to kill.
-
-    A scan that was killed goes on after the last page that was committed. Otherwise all pages are read where that was
-    never done; else the newest ones, if the list shows itself to come newest first, and all pages if it does not. The
-    newest ones are those back to the first page that brings nothing new and lies behind all that could be new (see Note
-    [How far a sweep goes]). Changes of older orders are then left to webhooks and to the next full scan.
-
-    Args:
-        full: from the start, all pages, whatever was read before.
-        progress: is given a line after each page.
-
-    Raises: smartpay.SmartpayError, after some tries. Never called inside a transaction.
-    """
-    failed: smartpay.SmartpayError | None = None
-    # Sessions first: they bring orders and customers at once, and leave the second list little to write. One list
-    # that can't be read keeps the others waiting no longer than its tries.
-    for collection in (SESSIONS, ORDERS, REFUNDS):
-        try:
-            _Scan(collection, client, observe, progress).run(full=full)
-        except smartpay.SmartpayError as error:
-            failed = failed or error
-    if failed:
-        raise failed
-
-
-def scan_refunds(client: smartpay.Client, *, observe: Observe) -> None:
-    """Read all pages of GET /refunds from the start: a complete read, which SyncCursor.last_started_at then dates.
-
-    Returns at once where another process is reading them. Raises: as sync().
-    """
-    under_way = SyncCursor.objects.filter(
-        pk=REFUNDS, scan_started_at__isnull=False, last_read_at__gt=clock.now() - UNDER_WAY
-    )
-    if not under_way.exists():
-        _Scan(REFUNDS, client, observe).run(full=True)
-
-
-def scanned_at() -> datetime | None:
-    """When the last complete reading of GET /refunds began; None before the first."""
-    return SyncCursor.objects.filter(pk=REFUNDS).values_list("last_started_at", flat=True).first()
-
-
-def is_older_than(age: timedelta) -> bool:
-    """Whether the last complete reading of the orders began longer ago; one that was never complete goes on anyway."""
-    return SyncCursor.objects.filter(pk=ORDERS, last_started_at__lt=clock.now() - age).exists()
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A page as it was read."""
-
-    read_at: datetime
-    page: smartpay.Page[Any]
-
-
-class _Ahead:
-    """The pages of a list from a token on, read in a thread while those before are written, until some are there.
-
-    A process need not wait for the thread at its end, and the thread needs no database.
-    """
-
-    def __init__(self, fetch: Callable[[str], _Read], token: str) -> None:
-        self._fetch = fetch
-        self._there: SimpleQueue[_Read | BaseException] = SimpleQueue()
-        self._failed: BaseException | None = None
-        self._lock = Lock()  # of what follows
-        self._token: str | None = token  # of the next page
-        self._places = PAGES_AHEAD
-        self._reading = False
-        self._read_on()
-
-    def take(self, most: int) -> list[_Read]:
-        """Wait for a page; return it with those after it that are there as well. Raises: what reading it did."""
-        if self._failed:
-            raise self._failed
-        taken: list[_Read] = []
-        while not taken or (len(taken) < most and not self._there.empty()):
-            outcome = self._there.get()
-            if isinstance(outcome, _Read):
-                taken.append(outcome)
-            elif taken:
-                self._failed = outcome  # once these are written
-                break
-            else:
-                raise outcome
-        with self._lock:
-            self._places += len(taken)
-        self._read_on()
-        return taken
-
-    def close(self) -> None:
-        """Read no more."""
-        with self._lock:
-            self._token, self._places = None, 0
-
-    def _read_on(self) -> None:
-        with self._lock:
-            if self._reading or self._token is None:
-                return
-            self._reading = True
-        Thread(target=self._run, name="mirror-read", daemon=True).start()
-
-    def _run(self) -> None:
-        goes_on = True
-        while goes_on:
-            outcome: _Read | BaseException
-            try:
-                outcome = self._fetch(self._token or "")
-                token = outcome.page.next_token or None
-            except BaseException as error:
-                outcome, token = error, None
-            with self._lock:
-                self._there.put(outcome)  # before another thread reads on
-                self._token, self._places = token, self._places - 1
-                self._reading = goes_on = token is not None and self._places > 0
-
-
-@dataclass
-class _Scan:
-    """One reading of one of Smartpay's lists. Where it stands is committed with the rows of its pages."""
-
-    collection: str
-    client: smartpay.Client
-    observe: Observe
-    progress: Progress | None = None
-    _ahead: _Ahead | None = None
-
-    def run(self, *, full: bool) -> None:
-        try:
-            self._run(full)
-        finally:
-            self._close_ahead()
-
-    def _run(self, full: bool) -> None:
-        cursor, _created = SyncCursor.objects.get_or_create(pk=self.collection)
-        # A sweep is a scan that may end early. Its page is not kept, it is short. See Note [How far a sweep goes].
-        sweep = not full and cursor.scan_started_at is None and cursor.last_finished_at is not None
-        if full or cursor.scan_started_at is None:
-            _begin(cursor)
-        began, pages, seen, changed, restarts = time.monotonic(), 0, 0, 0, 0
-        oldest: datetime | None = None
-        newest: datetime | None = None
-        sweep_to: datetime | None = None
-        while True:
-            self._look_at_the_clock()
-            try:
-                taken = [self._fetch(cursor.page_token)] if sweep else self._take(cursor.page_token)
-            except smartpay.Refused as error:
-                # How Smartpay says that a token ran out is not known: 400, as a rule. Were nothing else believed, each
-                # run would ask for the same page again, for ever; were it believed often, read all before it.
-                if not cursor.page_token or restarts == (RESTARTS if error.http_status == 400 else 1):
-                    raise
-                restarts += 1
-                oldest = None
-                _begin(cursor)
-                self._close_ahead()
-                continue
-            last = taken[-1]
-            moments = self._moments(last.page)
-            if not cursor.page_token:
-                newest, sweep_to = next(iter(self._moments(taken[0].page)), None), cursor.sweep_to
-            sweep = sweep and _comes_newest_first(moments, after=oldest)
-            oldest = moments[-1] if moments else oldest
-
-            ended = not last.page.next_token
-            left = (cursor.last_seen or 0) - cursor.seen  # as many as the last time
-            cursor.scan_started_at = cursor.scan_started_at or taken[0].read_at
-            cursor.page_token = last.page.next_token
-            cursor.seen += sum(len(read.page.items) for read in taken)
-            cursor.last_read_at = last.read_at
-            if ended:
-                cursor.last_started_at, cursor.last_finished_at = cursor.scan_started_at, clock.now()
-                cursor.scan_started_at, cursor.last_seen = None, cursor.seen
-            short = sweep and not ended
-            if short:
-                cursor.sweep_to = min(moments[-1], cursor.sweep_to or moments[-1])
-            else:
-                cursor.sweep_to = newest or cursor.sweep_to
-            fresh = self._store(taken, cursor, WHERE_A_SWEEP_STANDS if short else WHERE_IT_STANDS)
-
-            for read, news in zip(taken, fresh, strict=True):
-                size = len(read.page.items)
-                pages, seen, changed, left = pages + 1, seen + size, changed + news, left - size
-                rate = seen / max(time.monotonic() - began, 0.001)
-                self._say(
-                    f"{self.collection} pages={pages} seen={seen} changed={changed} rate={rate:.0f}/s"
-                    + (
-                        f" remaining={timedelta(seconds=round(left / rate))}"
-                        if left > 0 and rate and not sweep
-                        else ""
-                    )
-                )
-            if ended:
-                self._seek_missing(cursor.last_started_at or last.read_at, set(cursor.unreadable))
-                return
-            if short and not any(fresh) and (sweep_to is None or moments[-1] < sweep_to):
-                cursor.sweep_to = newest
-                cursor.save(update_fields=["sweep_to"])
-                return
-
-    def _take(self, token: str) -> list[_Read]:
-        """Return the page with this token, and those after it that are there."""
-        self._ahead = self._ahead or _Ahead(self._fetch, token)
-        # Where rows are locked, each page by itself: its locks are taken in one order, those of several would not be.
-        return self._ahead.take(most=1 if connection.features.has_select_for_update else PAGES_AHEAD)
-
-    def _close_ahead(self) -> None:
-        if self._ahead:
-            self._ahead.close()
-            self._ahead = None
-
-    def _fetch(self, token: str) -> _Read:
-        """Read a page. Raises: smartpay.SmartpayError, after some tries."""
-        read_at = self._now()
-        page = _patiently(lambda: self._page(token))
-        if page.next_token and page.next_token == token:
-            raise smartpay.Unclear("The list repeats a page.")
-        return _Read(read_at, page)
-
-    def _look_at_the_clock(self) -> None:
-        self._clock = clock.now(), time.monotonic()
-
-    def _now(self) -> datetime:
-        """The database's time without asking it: what it was a moment ago and what passed since, never more."""
-        moment, at = self._clock
-        return moment + timedelta(seconds=time.monotonic() - at)
-
-    def _tell_unreadable(self, taken: Iterable[_Read], cursor: SyncCursor) -> None:
-        """Keep the ids of what is listed and can't be read; say each once. Raises: smartpay.Unclear for too many."""
-        known: dict[str, str] = cursor.unreadable
-        readable = {item.id for read in taken for item in read.page.items}
-        unreadable = {one: read.read_at.isoformat() for read in taken for one in read.page.unreadable}
-        listed = {one: at for one, at in known.items() if one not in readable} | unreadable
-        if (
-            cursor.scan_started_at is None and cursor.last_started_at
-        ):  # at the end: what was not shown is not listed
-            began = cursor.last_started_at.isoformat()
-            listed = {one: at for one, at in listed.items() if at >= began}
-        cursor.unreadable = listed
-        if len(listed) > MOST_UNREADABLE:
-            raise smartpay.Unclear("Too much of the list can't be read.")
-        for one in sorted(unreadable.keys() - known.keys()):
-            log.error("mirror.unreadable", alarm=True, collection=self.collection, id=one)
-            self._say(f"{self.collection} unreadable {one}")
-
-    def _seek_missing(self, began: datetime, unreadable: Collection[str]) -> None:
-        """Look for what the complete reading that began then did not show: read each; say what Smartpay denies.
-
-        `unreadable`: what it did show, though it could not be read.
-        """
-        model = {ORDERS: Order, REFUNDS: SmartpayRefund}.get(self.collection)
-        if model is None:
-            return
-        column = "order_id" if model is Order else "pk"
-        unseen = model._default_manager.filter(read_at__lt=began - NOT_LISTED_FOR, vanished_at=None).exclude(
-            **{f"{column}__in": unreadable}
-        )
-        ids = list(unseen.order_by().values_list(column, flat=True)[: MOST_MISSING + 1])
-        if len(ids) > MOST_MISSING:
-            log.error(
-                "mirror.list_incomplete", alarm=True, collection=self.collection, more_than=MOST_MISSING
-            )
-            self._say(f"{self.collection} list lacks more than {MOST_MISSING} that are known here")
-            return
-        for missing in ids:
-            read_at = clock.now()
-            try:
-                for seen in _patiently(lambda missing=missing: self._read_missing(missing)):  # type: ignore[misc]
-                    self.observe(seen, read_at=read_at, kind=Evidence.Kind.READ)
-            except smartpay.NotFound:
-                unseen.filter(**{column: missing}).update(vanished_at=clock.now())
-                log.error("mirror.vanished", alarm=True, collection=self.collection, id=missing)
-                self._say(f"{self.collection} vanished {missing}")
-
-    def _read_missing(self, missing: str) -> tuple[smartpay.Refund, ...]:
-        if self.collection == ORDERS:
-            return refresh_order(missing, self.client)
-        return (self.client.get_refund(missing),)
-
-    def _say(self, line: str) -> None:
-        if self.progress:
-            self.progress(line)
-
-    def _page(self, token: str) -> smartpay.Page[Any]:
-        match self.collection:
-            case "checkout-sessions":
-                return self.client.list_checkout_sessions(token)
-            case "orders":
-                return self.client.list_orders(token)
-            case _:
-                return self.client.list_refunds(token)
-
-    def _moments(self, page: smartpay.Page[Any]) -> list[datetime]:
-        """When the objects were created, in the order of the page. A session has no moment of its own here."""
-        if self.collection == SESSIONS:
-            return [session.order.created_at for session in page.items if session.order]
-        return [item.created_at for item in page.items]
-
-    def _store(self, taken: Sequence[_Read], cursor: SyncCursor, columns: list[str]) -> list[int]:
-        """Record pages and where the scan stands; return how many objects of each were new or changed.
-
-        Says what can't be read. Raises: smartpay.Unclear where that is too much.
-        """
-        self._tell_unreadable(taken, cursor)
-        if self.collection == REFUNDS:
-            # The ledger has transactions of its own. Killed in between, the pages are read again: nothing is lost.
-            news = [self._observe(read) for read in taken]
-        with transaction.atomic():
-            cursor.save(update_fields=columns)
-            match self.collection:
-                case "checkout-sessions":
-                    return [self._record_sessions(read) for read in taken]
-                case "orders":
-                    return [record_orders(read.page.items, read_at=read.read_at) for read in taken]
-                case _:
-                    for read in taken:
-                        record_refunds(read.page.items, read_at=read.read_at)
-                    return news
-
-    def _record_sessions(self, read: _Read) -> int:
-        sessions = {session.order.id: session for session in read.page.items if session.order}
-        orders = [session.order for session in sessions.values()]
-        return record_orders(orders, read_at=read.read_at, sessions=sessions)
-
-    def _observe(self, read: _Read) -> int:
-        """Tell the ledger what it does not know; return how many refunds are news here."""
-        news = _news(read.page.items)
-        for refund in _record_strangers(news, read_at=read.read_at):
-            self.observe(refund, read_at=read.read_at, kind=Evidence.Kind.LIST)
-        return len(news)
-
-
-WHERE_A_SWEEP_STANDS = ["last_read_at", "sweep_to", "unreadable"]
-WHERE_IT_STANDS = [
-    *WHERE_A_SWEEP_STANDS,
-    "last_seen",
-    "page_token",
-    "scan_started_at",
-    "seen",
-    "last_started_at",
-    "last_finished_at",
-]
-
-
-def _begin(cursor: SyncCursor) -> None:
-    """From the first page. Not saved yet: until a page is read, an interrupted scan can still go on."""
-    cursor.page_token, cursor.scan_started_at, cursor.seen = "", None, 0
-
-
-def _comes_newest_first(moments: list[datetime], *, after: datetime | None) -> bool:
-    """Whether a page goes from newer to older, and on from the page before it. Smartpay promises no order."""
-    falling = all(newer >= older for newer, older in pairwise([*([after] if after else []), *moments]))
-    return falling and bool(moments) and (after is not None or moments[0] > moments[-1])
-
-
-def _news(refunds: Iterable[smartpay.Refund]) -> list[smartpay.Refund]:
-    """Those that the mirror does not have as they are, or the ledger has not booked."""
-    by_id = {refund.id: refund for refund in refunds}
-    booked = SmartpayRefund.objects.in_bulk(list(_booked(by_id)))
-    return [
-        refund
-        for refund in by_id.values()
-        if refund.id not in booked or _put(REFUNDS_TABLE, vars(booked[refund.id]), _refund_facts(refund))
-    ]
-
-
-def _record_strangers(refunds: Sequence[smartpay.Refund], *, read_at: datetime) -> list[smartpay.Refund]:
-    """Record those of the refunds that the ledger has nothing to do with, and return the others.
-
-    Theirs are neither a claim on a row of the ledger nor a payment with a refund of ours that could no longer fit: what
-    is left for services.observe_refund() to do is to record them, and a page of them is recorded at once. Payments
-    are locked meanwhile, as they are by whoever asks for a refund.
-    """
-    with transaction.atomic():
-        payments = {refund.payment for refund in refunds}
-        _lock_payments(payments)
-        busy = set(
-            Refund.objects.filter(payment__in=payments, state__in=Refund.RESERVING).values_list(
-                "payment_id", flat=True
-            )
-        )
-        claimed = set(
-            Refund.objects.filter(
-                pk__in={claim for refund in refunds for claim in _claims(refund)}
-            ).values_list("pk", flat=True)
-        )
-        ours = _ours(refunds)
-        others = [
-            refund
-            for refund in refunds
-            if refund.payment in busy
-            or refund.id in ours
-            or "refund_dashboard_id" in refund.metadata
-            or not claimed.isdisjoint(_claims(refund))
-        ]
-        left = {refund.id for refund in others}
-        record_refunds([refund for refund in refunds if refund.id not in left], read_at=read_at)
-    return others
-
-
-def is_news(refund: smartpay.Refund) -> bool:
-    """Whether the mirror does not have the refund as it is, or the ledger has not booked it."""
-    return bool(_news([refund]))
-
-
-def _patiently[T](read: Callable[[], T]) -> T:
-    """Read a page, again after a pause where Smartpay is busy, broken or silent. Raises: smartpay.SmartpayError."""
-    for pause in PAUSES:
-        try:
-            return read()
-        except (smartpay.Refused, smartpay.NotAccepted):
-            raise  # the same would come again
-        except smartpay.SmartpayError as error:
-            time.sleep(max(pause, min(error.retry_after or 0, LONGEST_PAUSE)))
-    return read()

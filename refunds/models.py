@@ -795,9 +795,9 @@ class Control(models.Model):
 class SyncCursor(models.Model):
     """Where the scan of one of Smartpay's lists stands, so that a killed one goes on at its page."""
 
-    collection = models.CharField(
-        _("一覧"), max_length=24, primary_key=True
-    )  # "orders", "checkout-sessions", "refunds"
+    SESSIONS, ORDERS, REFUNDS = "checkout-sessions", "orders", "refunds"
+
+    collection = models.CharField(_("一覧"), max_length=24, primary_key=True)  # one of these
     # The next page to read; empty: from the start.
     page_token = models.TextField(_("次のページ"), blank=True, default="")
     # Of the scan under way.
@@ -811,7 +811,7 @@ class SyncCursor(models.Model):
     last_seen = models.PositiveBigIntegerField(_("前回読み取った件数"), null=True, blank=True)
     # Of the last page, or sweep, of any kind.
     last_read_at = models.DateTimeField(_("最後の読み取り"), null=True, blank=True)
-    # When the object was created that the next sweep goes back behind. See Note [How far a sweep goes] in mirror.py.
+    # When the object was created that the next sweep goes back behind. See Note [How far a sweep goes] in scanning.py.
     sweep_to = models.DateTimeField(_("次に読み直す範囲の始まり"), null=True, blank=True)
     # What Smartpay lists and nobody here can read, by id, with when it was last listed: each was said once.
     unreadable = models.JSONField(

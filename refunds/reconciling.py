@@ -17,7 +17,7 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
-from refunds import audit, clock, mirror, services, smartpay
+from refunds import audit, clock, scanning, services, smartpay
 from refunds.models import Difference, Payment, Reconciliation, Refund, SmartpayRefund
 from refunds.spreadsheet import moment
 
@@ -51,7 +51,7 @@ def reconcile_due() -> None:
     due = datetime.combine(timezone.localdate(clock.now()), DUE_AT, timezone.get_default_timezone())
     if clock.now() < due:
         due -= timedelta(days=1)
-    if mirror.scanned_at() is None:
+    if scanning.scanned_at() is None:
         return  # nothing was ever read to its end, which is the sweeps' to do
     yesterday = due.date() - timedelta(days=1)
     if first := _first_to_compare(yesterday, due):
@@ -74,10 +74,10 @@ def _first_to_compare(last: date, due: datetime) -> date | None:
 def _read_everything(client: smartpay.Client) -> datetime:
     """Read the newest orders, which refunds may be of, and all refunds; return when that reading of them began."""
     began = clock.now()
-    mirror.sync(client, observe=services.observe_refund)
+    scanning.sync(client, observe=services.observe_refund)
     while True:
-        mirror.scan_refunds(client, observe=services.observe_refund)
-        read_at = mirror.scanned_at()
+        scanning.scan_refunds(client, observe=services.observe_refund)
+        read_at = scanning.scanned_at()
         if read_at is not None and read_at >= began:
             return read_at
         time.sleep(OTHERS_SCAN_SECONDS)

@@ -29,8 +29,8 @@ from psycopg.pq import TransactionStatus
 from dashboard.models import User
 from refunds import audit, smartpay
 from refunds.folding import fold, fold_reference
-from refunds.mirror import ORDERS, first_key, moment_of
-from refunds.models import Order, SavedSearch, Search
+from refunds.mirror import first_key, moment_of
+from refunds.models import Order, SavedSearch, Search, SyncCursor
 
 PAGE = 50  # orders
 CANDIDATES = 1000  # orders that a branch of tiers 2 to 4 may bring in another order than ours
@@ -210,7 +210,7 @@ SELECT 'saved', coalesce(search_id, ''), name, filters, person_id, NULL FROM (
     WHERE person_id = %(person)s ORDER BY name LIMIT {SavedSearch.MOST}
 ) AS saved
 UNION ALL
-SELECT 'read', collection, '', '', 0, last_read_at FROM refunds_synccursor WHERE collection = '{ORDERS}'
+SELECT 'read', collection, '', '', 0, last_read_at FROM refunds_synccursor WHERE collection = '{SyncCursor.ORDERS}'
 """  # noqa: S608  (numbers of ours)
 
 

@@ -181,7 +181,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Clock:
     moved = Clock()
     monkeypatch.setattr("refunds.clock.now", lambda: moved.now)
     monkeypatch.setattr(
-        "refunds.mirror._Scan._now", lambda _scan: moved.now
+        "refunds.scanning._Scan._now", lambda _scan: moved.now
     )  # which goes on between two looks at it
     return moved
 

@@ -14,7 +14,7 @@ from psycopg import sql
 from dashboard import sso
 from dashboard.models import SessionIndex, User
 from dashboard.oidc_provider import Refused
-from refunds import grants, mirror, sealing, services, smartpay
+from refunds import grants, scanning, sealing, services, smartpay
 from refunds.models import (
     AuditEntry,
     Control,
@@ -462,7 +462,7 @@ def test_case_is_decided_and_what_was_lost_is_recovered(
 @pytest.mark.postgresql
 def test_mirror_follows_what_changes(payment: Payment, sandbox: Sandbox, at: Clock) -> None:
     client = smartpay.client()
-    mirror.sync(client, full=True, observe=services.observe_refund)
+    scanning.sync(client, full=True, observe=services.observe_refund)
     order = Order.objects.get(pk=payment.order_id)
     sandbox.set(order.order_id, status="canceled", reference="別の番号", amount=order.amount + 1)
     sandbox.set(payment.pk, description="別の説明", amount=payment.captured - 1)

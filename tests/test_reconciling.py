@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from dashboard.models import User
-from refunds import clock, mirror, reconciling, smartpay
+from refunds import clock, reconciling, scanning, smartpay
 from refunds.models import AuditEntry, Difference, Reconciliation, Refund, SmartpayRefund
 from tests.conftest import Clock, make_order, sign_in
 from tests.sandbox import Sandbox
@@ -186,7 +186,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, settings: Any, sandbox: Sandbox) -> l
         Reconciliation.objects.filter(day__range=(first, last)).update(read_at=clock.now())
 
     monkeypatch.setattr(reconciling, "reconcile", reconcile)
-    monkeypatch.setattr(mirror, "scanned_at", clock.now)
+    monkeypatch.setattr(scanning, "scanned_at", clock.now)
     return made
 
 
@@ -240,7 +240,7 @@ def test_day_that_was_compared_before_its_end_is_compared_again(
 def test_it_waits_until_something_was_read(
     db: None, calls: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirror, "scanned_at", lambda: None)
+    monkeypatch.setattr(scanning, "scanned_at", lambda: None)
 
     reconciling.reconcile_due()
 
@@ -305,7 +305,7 @@ def test_command_ends_with_2_for_no_span_of_days(
 def test_command_ends_with_2_when_smartpay_can_not_be_read(
     db: None, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirror, "PAUSES", ())
+    monkeypatch.setattr(scanning, "PAUSES", ())
     sandbox.fault("error", method="GET", path="/v1/refunds", times=None)
 
     code, told = command()

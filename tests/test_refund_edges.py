@@ -15,7 +15,7 @@ from django.core.exceptions import PermissionDenied
 from django.db import OperationalError, transaction
 
 from dashboard.models import User
-from refunds import clock, mirror, services, smartpay
+from refunds import clock, scanning, services, smartpay
 from refunds.models import Attempt, AuditEntry, Control, Evidence, Payment, Refund, SmartpayRefund, SyncCursor
 from refunds.services import control, sending, settling, states
 from tests.conftest import Clock, make_order, make_user
@@ -750,7 +750,7 @@ def test_absence_is_for_people_only_beside_one_that_could_be_it(
 
     for hours in (7, 8):
         at.now = first + timedelta(hours=hours)
-        SyncCursor.objects.update_or_create(pk=mirror.REFUNDS, defaults={"last_started_at": at.now})
+        SyncCursor.objects.update_or_create(pk=SyncCursor.REFUNDS, defaults={"last_started_at": at.now})
         look(made, at)
 
     assert made.state == (state if could_be_it else State.NOT_EXECUTED)
@@ -918,7 +918,7 @@ def test_read_within_twelve_hours_keeps_it_with_the_machine(
 
 
 def scanned(moment: datetime | None) -> None:
-    SyncCursor.objects.update_or_create(pk=mirror.REFUNDS, defaults={"last_started_at": moment})
+    SyncCursor.objects.update_or_create(pk=SyncCursor.REFUNDS, defaults={"last_started_at": moment})
 
 
 def test_scan_is_wanted_again_where_it_could_prove_something(
@@ -975,7 +975,7 @@ def test_scan_wakes_only_those_whose_absence_it_proves(operator: User, sandbox: 
 
     woken = {each.pk: each.next_check_at for each in Refund.objects.all()}
     assert woken == {waits.pk: at.now, leased.pk: later, sleeps.pk: later, early.pk: later}
-    assert mirror.scanned_at() == at.now
+    assert scanning.scanned_at() == at.now
 
 
 # --- Whether anything may be sent ---------------------------------------------------------------------------

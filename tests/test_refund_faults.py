@@ -16,7 +16,7 @@ from django.db import DatabaseError, IntegrityError, connection, connections, tr
 from django.test.utils import CaptureQueriesContext
 
 from dashboard.models import User
-from refunds import clock, mirror, services, smartpay
+from refunds import clock, mirror, scanning, services, smartpay
 from refunds.models import Attempt, AuditEntry, Control, Order, Payment, Refund
 from refunds.services import control, deciding, sending, settling
 from tests.conftest import Clock, make_user, sign_in
@@ -156,7 +156,7 @@ def test_success_that_smartpay_takes_back_is_an_alarm(
 def test_scan_that_fails_does_not_end_the_worker(
     payment: Payment, operator: User, sandbox: Sandbox, at: Clock, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirror, "PAUSES", ())
+    monkeypatch.setattr(scanning, "PAUSES", ())
     sandbox.switch(payments_list_refunds=False)
     sandbox.fault("reset", executed=False)
     refund(payment, operator)
@@ -341,7 +341,7 @@ def test_reader_that_lost_its_lease_leaves_the_senders_alone(
 def test_unknown_whose_scans_fail_for_twelve_hours_is_for_people(
     payment: Payment, operator: User, sandbox: Sandbox, at: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirror, "PAUSES", ())
+    monkeypatch.setattr(scanning, "PAUSES", ())
     sandbox.switch(payments_list_refunds=False)
     sandbox.fault("reset", executed=False)
     made = refund(payment, operator)
@@ -719,7 +719,7 @@ def test_lost_refund_with_text_that_no_database_takes_stops_no_scan(
     scan(at)
 
     assert Refund.objects.get(pk=lost).state == State.SUCCEEDED
-    assert mirror.scanned_at()
+    assert scanning.scanned_at()
 
 
 # --- Two clicks, of which the slower one hears nothing

@@ -9,7 +9,7 @@ from django.core.management import call_command
 from django.forms.models import model_to_dict
 
 from dashboard.models import User
-from refunds import audit, mirror, retention, search, services, smartpay
+from refunds import audit, retention, scanning, search, services, smartpay
 from refunds.models import AuditEntry, Fragment, Order, Refund, Search
 from tests.conftest import make_order, sign_in
 from tests.sandbox import Sandbox
@@ -66,14 +66,14 @@ def test_names_and_mails_of_old_orders_go_and_everything_else_stays(db: None, se
 
 def test_later_reading_does_not_bring_them_back(db: None, sandbox: Sandbox, settings: Any) -> None:
     client = smartpay.client()
-    mirror.sync(client, observe=services.observe_refund)
+    scanning.sync(client, observe=services.observe_refund)
     named = Order.objects.exclude(customer_source="")
     assert named.exists()
     settings.RETENTION_DAYS = 1
     retention.prune()
     yesterday = datetime.now(UTC) - timedelta(days=1)
 
-    mirror.sync(client, full=True, observe=services.observe_refund)
+    scanning.sync(client, full=True, observe=services.observe_refund)
 
     assert not named.filter(created_at__lt=yesterday).exists()
 

@@ -12,7 +12,7 @@ from django.core.management.base import CommandError
 from django.test import override_settings
 
 from dashboard.models import User
-from refunds import clock, mirror, services, smartpay
+from refunds import clock, scanning, services, smartpay
 from refunds.models import AuditEntry, Control, Payment, Refund, SmartpayRefund
 from refunds.services import Request, control, sending
 from tests.conftest import Clock, make_order
@@ -690,7 +690,7 @@ def test_pause_grows_and_heeds_smartpays_wish(
 
 def scan(at: Clock) -> None:
     at.advance(seconds=1)
-    mirror.scan_refunds(smartpay.client(), observe=services.observe_refund)
+    scanning.scan_refunds(smartpay.client(), observe=services.observe_refund)
 
 
 @pytest.mark.parametrize("executed", [True, False])
@@ -982,7 +982,7 @@ def test_settle_refunds_takes_every_turn_that_is_due(payment: Payment, operator:
 
 
 def test_settle_refunds_says_that_smartpay_can_not_be_read(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "PAUSES", ())
+    monkeypatch.setattr(scanning, "PAUSES", ())
     Control.objects.create(restored_at=clock.now())  # the fence: all refunds are to be read
 
     with pytest.raises(CommandError, match=r"\(NOT_SENT HTTP -\)"):  # nothing listens there
@@ -1049,12 +1049,12 @@ def test_scan_is_shared_and_repeated_only_for_what_was_sent_since(
 
 
 def test_mirror_is_old_a_day_after_its_last_whole_reading(sandbox: Sandbox, db: None, at: Clock) -> None:
-    assert not mirror.is_older_than(timedelta(hours=24))
-    mirror.sync(smartpay.client(), observe=services.observe_refund)
+    assert not scanning.is_older_than(timedelta(hours=24))
+    scanning.sync(smartpay.client(), observe=services.observe_refund)
 
-    assert not mirror.is_older_than(timedelta(hours=24))
+    assert not scanning.is_older_than(timedelta(hours=24))
     at.advance(hours=25)
-    assert mirror.is_older_than(timedelta(hours=24))
+    assert scanning.is_older_than(timedelta(hours=24))
 
 
 def test_order_read_shows_its_refunds_made_elsewhere(payment: Payment, sandbox: Sandbox) -> None:

@@ -15,7 +15,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from dashboard.models import User
-from refunds import audit, mirror, services, smartpay
+from refunds import audit, services, smartpay
 from refunds.models import AuditEntry, Order, Payment, Refund, Search, SyncCursor
 from refunds.views_asking import READ_SECONDS
 from refunds.wording import money
@@ -699,7 +699,7 @@ def test_empty_search_is_the_list_and_long_ones_are_cut(browser: Client) -> None
 def test_list_says_when_it_is_late(browser: Client, minutes: int, late: bool) -> None:
     make_order()
     read_at = timezone.now() - timedelta(minutes=minutes)
-    SyncCursor.objects.update_or_create(pk=mirror.ORDERS, defaults={"last_read_at": read_at})
+    SyncCursor.objects.update_or_create(pk=SyncCursor.ORDERS, defaults={"last_read_at": read_at})
 
     assert ("それ以降の注文は、まだ並んでいません" in text(browser.get("/orders/"))) is late
 

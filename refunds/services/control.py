@@ -10,7 +10,7 @@ from django.db import connection, transaction
 from django.utils.translation import gettext as _
 
 from dashboard.models import User
-from refunds import audit, clock, mirror, roles, smartpay, state_file
+from refunds import audit, clock, roles, scanning, smartpay, state_file
 from refunds.models import Attempt, Control, Refund
 from refunds.services.errors import NotReconciled
 from refunds.services.states import alarm, wake
@@ -201,7 +201,7 @@ def _ledger() -> tuple[str, int]:
 
 
 def _check_reconciled(restored_at: datetime) -> None:
-    scanned_at = mirror.scanned_at()
+    scanned_at = scanning.scanned_at()
     if scanned_at is None or scanned_at < restored_at:
         raise NotReconciled(
             _("データベースの復元後、Smartpay の返金の読み取りが終わっていません。終わってから再開できます。")

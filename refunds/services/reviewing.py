@@ -15,7 +15,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from dashboard.models import User
-from refunds import audit, clock, mirror, roles, smartpay
+from refunds import audit, clock, mirror, roles, scanning, smartpay
 from refunds.models import Attempt, Evidence, Refund, ReviewDecision, SmartpayRefund
 from refunds.services import settling
 from refunds.services.errors import NoReason, NotProved, NotWaiting
@@ -79,7 +79,7 @@ def look_again(refund_id: uuid.UUID, *, client: smartpay.Client) -> datetime | N
     complete = settling.read_payment(refund.payment_id, client=client)
     for seen in refund.seen.values_list("pk", flat=True):
         _read_again(seen, client=client)
-    complete_at = read_at if complete else mirror.scanned_at()
+    complete_at = read_at if complete else scanning.scanned_at()
     kind = Evidence.Kind.READ if complete else Evidence.Kind.LIST
     settling.book_absence_of_case(refund_id, kind=kind, complete_at=complete_at)
     return complete_at

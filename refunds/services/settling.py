@@ -9,7 +9,7 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from dashboard.models import User
-from refunds import audit, clock, mirror, smartpay
+from refunds import audit, clock, mirror, scanning, smartpay
 from refunds.models import Control, Evidence, Payment, Refund, SmartpayRefund
 from refunds.services import control
 from refunds.services.states import (
@@ -214,7 +214,7 @@ def look_for(refund_id: uuid.UUID, *, owner: str, client: smartpay.Client) -> bo
         return False
     if complete:
         return _book_absence(refund_id, kind=Evidence.Kind.READ, complete_at=read_at, owner=owner)
-    return _book_absence(refund_id, kind=Evidence.Kind.LIST, complete_at=mirror.scanned_at(), owner=owner)
+    return _book_absence(refund_id, kind=Evidence.Kind.LIST, complete_at=scanning.scanned_at(), owner=owner)
 
 
 @retried
@@ -348,10 +348,10 @@ def scan_if_needed(*, client: smartpay.Client) -> None:
     if not needs_full_scan():
         return
     cases = _cases_waiting_for_scan()
-    mirror.scan_refunds(client, observe=observe_refund)
+    scanning.scan_refunds(client, observe=observe_refund)
     for refund in cases:
-        book_absence_of_case(refund.pk, kind=Evidence.Kind.LIST, complete_at=mirror.scanned_at())
-    scanned_at = mirror.scanned_at() or mirror.EPOCH
+        book_absence_of_case(refund.pk, kind=Evidence.Kind.LIST, complete_at=scanning.scanned_at())
+    scanned_at = scanning.scanned_at() or mirror.EPOCH
     # Whose absence this proves need not wait. Whoever may be sent again does: its pauses are for Smartpay's sake.
     for refund in _waiting_for_scan():
         if absence_counts_from(refund) <= scanned_at:
@@ -360,7 +360,7 @@ def scan_if_needed(*, client: smartpay.Client) -> None:
 
 def needs_full_scan() -> bool:
     """Whether something waits for a complete read that no payment offers. See Note [Complete reads]."""
-    now, scanned_at = clock.now(), mirror.scanned_at()
+    now, scanned_at = clock.now(), scanning.scanned_at()
     if Control.objects.filter(restored_at__gt=scanned_at or mirror.EPOCH).exists():
         return True
     if _cases_waiting_for_scan():
@@ -378,7 +378,7 @@ def _cases_waiting_for_scan() -> list[Refund]:
     """Cases that people looked at and whose payment lists no refunds: one scan shows what there is, two more prove
     absence as soon as they can. However long a case then stays open, it asks for no further one.
     """
-    now, scanned_at = clock.now(), mirror.scanned_at()
+    now, scanned_at = clock.now(), scanning.scanned_at()
     looked_at = Evidence.objects.filter(refund=OuterRef("pk"), detail=Evidence.Detail.NO_LIST)
     cases = Refund.objects.filter(Exists(looked_at), state=State.REVIEW)
     return [

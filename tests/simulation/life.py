@@ -22,7 +22,7 @@ from django.db import connection
 from django.utils import timezone
 
 from dashboard.models import User
-from refunds import clock, mirror, services, smartpay
+from refunds import clock, scanning, services, smartpay
 from tests.simulation.database.base import DatabaseWrapper
 from tests.simulation.mutants import Mutant
 from tests.simulation.network import Client
@@ -112,7 +112,7 @@ class Stage:
             def __init__(self, *, target: Any, **how: Any) -> None:
                 self.start = target
 
-        mirror.Thread = Ahead  # type: ignore[assignment, attr-defined]
+        scanning.Thread = Ahead  # type: ignore[assignment, attr-defined]
         clock.now = timezone.now = now
         time.sleep, time.monotonic, time.time = sleep, moment, moment  # type: ignore[assignment]
         uuid.uuid4 = lambda: uuid.UUID(int=random.getrandbits(128), version=4)

@@ -16,7 +16,7 @@ from django.core.exceptions import PermissionDenied
 from django.db import OperationalError
 from django.test import RequestFactory
 
-from refunds import mirror, services, smartpay, webhooks
+from refunds import scanning, services, smartpay, webhooks
 from refunds.sandbox.api import Api, compact
 from refunds.sandbox.model import Clock, Event, Smartpay
 from refunds.sandbox.webhooks import new_signing_secret, sign
@@ -255,7 +255,7 @@ class Shop:
             self.scheduler.pause(rest, awaits="a turn")
 
     def sync(self, client: Client, *, full: bool = False) -> None:
-        mirror.sync(client, full=full, observe=services.observe_refund)
+        scanning.sync(client, full=full, observe=services.observe_refund)
 
     def _guarded(self, do: Callable[..., object], *arguments: Any, **named: Any) -> None:
         """A round of a worker: what may go wrong ends the round and not the worker; anything else is a defect."""

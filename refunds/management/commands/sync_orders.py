@@ -2,7 +2,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from refunds import mirror, services, smartpay
+from refunds import scanning, services, smartpay
 
 
 class Command(BaseCommand):
@@ -13,7 +13,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            mirror.sync(
+            scanning.sync(
                 smartpay.client(),
                 full=options["full"],
                 observe=services.observe_refund,

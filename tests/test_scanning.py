@@ -20,7 +20,7 @@ from django.db import models
 from hypothesis import HealthCheck, given, settings, strategies
 
 from dashboard.models import User
-from refunds import mirror, services, smartpay
+from refunds import mirror, scanning, services, smartpay
 from refunds.models import Evidence, Fragment, Order, Payment, Refund, SmartpayRefund, SyncCursor
 from tests.sandbox import ROOT, Sandbox
 from tests.test_mirror import CREATED, ledger_row, order_of, payment_of, refund_of, session_of
@@ -42,7 +42,7 @@ def picture() -> list[list[dict[str, Any]]]:
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long the scan paused; nothing really sleeps."""
     taken: list[float] = []
-    monkeypatch.setattr(mirror.time, "sleep", taken.append)  # type: ignore[attr-defined]
+    monkeypatch.setattr(scanning.time, "sleep", taken.append)  # type: ignore[attr-defined]
     return taken
 
 
@@ -53,7 +53,7 @@ def observed(seen: smartpay.Refund, *, read_at: datetime, kind: str) -> None:
 
 def sync(client: smartpay.Client, **options: Any) -> list[str]:
     lines: list[str] = []
-    mirror.sync(client, observe=observed, progress=lines.append, **options)
+    scanning.sync(client, observe=observed, progress=lines.append, **options)
     return lines
 
 
@@ -132,15 +132,15 @@ def test_a_scan_killed_at_a_page_goes_on_where_it_was_committed_and_ends_alike(
     monkeypatch.setattr(mirror, "record_refunds", dies(mirror.record_refunds))
     read: list[str] = []
     with pytest.raises(Killed):
-        mirror.sync(client, observe=services.observe_refund, progress=read.append)
-    assert done - mirror.PAGES_AHEAD < len(read) <= done
+        scanning.sync(client, observe=services.observe_refund, progress=read.append)
+    assert done - scanning.PAGES_AHEAD < len(read) <= done
     resumed = sync(client)
     assert sum(pages(resumed).values()) == 33 - len(read) + len(read) // 15  # a list that was done is swept
     disturbed = picture()
 
     for model in (SmartpayRefund, Payment, Order, Fragment, SyncCursor):
         model.objects.all().delete()
-    mirror.sync(client, observe=services.observe_refund)
+    scanning.sync(client, observe=services.observe_refund)
     assert disturbed == picture()
 
 
@@ -632,7 +632,7 @@ def test_pages_that_were_read_meanwhile_are_written_together_or_not_at_all(
             monkeypatch.setattr(mirror, "record_orders", dying(at=3)(mirror.record_orders))
 
     with pytest.raises(Killed):
-        mirror.sync(client, observe=observed, progress=progress)
+        scanning.sync(client, observe=observed, progress=progress)
 
     assert [line.split()[1] for line in lines if line.startswith("orders")] == ["pages=1"]
     assert Order.objects.count() == 2
@@ -683,19 +683,19 @@ def test_refunds_that_are_new_changed_or_not_booked_are_observed(operator: User)
         scan(client, observe=observe, **options)
         return list(seen)
 
-    assert observed_by(mirror.sync) == ["refund_test_ours", "refund_test_1", "refund_test_2"]
-    assert observed_by(mirror.sync) == ["refund_test_ours"]
+    assert observed_by(scanning.sync) == ["refund_test_ours", "refund_test_1", "refund_test_2"]
+    assert observed_by(scanning.sync) == ["refund_test_ours"]
     Evidence.objects.create(refund=ours, kind="list", at=CREATED, found=True, smartpay_id="refund_test_ours")
-    assert observed_by(mirror.sync) == []
+    assert observed_by(scanning.sync) == []
     client.lists["refunds"] = [ours_seen, refund_of("refund_test_1", status="failed")]
     SyncCursor.objects.update(last_read_at=CREATED)
-    assert observed_by(mirror.scan_refunds) == ["refund_test_1"]
+    assert observed_by(scanning.scan_refunds) == ["refund_test_1"]
     assert Refund.objects.get().state == "queued"
 
 
 def test_scan_refunds_dates_a_complete_read_and_leaves_one_that_is_under_way_alone() -> None:
     client: Any = Lists(refunds=[refund_of(f"refund_test_{n}") for n in range(5)])
-    mirror.scan_refunds(client, observe=observed)
+    scanning.scan_refunds(client, observe=observed)
     assert client.tokens("refunds") == ["", "2", "4"]
     first = SyncCursor.objects.get(pk="refunds")
     assert first.last_started_at is not None
@@ -703,11 +703,11 @@ def test_scan_refunds_dates_a_complete_read_and_leaves_one_that_is_under_way_alo
 
     now = datetime.now(tz=UTC)
     SyncCursor.objects.filter(pk="refunds").update(scan_started_at=now, last_read_at=now, page_token="2")
-    mirror.scan_refunds(client, observe=observed)
+    scanning.scan_refunds(client, observe=observed)
     assert client.tokens("refunds") == []
     long_ago = now - timedelta(minutes=3)
     SyncCursor.objects.filter(pk="refunds").update(last_read_at=long_ago, scan_started_at=long_ago)
-    mirror.scan_refunds(client, observe=observed)
+    scanning.scan_refunds(client, observe=observed)
     assert client.tokens("refunds") == [
         "",
         "2",
@@ -739,7 +739,7 @@ def test_a_page_of_refunds_that_the_ledger_has_nothing_to_do_with_is_recorded_at
         told.append(seen.id)
         observed(seen, read_at=read_at, kind=kind)
 
-    mirror.sync(client, observe=observe)
+    scanning.sync(client, observe=observe)
 
     assert told == [refund.id for refund in concerned]
     assert dict(Payment.objects.values_list("pk", "external")) == {
@@ -898,7 +898,7 @@ def test_an_order_that_is_no_longer_readable_has_not_vanished(caplog: Any) -> No
 def test_an_order_that_was_not_readable_and_then_is_gone_has_vanished(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mirror, "MOST_UNREADABLE", 1)
+    monkeypatch.setattr(scanning, "MOST_UNREADABLE", 1)
     client: Any = Lists(orders=orders(4, 3, 2, 1))
     sync(client)
     for unreadable in ("order_test_2", "order_test_3"):
@@ -916,7 +916,7 @@ def test_an_order_that_was_not_readable_and_then_is_gone_has_vanished(
 def test_a_list_of_which_much_cannot_be_read_is_doubted(
     monkeypatch: pytest.MonkeyPatch, naps: list[float], caplog: Any
 ) -> None:
-    monkeypatch.setattr(mirror, "MOST_UNREADABLE", 2)
+    monkeypatch.setattr(scanning, "MOST_UNREADABLE", 2)
     client: Any = Lists(orders=orders(6, 5, 4, 3, 2, 1))
     client.unreadable = {"order_test_6", "order_test_4", "order_test_2"}
 
@@ -930,7 +930,7 @@ def test_a_list_of_which_much_cannot_be_read_is_doubted(
 def test_a_list_that_lacks_nearly_everything_condemns_itself(
     monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    monkeypatch.setattr(mirror, "MOST_MISSING", 2)
+    monkeypatch.setattr(scanning, "MOST_MISSING", 2)
     client: Any = Lists(orders=orders(4, 3, 2, 1))
     sync(client)
     long_ago()
