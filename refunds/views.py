@@ -1,6 +1,7 @@
 """What every screen stands on: who may see, what each page shows around itself, and what is put on the trail."""
 
 import uuid
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -12,8 +13,8 @@ from django.utils.translation import gettext as _
 
 from dashboard import opened
 from dashboard.models import User
-from refunds import audit, roles, smartpay
-from refunds.models import Control
+from refunds import audit, paging, roles, smartpay
+from refunds.models import Bulk, Control, Refund
 
 may_see = permission_required(roles.VIEW_ORDERS, raise_exception=True)
 
@@ -25,12 +26,22 @@ def every_page(request: HttpRequest) -> dict[str, Any]:
         context["nav"] = {
             "can_request": request.user.has_perm(roles.REQUEST_REFUND),
             "can_approve": request.user.has_perm(roles.APPROVE_REFUND),
+            "to_decide": partial(decisions_waiting, person(request)),  # asked by the pages that show it
             "can_compare": request.user.has_perm(roles.RECONCILE),
             "can_audit": request.user.has_perm(roles.AUDIT),
             "roles": [roles.LABELS[role] for role in person(request).role_names],
         }
         context["sends"] = Control.objects.filter(one=True).first() or Control()
     return context
+
+
+def decisions_waiting(approver: User) -> str:
+    """How many refunds and files this person could decide, as the navigation shows it: "", "3", "50+"."""
+    refunds = Refund.objects.filter(state__in=[Refund.State.AWAITING_APPROVAL, Refund.State.REVIEW])
+    files = Bulk.objects.filter(state=Bulk.State.AWAITING_APPROVAL)
+    waiting = len(refunds.exclude(requested_by=approver).values_list("pk")[: paging.PAGE + 1])
+    waiting += len(files.exclude(uploaded_by=approver).values_list("pk")[: paging.PAGE + 1])
+    return f"{paging.PAGE}+" if waiting > paging.PAGE else str(waiting or "")
 
 
 def person(request: HttpRequest) -> User:

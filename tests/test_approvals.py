@@ -1,5 +1,6 @@
 """Four eyes and a day's limit: large refunds wait for a second person, who is never the one who asked."""
 
+import re
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -223,6 +224,23 @@ def test_approver_finds_what_waits_and_approves_it(waiting: Refund, approver: Us
     assert "承認を待っている返金はありません" in browser.get("/approvals/").content.decode()
     late = browser.post(f"/refunds/{waiting.pk}/decide/", {"approve": "1"}, follow=True)
     assert "すでに決定されたか" in late.content.decode()
+
+
+def test_every_page_tells_an_approver_how_much_waits_for_a_decision(
+    waiting: Refund, operator: User, approver: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(person: User) -> str:
+        page = sign_in(person).get("/orders/").content.decode()
+        count = re.search(r'<span class="nav-count">(\d+\+?)<', page)
+        return count[1] if count else ""
+
+    assert told(approver) == "1"
+    assert told(operator) == ""
+    monkeypatch.setattr("refunds.paging.PAGE", 0)
+    assert told(approver) == "0+"
+    monkeypatch.undo()
+    services.reject(waiting.pk, by=approver, note="二重申請のため")
+    assert told(approver) == ""
 
 
 def test_approver_decides_beside_all_that_the_requester_confirmed(
