@@ -3,6 +3,7 @@
 Production is the default: a missing secret stops the start, `DEBUG` and plain HTTP must be asked for.
 """
 
+import os
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
 
 env = environ.Env()
 env.read_env(BASE_DIR / ".env")  # the environment wins over the file
+# A secret may begin with $: django-environ would take the rest for another variable's name, and tell it in an error.
+env.escape_proxy = True
+env.ENVIRON = {name: value.replace("$", r"\$") for name, value in os.environ.items()}
 
 # --- The site -----------------------------------------------------------------------------------------------
 SECRET_KEY = env.str("SECRET_KEY")  # no default: without it the site must not start

@@ -191,15 +191,24 @@ def test_web_server_refuses_to_start_under_unsafe_settings(unsafe: dict[str, str
     assert (done.returncode, fault in done.stderr) == (bool(fault), True), done.stderr
 
 
-def test_setting_left_empty_is_empty_for_commands_as_for_the_web_server() -> None:
-    """The worker is a command: it removes names for good where RETENTION_DAYS has its default."""
+@pytest.mark.parametrize(
+    ("variable", "value", "setting", "read"),
+    [
+        # The worker is a command: it removes names for good where RETENTION_DAYS has its default.
+        ("RETENTION_DAYS", "", "RETENTION_DAYS", "None"),
+        ("OIDC_CLIENT_SECRET", r"$HOME/\$", "OIDC_RP_CLIENT_SECRET", r"$HOME/\$"),
+    ],
+)
+def test_setting_is_what_was_set_for_commands_as_for_the_web_server(
+    variable: str, value: str, setting: str, read: str
+) -> None:
     done = subprocess.run(
-        [sys.executable, "manage.py", "shell", "-v", "0", "-c", "from django.conf import settings; print(settings.RETENTION_DAYS)"],
-        env=os.environ | PRODUCTION | {"RETENTION_DAYS": ""},
+        [sys.executable, "manage.py", "shell", "-v", "0", "-c", f"from django.conf import settings; print(settings.{setting})"],
+        env=os.environ | PRODUCTION | {variable: value},
         cwd=BASE_DIR, capture_output=True, text=True, check=True,
     )  # fmt: skip
 
-    assert done.stdout == "None\n"
+    assert done.stdout == f"{read}\n"
 
 
 @pytest.mark.postgresql

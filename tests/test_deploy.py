@@ -145,6 +145,10 @@ def test_container_is_built_from_what_there_is(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
+    locked, _and, install = runs["python"].partition(" && ")
+    run(locked)
+    assert re.match(r"uv==\S+ --hash=sha256:", (image / "uv.txt").read_text())
+    assert "--require-hashes -r uv.txt" in install
     run(f"{runs['uv']} --offline --python {shlex.quote(sys.executable)}")
     run(next(line for line in runs.values() if "collectstatic" in line))
     [start] = [line.removeprefix("CMD ") for line in CONTAINER if line.startswith("CMD ")]
