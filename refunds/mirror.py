@@ -366,13 +366,12 @@ def _name(row: Order, customer: smartpay.Customer, differing: dict[int, set[str]
         facts = asdict(_completed(known, customer))
     else:
         if not customer.is_named:
-            named = known
+            named = replace(known, email=customer.email or known.email)
         elif not known.is_named or _same_name(known, customer):
             named = _completed(customer, known)
         else:
             named = customer
-        email = customer.email or known.email
-        facts = {"customer_source": Order.CustomerSource.IMPORT} | asdict(replace(named, email=email))
+        facts = {"customer_source": Order.CustomerSource.IMPORT} | asdict(named)
     changed = _put(ORDERS_TABLE, vars(row), facts)
     if not changed:
         return _unchanged(row)
@@ -520,6 +519,10 @@ def record_refunds(refunds: Iterable[smartpay.Refund], *, read_at: datetime) -> 
             facts = {} if _is_older(row, read_at) else _refund_facts(refund)
             batch.add(row, facts | {"ours_id": ours.get(refund.id)})
         batch.write()
+        if connection.features.has_select_for_update:
+            # The triggers lock the orders as the payments come; an import, and retention, lock them by key.
+            keys = Payment.objects.filter(pk__in=payments).values("order")
+            list(Order.objects.select_for_update().filter(key__in=keys).order_by("key").values_list("key"))
         count_external(payments)
     return batch.rows
 

@@ -352,9 +352,10 @@ class _Scan:
                 return self.client.list_refunds(token)
 
     def _moments(self, page: smartpay.Page[Any]) -> list[datetime]:
-        """When the objects were created, in the order of the page. A session has no moment of its own here."""
+        """When the objects were created, in the order of the page."""
         if self.collection == SyncCursor.SESSIONS:
-            return [session.order.created_at for session in page.items if session.order]
+            moments = [one.created_at or (one.order and one.order.created_at) for one in page.items]
+            return [moment for moment in moments if moment]
         return [item.created_at for item in page.items]
 
     def _store(self, taken: Sequence[_Read], cursor: SyncCursor, columns: list[str]) -> list[int]:

@@ -288,7 +288,8 @@ _ADDRESSEE = re.compile(r"<([^\s<>]+@[^\s<>]+)")  # 田中 <tanaka@example.jp>
 _LABEL = re.compile(r"^[^:_@]*(?::|(?<![A-Za-z])ID(?![A-Za-z])|番号)\s*")  # 注文番号:, Order ID, mailto:
 _COURTESY = re.compile(r"\s*(?:様|さま|サマ|さん|サン)(?!\S)")
 _KANJI, _KANA = "[々㐀-䶿一-鿿\uf900-\ufaff\U00020000-\U0003ffff]", "[ぁ-ゖァ-ヺー]"
-_BORDER = re.compile(f"(?<={_KANJI})(?={_KANA})|(?<={_KANA})(?={_KANJI})")
+# Not beside the ノ of 一ノ瀬, nor the ヶ of 龍ヶ崎.
+_BORDER = re.compile(f"(?<={_KANJI})(?={_KANA}(?!{_KANJI}))|(?<={_KANA})(?<!{_KANJI}{_KANA})(?={_KANJI})")
 
 
 def _cleaned(text: str) -> str:
@@ -581,16 +582,29 @@ class _Exact:
         walk = WALK // 10
         while True:
             found = _rows(sql, values | {"walk": walk})
-            if len(found) == values["limit"]:
+            full = len(found) == values["limit"]
+            # A branch that is walked no further than here may hold some that come before the last of these.
+            if full and not self._holds_before(found[-1][0], rules, order, values | {"walk": walk}):
                 return found, False
             if walk == FILTERED:
                 break
             walk = min(_times(values["limit"], found) * walk, FILTERED)
+        if full:
+            return found, True
         walks = [
             f"SELECT 1 FROM refunds_order WHERE {branch} AND {rules.key} LIMIT %(walk)s + 1"  # noqa: S608
             for branch in self.branches
         ]
         return found, _any_exceeds(FILTERED, walks, values | {"walk": FILTERED})
+
+    def _holds_before(self, last: int, rules: _Rules, order: str, values: _Parameters) -> bool:
+        """Whether what follows the walked rows of a branch comes before the row of this key."""
+        before = f"key {'>' if order == 'DESC' else '<'} %(last)s"
+        walks = [
+            f"SELECT 1 FROM refunds_order WHERE {branch} AND {rules.key} AND {before} LIMIT %(walk)s + 1"  # noqa: S608
+            for branch in self.branches
+        ]
+        return _any_exceeds(values["walk"], walks, values | {"last": last})
 
     def keys(self, sources: Sequence[str], order: str) -> str:
         branches = " UNION ".join(

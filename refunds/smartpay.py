@@ -363,6 +363,7 @@ class CheckoutSession:
     order: Order | None
     customer: Customer
     reference: str
+    created_at: datetime | None = None  # seconds or milliseconds, the sources disagree: only to be compared
 
     @classmethod
     def parse(cls, data: Json) -> Self:
@@ -372,6 +373,7 @@ class CheckoutSession:
             order=Order.parse(order) if isinstance(order, dict) else None,
             customer=Customer.parse(data.get("customerInfo") or {}),
             reference=_text(data.get("reference")),
+            created_at=_moment(data["createdAt"]) if type(data.get("createdAt")) is int else None,
         )
 
 

@@ -9,10 +9,10 @@ from refunds import search
 from refunds.folding import fold, fold_reference
 from refunds.models import Order
 
-# One word: kanji and then kana, or the other way round.
-HALVES = re.compile(
-    "^(?!.*(?:様|さん)$)(?:([々㐀-鿿\uf900-\ufaff]+)([ぁ-んァ-ー]+)|([ぁ-んァ-ー]+)([々㐀-鿿\uf900-\ufaff]+))$"
-)
+# One word: kanji, perhaps with single kana between them (一ノ瀬), and then kana, or the other way round.
+KANJI, KANA = "[々㐀-鿿\uf900-\ufaff]", "[ぁ-んァ-ー]"
+KANJI_NAME = f"({KANJI}+(?:{KANA}{KANJI}+)*)"
+HALVES = re.compile(f"^(?!.*(?:様|さん)$)(?:{KANJI_NAME}({KANA}+)|({KANA}+){KANJI_NAME})$")
 
 
 class Texts:

@@ -182,7 +182,7 @@ def test_a_later_import_of_the_same_name_takes_no_kana_away() -> None:
     )
     mirror.record_customers([mirror.Named("order_test_1", "", SATO)], said={})
     row.refresh_from_db()
-    assert (row.customer_name, row.customer_kana) == ("佐藤", "")
+    assert (row.customer_name, row.customer_kana, row.email) == ("佐藤", "", "")
 
 
 def test_unpaid_attempts_share_a_reference_and_two_paid_orders_are_nobodys(tmp_path: Path) -> None:

@@ -494,3 +494,51 @@ def test_refresh_payment_of_an_order_that_is_not_known_reads_that_first() -> Non
     assert mirror.refresh_payment("payment_test_1", client) == (True, ())
     assert client.asked == ["payment_test_1", "order_test_1"]
     assert (Payment.objects.get().order.order_id, external()) == ("order_test_1", 300)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.postgresql  # SQLite has one writer at a time
+def test_refunds_and_an_import_of_the_same_orders_do_not_meet_in_a_deadlock() -> None:
+    for n in reversed(range(20)):  # as a list that comes newest first brings them
+        mirror.record_order(
+            order_of(f"order_test_{n:02d}", payment_of(f"order_test_{n:02d}", f"payment_test_{n:02d}")),
+            read_at=AT,
+        )
+    ids = [f"{n:02d}" for n in range(20)]
+    errors: list[Exception] = []
+
+    def run(what: Any) -> None:
+        try:
+            what()
+        except Exception as error:
+            errors.append(error)
+        finally:
+            connection.close()
+
+    def refunds() -> None:
+        mirror.record_refunds(
+            [
+                smartpay.Refund(
+                    id=f"refund_test_{name}", payment=f"payment_test_{name}", amount=300, currency="JPY",
+                    status="succeeded", reason="", description="", reference="", metadata={}, test=True,
+                    created_at=CREATED,
+                )
+                for name in ids
+            ],
+            read_at=LATER,
+        )  # fmt: skip
+
+    def names() -> None:
+        customer = smartpay.Customer("田中", "太郎")
+        mirror.record_customers([mirror.Named(f"order_test_{name}", "", customer) for name in ids], said={})
+
+    threads = [threading.Thread(target=run, args=(what,)) for what in (names, refunds)]
+    with transaction.atomic():
+        Order.objects.select_for_update().get(order_id="order_test_00")
+        for thread in threads:
+            thread.start()
+            thread.join(1)
+    for thread in threads:
+        thread.join(10)
+    assert errors == []
+    assert set(Order.objects.values_list("family_name", "refunded")) == {("田中", 300)}

@@ -524,8 +524,23 @@ def test_a_list_without_anything_is_read_whole() -> None:
     )
     sync(client)
     sync(client)
-    assert client.tokens("sessions") == ["", "2"] * 2  # sessions of tokens have no moment to go by
+    assert client.tokens("sessions") == ["", "2"] * 2  # there is no moment to go by
     assert client.tokens("orders") == ["", ""]
+
+
+@pytest.mark.parametrize("tokens", [{40, 39}, {40}, {39}])
+def test_a_sweep_does_not_read_all_sessions_because_of_a_page_of_tokens(tokens: set[int]) -> None:
+    def session(n: int) -> smartpay.CheckoutSession:
+        at = 1_767_225_600_000 + n * 60_000
+        about: Any = {"test": True, "createdAt": at, "currency": "JPY", "amount": 1, "status": "succeeded"}
+        order = {} if n in tokens else {"order": about | {"id": f"order_test_{n}", "object": "order"}}
+        return smartpay.CheckoutSession.parse({"id": f"checkout_test_{n}", "createdAt": at} | order)
+
+    client: Any = Lists(sessions=[session(n) for n in range(40, 0, -1)])
+    sync(client)
+    client.tokens("sessions")
+    sync(client)
+    assert client.tokens("sessions") in (["", "2"], [""])  # all 20 pages
 
 
 def test_sessions_bring_orders_and_customers() -> None:

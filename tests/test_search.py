@@ -4,7 +4,7 @@ import random
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import count
+from itertools import chain, count
 from typing import Any
 from unittest.mock import patch
 
@@ -261,7 +261,7 @@ def test_a_name_is_found_as_it_is_typed_and_by_its_middle(name: str) -> None:
 
 
 def test_every_other_form_leads_to_a_form_that_stays() -> None:
-    assert len(FORMS) == 467
+    assert len(FORMS) == 473
     assert [form for form in FORMS.values() if ord(form) in FORMS] == []
     assert [chr(code) for code, form in FORMS.items() if fold(chr(code)) != form] == []
 
@@ -384,9 +384,11 @@ def test_find_by_what_an_operator_may_type(typed: str, matched: list[str]) -> No
 
 
 def test_old_forms_find_new_ones_and_new_ones_old() -> None:
-    forms = ["渡辺", "渡邉", "渡邊"]
-    store(*(order_of(number, family=family) for number, family in enumerate(forms)))
-    assert [found(family) for family in forms] == [[2, 1, 0]] * 3
+    forms = ["渡辺", "渡邉", "渡邊"], ["鶴田", "靏田", "靍田"], ["弁野", "辨野", "辯野"]
+    store(*(order_of(number, family=family) for number, family in enumerate(chain(*forms))))
+    assert [[found(family) for family in alike] for alike in forms] == [
+        [newest_first] * 3 for newest_first in ([2, 1, 0], [5, 4, 3], [8, 7, 6])
+    ]
 
 
 def test_exact_comes_before_begins_and_words_together_where_neither_is() -> None:
@@ -418,6 +420,12 @@ def test_kanji_and_kana_in_one_word_are_two_where_nothing_is_called_so() -> None
     ] * 4 + [[]]
     store(order_of(2, family="田中", given="たろう"))
     assert found("田中たろう") == [2]
+
+
+@pytest.mark.parametrize("typed", ["一ノ瀬はなこ", "はなこ一ノ瀬", "一の瀬ハナコ"])
+def test_kanji_and_kana_in_one_word_are_two_also_beside_a_name_with_kana(typed: str) -> None:
+    store(order_of(1, family="一ノ瀬", given="花子", family_kana="イチノセ", given_kana="ハナコ"))
+    assert found(typed) == [1]
 
 
 @pytest.mark.parametrize(
@@ -873,6 +881,30 @@ def test_name_that_many_have_is_looked_through_for_so_long_where_a_filter_leaves
     whole = search.find("田中", filters=canceled)
 
     assert ([len(cut.orders), cut.partial], [len(whole.orders), whole.partial]) == ([1, True], [2, False])
+
+
+def test_what_a_filter_leaves_of_two_columns_is_found_newest_first_and_whole() -> None:
+    kinds = [("given", n, 4) for n in range(600)] + [("family", n, 60) for n in range(1200)]
+    store(
+        *(
+            order_of(
+                number,
+                **{f"{part}_kana": "ミナミ"},  # type: ignore[arg-type]
+                status="succeeded" if n % every else "canceled",
+                created_at=BEGIN
+                + (timedelta(hours=4 * n) if part == "given" else timedelta(days=100, hours=n)),
+            )
+            for number, (part, n, every) in enumerate(kinds)
+        )
+    )
+    expected = [int(row.order_id[-22:]) for row in Order.objects.filter(status="canceled")]  # newest first
+
+    pages = [search.find("ミナミ", filters=Filters(status="canceled"))]
+    while pages[-1].older:
+        pages.append(search.find("ミナミ", filters=Filters(status="canceled"), cursor=pages[-1].older))
+
+    assert not any(page.partial for page in pages)
+    assert [number for page in pages for number in numbers(page)] == expected
 
 
 @pytest.mark.parametrize(
