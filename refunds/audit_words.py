@@ -225,6 +225,10 @@ CODES: dict[str, dict[str, Any]] = {
     "why": {
         **dict(BulkLine.Problem.choices),
         **{error.__name__: problem.label for error, problem in bulk.PROBLEMS.items()},
+        "NoReason": _("理由の入力なし"),
+        "NotProved": _("Smartpay の表示と合わない判定"),
+        "NotReconciled": _("復元後の読み取りの前"),
+        "NotWaiting": _("すでに送信または決定"),
         "RefundError": _("確認画面の期限切れまたは内容の変更"),
         "RefundUnsettled": BulkLine.Problem.UNSETTLED.label,
         "expired": _("期限切れ"),
@@ -232,6 +236,7 @@ CODES: dict[str, dict[str, Any]] = {
         "request_id reused": _("別の内容で使われた受付番号"),
         "restored": _("復元前に送信された可能性"),
         "same contents": _("同じ内容のファイル"),
+        "smartpay": _("Smartpay に確かめられなかった"),
         "the sender died": _("送信した処理の中断"),
         "unreadable": _("読み取れません"),
     },

@@ -360,9 +360,10 @@ class _Check:
             payment__order__name_folded__in={order.name_folded for order in orders} - {""}
         )
         self._given = {
-            (_customer(line.payment.order), line.amount)
+            (text, line.amount)
             for line in before.filter(people).select_related("payment__order")
             if line.payment
+            for text in _called(line.payment.order)
         }
 
     def run(self) -> None:
@@ -409,6 +410,8 @@ class _Check:
             for order_id, order in self._by_reference.get(fold_reference(line.reference_text), {}).items()
             if line.reference_text and _plain(order.reference) == _plain(line.reference_text)
         }
+        if not (line.order_text or line.reference_text):
+            return Problem.NO_ORDER
         if line.order_text:
             order = self._by_id.get(line.order_text)
             if order is None:
@@ -440,20 +443,24 @@ class _Check:
             # One that was never sent is of a file that was cancelled: it is withdrawn when its turn comes.
             is_made = known.state in (Refund.State.SUCCEEDED, *Refund.OPEN)
             return Problem.USED if is_made else Problem.NOT_MADE
-        given = (_customer(preview.payment.order), line.amount)
+        order = preview.payment.order
+        # Told by as services.similar_refunds() tells customers.
+        told_by = order.email_folded or order.name_folded
         line.is_similar = (
-            bool(preview.similar) or line.payment.order_id in self._orders or given in self._given
+            bool(preview.similar)
+            or line.payment.order_id in self._orders
+            or (told_by, line.amount) in self._given
         )
         line.state = Line.SIMILAR if line.is_similar else Line.READY
-        if given[0]:
-            self._given.add(given)
+        self._given |= {(text, line.amount) for text in _called(order)}
         self._taken[line.payment.pk] = self._taken.get(line.payment.pk, 0) + line.amount
         self._orders.add(line.payment.order_id)
         return None
 
 
-def _customer(order: Order) -> str:
-    return order.email_folded or order.name_folded
+def _called(order: Order) -> list[str]:
+    """What another order of the same customer is told by: its mail or, where that has none, its name."""
+    return [text for text in (order.email_folded, order.name_folded) if text]
 
 
 def _plain(text: str) -> str:
@@ -500,7 +507,14 @@ def _request(line: BulkLine) -> services.Request:
 
 
 def _ask(bulk: Bulk) -> None:
-    """Ask for refunds, in the order of the lines, while few of them wait to be sent."""
+    """Ask for refunds, in the order of the lines, while few of them wait to be sent and somebody's word holds."""
+    said_at = bulk.decided_at or bulk.started_at
+    if said_at is None or said_at < services.expired_before():
+        with _locked(bulk.pk):
+            late = bulk.lines.filter(state=Line.READY)
+            late.filter(HAS_ROW).update(state=Line.ASKED)
+            if lines := late.update(state=Line.LEFT_OUT, problem=Problem.EXPIRED):
+                audit.record(None, "refund.requested", bulk, refused=True, lines=lines, why="expired")
     ready = bulk.lines.filter(state=Line.READY)
     if not ready.exists():
         # A case for people may stay one for days: the file does not wait for it.

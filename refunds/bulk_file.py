@@ -22,7 +22,7 @@ MOST_BYTES = 5 * 1024 * 1024
 LONGEST = {"order": 255, "reference": 255, "amount": 40, "description": 400, "reason": 40}
 # Windows and the others take these characters of Shift_JIS for different ones of Unicode. As NFKC leaves them.
 TWINS = str.maketrans("〜−‖—\\", "~-∥―¥")
-BEFORE_COMMA, AFTER_COMMA = re.compile(r"\W*\d{1,3}"), re.compile(r"\d{3}(\.\d+)?\s?円?\W*")
+BEFORE_COMMA, AFTER_COMMA = re.compile(r"\W*\d{1,3}"), re.compile(r"\d{3}(\.\d+)?\s?(円\s?([(（].*|也)?)?\W*")
 
 HEADINGS = {
     "order": ("注文id", "orderid", "order_id", "order id", "order"),

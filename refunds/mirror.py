@@ -561,9 +561,13 @@ def _refund_facts(refund: smartpay.Refund) -> dict[str, Any]:
     }
 
 
-def named_refund(refund: smartpay.Refund) -> uuid.UUID | None:
-    """The ledger row that the refund names in its metadata or reference, be it of another payment; None for none."""
-    return Refund.objects.filter(pk__in=_claims(refund)).values_list("pk", flat=True).first()
+def claimed_by(refund: smartpay.Refund) -> uuid.UUID | None:
+    """The ledger row that the refund is or, where it is none, names; None for none.
+
+    One that names a row but belongs to another payment is not ours, and yet no stranger's.
+    """
+    named = Refund.objects.filter(pk__in=_claims(refund)).values_list("pk", flat=True)
+    return _ours([refund]).get(refund.id) or named.first()
 
 
 def lost_refund(refund: smartpay.Refund) -> uuid.UUID | None:

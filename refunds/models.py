@@ -291,6 +291,15 @@ class SmartpayRefund(models.Model):
     def __str__(self) -> str:
         return self.id
 
+    @staticmethod
+    def beside_the_ledger() -> Q:
+        """Those that no row of the ledger accounts for: made elsewhere, a second one of a row, one of a row that ended
+        without. As count_external() in mirror.py counts them.
+        """
+        ended = [Refund.State.CANCELLED, Refund.State.REJECTED, Refund.State.NOT_EXECUTED]
+        second = Q(ours__smartpay_id__isnull=False) & ~Q(ours__smartpay_id=F("id"))
+        return Q(ours=None) | Q(ours__state__in=ended) | second
+
     @property
     def counts(self) -> bool:
         """Whether its amount is gone: every status but "failed", the unknown ones included."""
@@ -466,7 +475,11 @@ class Refund(models.Model):
     @property
     def is_overtaken(self) -> bool:
         """Whether the payment was refunded elsewhere since the person looked: that may be what they wanted."""
-        return self.payment.external > self.external_before
+        if self.payment.external > self.external_before:
+            return True
+        # Another that failed meanwhile may have taken as much off the sum.
+        since = self.payment.smartpay_refunds.filter(ours=None, created_at__gt=self.requested_at)
+        return since.exclude(status=SmartpayRefund.Status.FAILED).exists()
 
 
 class Attempt(models.Model):
@@ -676,6 +689,7 @@ class BulkLine(models.Model):
         LEFT_OUT = "left_out", _("対象外")  # similar, and no reason was given; or stopped before its turn
 
     class Problem(models.TextChoices):
+        NO_ORDER = "no_order", _("注文IDかショップ注文番号を入力してください。")
         ORDER = "order", _("注文が見つかりません。")
         ORDERS_DIFFER = "orders_differ", _("注文IDとショップ注文番号が別々の注文のものです。")
         ORDERS = "orders", _("このショップ注文番号の注文が複数あります。注文IDで指定してください。")
@@ -700,6 +714,7 @@ class BulkLine(models.Model):
         NO_REASON = "no_reason", _("似た返金があり、返金する理由が入力されませんでした。")
         NOT_ENTITLED = "not_entitled", _("申請した人または承認した人に返金の権限がなくなりました。")
         STOPPED = "stopped", _("中止したため、返金していません。")
+        EXPIRED = "expired", _("開始または承認から日数がたちすぎたため、返金していません。")
 
     bulk = models.ForeignKey(
         Bulk, on_delete=models.PROTECT, related_name="lines", verbose_name=_("一括返金"), db_index=False

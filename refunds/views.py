@@ -57,6 +57,12 @@ def viewed(request: HttpRequest, action: str, obj: Model) -> None:
         opened.remember(request)
 
 
+def refused(request: HttpRequest, action: str, obj: Model | None, error: Exception, **about: Any) -> None:
+    """Record what somebody tried, and why it was not done: the error's class, or that Smartpay could not be asked."""
+    why = "smartpay" if isinstance(error, smartpay.SmartpayError) else type(error).__name__
+    audit.record(request.user, action, obj, refused=True, why=why, **about)
+
+
 def remember_way_back(request: HttpRequest, page: str = "") -> None:
     """Keep the list that a refund is opened from, as it is filtered; without one, the way back is to the order."""
     if request.session.get("way_back", "") != page:

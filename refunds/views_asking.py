@@ -27,6 +27,7 @@ from refunds.views import (
     parked_fields,
     person,
     quick_client,
+    refused,
     remember_way_back,
     see_other,
     uuid_of,
@@ -143,10 +144,10 @@ def _not_taken(
     error: services.RefundError | smartpay.SmartpayError,
 ) -> HttpResponse:
     """The form with what speaks against it; nothing was recorded and nothing sent."""
+    _refused(request, order, asked, error)
     if isinstance(error, smartpay.SmartpayError):
         form.add_error(None, not_now(error))
         return _draw_form(request, order, form, status=503)
-    _refused(request, order, asked, error)
     form.add_error(error.field, str(error))
     for payment in form.payments:  # the figures beside the message are those it speaks of
         payment.refresh_from_db()
@@ -360,14 +361,9 @@ def shown_similar(each: services.Similar, order: Order) -> dict[str, Any]:
 
 
 def _refused(
-    request: HttpRequest, order: Order, asked: services.Request, error: services.RefundError
+    request: HttpRequest,
+    order: Order,
+    asked: services.Request,
+    error: services.RefundError | smartpay.SmartpayError,
 ) -> None:
-    audit.record(
-        request.user,
-        "refund.requested",
-        order,
-        refused=True,
-        why=type(error).__name__,
-        amount=asked.amount,
-        payment=asked.payment_id,
-    )
+    refused(request, "refund.requested", order, error, amount=asked.amount, payment=asked.payment_id)

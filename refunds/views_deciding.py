@@ -26,6 +26,7 @@ from refunds.views import (
     person,
     problem_text,
     quick_client,
+    refused,
     remember_way_back,
     see_other,
     uuid_of,
@@ -69,21 +70,25 @@ def refund_decide(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
     form = DecisionForm(request.POST)
     if not form.is_valid():
         return draw_refund(request, refund, form, status=422)
-    note = form.cleaned_data["note"]
+    note, approves = form.cleaned_data["note"], "approve" in request.POST
+    action = "refund.approved" if approves else "refund.cancelled"
     try:
-        if "approve" in request.POST:
+        if approves:
             services.approve(refund_id, by=person(request), note=note)
         else:
             services.reject(refund_id, by=person(request), note=note)
     except services.NotWaiting as error:
+        refused(request, action, refund, error)
         messages.warning(request, str(error))
     except services.RefundError as error:
+        refused(request, action, refund, error)
         form.add_error(error.field, str(error))
         return draw_refund(request, refund, form, status=422)
     except smartpay.SmartpayError as error:
         refund = refund_of(refund_id)
         if refund.state != Refund.State.AWAITING_APPROVAL:  # another click was quicker
             return redirect("refunds:refund", refund_id)
+        refused(request, action, refund, error)
         form.add_error(None, not_now(error))
         return draw_refund(request, refund, form, status=503)
     return redirect("refunds:refund", refund_id)
@@ -110,12 +115,15 @@ def _decide_case(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
             refund_id, **form.cleaned_data, by=person(request), client=quick_client()
         )
     except services.NotWaiting as error:
+        refused(request, "refund.judged", refund, error)
         messages.warning(request, str(error))
         return see_other("refunds:refund", refund_id)
     except services.RefundError as error:
+        refused(request, "refund.judged", refund, error)
         form.add_error(error.field or "choice", str(error))
         return _draw_case(request, refund, form=form, status=422)
     except smartpay.SmartpayError as error:
+        refused(request, "refund.judged", refund, error)
         form.add_error(None, _undecided(error))
         return _draw_case(request, refund, form=form, problem=error, status=503)
     if refund.state == Refund.State.REVIEW:
@@ -223,6 +231,7 @@ def sends(request: HttpRequest) -> HttpResponse:
         try:
             services.set_sends(enabled=resume, reason=form.cleaned_data["reason"], by=person(request))
         except services.NotReconciled as error:
+            refused(request, "sends.resumed", None, error)
             form.add_error(None, str(error))
         else:
             messages.success(

@@ -241,7 +241,7 @@ def _line(item: dict[str, Any]) -> dict[str, Any]:
 def _timeline(order: Order, payments: list[Payment]) -> list[dict[str, Any]]:
     """What happened to an order, newest first: the order, its payments, our refunds, and those made elsewhere."""
     ours = Refund.objects.filter(payment__in=payments).select_related("requested_by")
-    elsewhere = SmartpayRefund.objects.filter(payment__in=payments, ours=None)
+    elsewhere = SmartpayRefund.objects.filter(SmartpayRefund.beside_the_ledger(), payment__in=payments)
     entries: list[dict[str, Any]] = [
         {
             "at": order.created_at,
@@ -283,6 +283,7 @@ def _timeline(order: Order, payments: list[Payment]) -> list[dict[str, Any]]:
             "currency": seen.currency,
             "description": seen.description,
             "smartpay_id": seen.pk,
+            "contradicts": seen.ours_id is not None,
         }
         for seen in elsewhere
     ]

@@ -15,7 +15,7 @@ from dashboard.sso import posted_from
 from refunds import audit, paging, roles, services
 from refunds.forms import DecisionForm, RefundFilterForm
 from refunds.models import Control, Refund, SmartpayRefund
-from refunds.views import may_see, parked_fields, person, remember_way_back, viewed
+from refunds.views import may_see, parked_fields, person, refused, remember_way_back, viewed
 from refunds.views_asking import shown_similar
 from refunds.wording import money
 
@@ -219,9 +219,10 @@ def _why_cancelled(refund: Refund) -> str:
 @posted_from(refund_page)
 @permission_required(roles.REQUEST_REFUND, raise_exception=True)
 def refund_withdraw(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
-    get_object_or_404(Refund, pk=refund_id)
+    refund = get_object_or_404(Refund, pk=refund_id)
     try:
         services.withdraw(refund_id, by=person(request))
     except services.NotWaiting as error:
+        refused(request, "refund.cancelled", refund, error)
         messages.warning(request, str(error))
     return redirect("refunds:refund", refund_id)

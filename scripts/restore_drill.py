@@ -92,6 +92,7 @@ def drill(home: Path) -> Drill:
         facts_are_back = _ledger(world) == whole
 
         world.start()
+        world.pass_three_quarters()
         world.until(
             lambda: "sends: on" in world.manage("sends", "on", "--reason", "drill", check=False),
             "sending goes on",

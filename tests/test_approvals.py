@@ -387,3 +387,16 @@ def request(payment: Payment, by: User, amount: int) -> Refund:
     return services.request_refund(
         ask(payment, amount), refundable=payment.refundable(), by=by, similar_reason="別件"
     )
+
+
+def test_decision_that_was_refused_is_on_the_trail(
+    payment: Payment, operator: User, approver: User, settings: Any
+) -> None:
+    settings.REFUND_APPROVAL_ABOVE = 500
+    made = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
+    services.withdraw(made.pk, by=operator)
+
+    answer = decide(fresh(approver), made, approve="1")
+
+    assert answer["Location"] == f"/refunds/{made.pk}/"
+    assert AuditEntry.objects.filter(actor=approver, object_id=str(made.pk), outcome="refused").exists()

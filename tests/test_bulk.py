@@ -978,3 +978,36 @@ def test_template_is_a_file_that_can_be_filled_in(
         (2, Line.READY, 1000),
         (3, Line.READY, payments[1].refundable()),
     ]
+
+
+def test_file_asks_for_nothing_when_nobodys_word_holds_any_more(
+    payments: list[Payment], operator: User, approver: User, settings: Any, at: Clock, monkeypatch: Any
+) -> None:
+    settings.REFUND_APPROVAL_ABOVE = 150
+    monkeypatch.setattr(bulk, "AHEAD", 1)
+    services.set_sends(enabled=False, reason="調査中", by=approver)
+    kept = started(operator, *(line_for(each) for each in payments[:3]))
+    bulk.decide(kept.pk, by=approver, approved=True)
+    bulk.work()
+    assert states(kept) == ["asked", "ready", "ready"]
+    at.advance(days=30)
+    services.set_sends(enabled=True, reason="再開", by=approver)
+    for _ in range(10):
+        work()
+        bulk.work()
+        at.advance(seconds=10)
+
+    assert "asked" not in states(kept)[1:]
+
+
+def test_line_that_was_called_fine_is_not_refused_for_another_line_of_its_own_file(
+    db: None, operator: User
+) -> None:
+    orders = [make_order(5000, email=email) for email in ("tanaka@example.jp", "")]
+    kept = started(operator, *(f"{each.order_id},,1000,," for each in orders))
+    assert states(kept) == ["ready", "left_out"]  # similar, and no reason was given
+
+
+def test_thousand_with_words_behind_it_is_not_one_yen() -> None:
+    with pytest.raises(csv_file.BadFile):
+        bulk_file.read("注文ID,ショップ注文番号,返金額,説明,理由\no,,1,000円(税込),,".encode())

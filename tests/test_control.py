@@ -1,11 +1,14 @@
 """Whether anything may be sent at all: the breaker, the restore fence, the switch."""
 
 import itertools
+import uuid
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from django.core.management import CommandError, call_command
 from django.db import OperationalError
 
@@ -15,7 +18,7 @@ from refunds.models import Attempt, AuditEntry, Control, Payment, Refund, Smartp
 from refunds.services import control, states
 from tests.conftest import Clock
 from tests.sandbox import Sandbox
-from tests.test_services import at_smartpay, mirrored, observe, refund, shown, unknown, work
+from tests.test_services import at_smartpay, mirrored, observe, pass_time, refund, shown, unknown, work
 
 State = Refund.State
 
@@ -106,7 +109,7 @@ def test_fence_is_lifted_by_a_person_after_everything_was_read(
     with pytest.raises(CommandError):
         call_command("sends", "on", "--reason", "確認済み")
 
-    at.advance(seconds=10)
+    at.advance(minutes=46)
     work()
     services.set_sends(enabled=True, reason="確認済み", by=approver)
     work()
@@ -129,7 +132,7 @@ def test_restore_to_before_an_accepted_one_is_noticed_as_well(
 ) -> None:
     forget_the_last_attempt()
     services.watch()
-    at.advance(seconds=10)
+    at.advance(minutes=46)
     work()
     services.set_sends(enabled=True, reason="確認済み", by=approver)
     services.watch()
@@ -328,3 +331,60 @@ def test_fence_that_two_notice_at_once_is_raised_once(db: None) -> None:
     control._raise_fence(0, control.Mark())
 
     assert AuditEntry.objects.filter(action="sends.stopped").count() == 1
+
+
+def lose_a_refund(payment: Payment, sandbox: Sandbox) -> str:
+    """A failover forgot it: Smartpay was asked a moment ago, and the ledger has neither row nor attempt."""
+    lost = str(uuid.uuid4())
+    with suppress(requests.RequestException):
+        sandbox.refund(
+            payment.pk,
+            1000,
+            idempotency_key=lost,
+            reference=lost,
+            metadata={"refund_dashboard_id": lost},
+            timeout=1,
+        )
+    forget_the_last_attempt()
+    services.watch()
+    return lost
+
+
+def test_what_was_asked_for_again_before_the_lost_refund_was_found_is_not_sent(
+    payment: Payment, operator: User, approver: User, sandbox: Sandbox, at: Clock
+) -> None:
+    lost = lose_a_refund(payment, sandbox)
+    again = refund(payment, operator)
+    assert again.state == State.QUEUED
+    for _ in range(2):
+        at.advance(minutes=46)
+        services.scan_if_needed(client=smartpay.client())
+    assert Refund.objects.get(pk=lost).recovered
+    services.set_sends(enabled=True, reason="すべて読み取った", by=approver)
+    at.advance(minutes=1)
+    work()
+
+    again.refresh_from_db()
+    assert len(at_smartpay(sandbox, payment)) == 1
+    assert (again.state, again.cancelled_because) == (State.CANCELLED, Refund.Cancelled.BALANCE)
+
+
+@pytest.mark.parametrize("hidden", ["lag", "held"])
+def test_fence_is_not_lifted_before_what_was_sent_last_can_be_seen(
+    payment: Payment, operator: User, approver: User, sandbox: Sandbox, at: Clock, hidden: str
+) -> None:
+    if hidden == "lag":
+        sandbox.switch(read_lag_seconds=600)
+    else:
+        sandbox.fault("held")
+    lose_a_refund(payment, sandbox)
+    pass_time(at, sandbox, minutes=1)
+    work()  # reads all that Smartpay shows
+    with suppress(services.NotReconciled):
+        services.set_sends(enabled=True, reason="確認済み", by=approver)
+    services.read_order(payment.order.order_id, client=smartpay.client())
+    refund(payment, operator)  # whose refund is gone from every page; none is called similar
+    sandbox.release()
+    pass_time(at, sandbox, minutes=12)
+
+    assert len(at_smartpay(sandbox, payment)) == 1

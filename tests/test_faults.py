@@ -18,11 +18,11 @@ from dashboard.models import User
 from refunds import audit, clock, services, smartpay
 from refunds.forms import YenField
 from refunds.models import Attempt, AuditEntry, Control, Order, Payment, Refund
-from refunds.services import sending
+from refunds.services import sending, settling
 from refunds.services.states import LONGEST_PAUSE, SEND_WINDOW
 from tests.conftest import Asking, Clock, make_user, sign_in
 from tests.sandbox import Sandbox
-from tests.test_services import ask, at_smartpay, mirrored, refund, work
+from tests.test_services import ask, at_smartpay, mirrored, pass_time, refund, scan, work
 from tests.test_smartpay import KEY, PAYMENT, Wire, client_of, http, made, refusal
 from tests.test_views import form_url, hidden, typed
 
@@ -36,12 +36,6 @@ def payment(db: None, sandbox: Sandbox) -> Payment:
 
 def posts(sandbox: Sandbox) -> list[dict[str, Any]]:
     return sandbox.requests("POST", "/v1/refunds")
-
-
-def pass_time(at: Clock, sandbox: Sandbox, **by: float) -> None:
-    """Here and at Smartpay."""
-    at.advance(**by)
-    sandbox.advance(timedelta(**by).total_seconds())
 
 
 def at_once(number: int, act: Callable[[int], None]) -> None:
@@ -700,3 +694,28 @@ def test_every_answer_has_its_meaning_for_a_first_attempt_and_for_a_later_one(
 
 def test_every_class_of_answers_has_its_meaning() -> None:
     assert {outcome for _what, _answer, outcome, *_states in MEANINGS} == set(Attempt.Outcome.values) - {""}
+
+
+@pytest.mark.parametrize("fault", ["deadlock", "death"])
+def test_change_that_was_recorded_and_not_booked_is_booked_all_the_same(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    sandbox.fault("altered", values={"status": "failed"})
+    made = refund(payment, operator)
+    assert made.state == State.REJECTED
+    at.advance(minutes=5)
+    if fault == "deadlock":
+        fail_at("refund.review", GivenUp, 1, monkeypatch)  # and @retried does it again
+        scan(at)
+    else:
+        with monkeypatch.context() as dying:
+            dying.setattr(settling, "book_evidence", lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                scan(at)
+    for _ in range(3):
+        at.advance(minutes=20)
+        scan(at)
+        services.read_order(payment.order.order_id, client=smartpay.client())
+
+    made.refresh_from_db()
+    assert made.state == State.REVIEW

@@ -1067,22 +1067,27 @@ def test_restore_is_on_the_trail_with_what_was_seen(
     assert control._mark().attempt == newest + 5  # not lowered to what the older database has
 
 
-def test_fence_is_lifted_only_by_a_scan_that_began_after_it_rose(
+def test_fence_is_lifted_only_by_a_scan_that_began_three_quarters_of_an_hour_after_it_rose(
     payment: Payment, approver: User, at: Clock
 ) -> None:
     forget_the_last_attempt()
     services.watch()
     raised = at.now
     assert services.needs_full_scan()
-    at.advance(hours=1)
+    scanned(raised)
+    at.advance(minutes=44)
+    assert not services.needs_full_scan()  # it would show no more
+    at.advance(minutes=1)
+    assert services.needs_full_scan()
+    at.advance(minutes=15)
 
-    scanned(raised - timedelta(seconds=1))
+    scanned(raised + timedelta(minutes=44))
     assert services.needs_full_scan()
     with pytest.raises(services.NotReconciled):
         services.set_sends(enabled=True, reason="早い", by=approver)
     services.set_sends(enabled=False, reason="まだ", by=approver)
     assert Control.objects.get().restored_at == raised
-    scanned(raised)
+    scanned(raised + timedelta(minutes=45))
     services.set_sends(enabled=True, reason="確認済み", by=approver)
 
     now = Control.objects.get()

@@ -15,7 +15,7 @@ from dashboard.models import User
 from refunds import clock, scanning, services, smartpay
 from refunds.models import AuditEntry, Control, Payment, Refund, SmartpayRefund
 from refunds.services import Request, control, sending
-from tests.conftest import Clock, make_order
+from tests.conftest import Clock, make_order, make_user
 from tests.sandbox import Sandbox
 
 State = Refund.State
@@ -32,6 +32,12 @@ def mirrored(sandbox: Sandbox, kind: str, **wanted: Any) -> Payment:
     services.read_order(found["order"], client=smartpay.client())
     sandbox.forget_requests()
     return Payment.objects.select_related("order").filter(order__order_id=found["order"])[0]
+
+
+def pass_time(at: Clock, sandbox: Sandbox, **by: float) -> None:
+    """Here and at Smartpay."""
+    at.advance(**by)
+    sandbox.advance(timedelta(**by).total_seconds())
 
 
 def ask(payment: Payment, amount: int = 1000, **more: Any) -> Request:
@@ -1064,3 +1070,57 @@ def test_order_read_shows_its_refunds_made_elsewhere(payment: Payment, sandbox: 
 
     payment.refresh_from_db()
     assert payment.external == 300
+
+
+def test_what_was_asked_for_again_is_not_sent_where_the_first_was_made_after_all(
+    payment: Payment, operator: User, approver: User, sandbox: Sandbox, at: Clock
+) -> None:
+    sandbox.fault("altered", values={"status": "failed"})  # so says the answer; it was made
+    first = refund(payment, operator)
+    assert first.state == State.REJECTED
+    services.set_sends(enabled=False, reason="調査中", by=approver)
+    again = refund(payment, operator)
+    assert again.state == State.QUEUED
+    scan(at)
+    for person in (approver, make_user("approver")):
+        services.decide_case(first.pk, verdict="succeeded", smartpay_id=first.smartpay_id or "", note="確認済み",
+                             by=person, client=smartpay.client())  # fmt: skip
+    services.set_sends(enabled=True, reason="再開", by=approver)
+    at.advance(hours=1)
+    work()
+
+    again.refresh_from_db()
+    assert len(at_smartpay(sandbox, payment)) == 1
+    assert (again.state, again.cancelled_because) == (State.CANCELLED, Refund.Cancelled.BALANCE)
+
+
+def test_similar_refund_is_told_where_a_withdrawn_one_was_made_all_the_same(
+    payment: Payment, operator: User, sandbox: Sandbox
+) -> None:
+    made = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
+    services.withdraw(made.pk, by=operator)
+    sandbox.refund(payment.pk, 1000, idempotency_key=str(made.pk), reference=str(made.pk))
+    services.read_order(payment.order.order_id, client=smartpay.client())
+    payment.refresh_from_db()
+    assert payment.external == 1000  # the money is gone
+
+    assert [each.amount for each in services.preview_refund(ask(payment), by=operator).similar] == [1000]
+
+
+def test_refund_made_elsewhere_is_noticed_though_an_older_one_failed_meanwhile(
+    payment: Payment, operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    older = sandbox.refund_elsewhere(payment.pk, 1000)
+    services.read_order(payment.order.order_id, client=smartpay.client())
+    Control.objects.create(sends_enabled=False)
+    waiting = refund(payment, operator, 800, similar_reason="別の返品")
+    sandbox.set(older["id"], status="failed")
+    pass_time(at, sandbox, minutes=1)
+    sandbox.refund_elsewhere(payment.pk, 800)  # by hand, since sending is stopped here
+    scan(at)
+    Control.objects.update(sends_enabled=True)
+    at.advance(hours=1)
+    work()
+
+    waiting.refresh_from_db()
+    assert (waiting.state, waiting.cancelled_because) == (State.CANCELLED, Refund.Cancelled.BALANCE)

@@ -339,7 +339,7 @@ def similar_refunds(payment: Payment, amount: int, *, but: uuid.UUID) -> list[Si
         .select_related("payment__order", "requested_by")
     )
     elsewhere = (
-        SmartpayRefund.objects.filter(customers, lately("created_at"), ours=None)
+        SmartpayRefund.objects.filter(SmartpayRefund.beside_the_ledger(), customers, lately("created_at"))
         .exclude(status=SmartpayRefund.Status.FAILED)
         .select_related("payment__order")
     )

@@ -13,7 +13,8 @@ from dashboard.models import User
 from refunds import audit, clock, roles, scanning, smartpay, state_file
 from refunds.models import Attempt, Control, Refund
 from refunds.services.errors import NotReconciled
-from refunds.services.states import alarm, wake
+from refunds.services.states import ABSENT_AFTER_LAST_SENDING, alarm, wake
+from refunds.wording import minute
 
 log = structlog.get_logger(__name__)
 
@@ -102,7 +103,8 @@ def _locked_control() -> Control:
 # A database that was restored, or that took over without the last commits, has forgotten refunds that were sent. It
 # shows in two ways: PostgreSQL's cluster or timeline is another one; or the newest attempt is older than one that a
 # process has seen, which every sender writes down in a file outside the database (STATE_DIR) before its request
-# leaves. Sending then stops until all of Smartpay's refunds were read, and a person resumes it. A restore that a
+# leaves. Sending then stops until all of Smartpay's refunds were read, and a person resumes it. The reading that counts
+# begins no sooner than what was sent last, and forgotten, is shown by it: see Note [Proof of absence]. A restore that a
 # person accepted is told from a further one by its moment, which both the database and the file keep.
 
 
@@ -201,8 +203,12 @@ def _ledger() -> tuple[str, int]:
 
 
 def _check_reconciled(restored_at: datetime) -> None:
-    scanned_at = scanning.scanned_at()
-    if scanned_at is None or scanned_at < restored_at:
+    scanned_at, seen_from = scanning.scanned_at(), restored_at + ABSENT_AFTER_LAST_SENDING
+    if scanned_at is None or scanned_at < seen_from:
         raise NotReconciled(
-            _("データベースの復元後、Smartpay の返金の読み取りが終わっていません。終わってから再開できます。")
+            _(
+                "データベースの復元の直前に送信された返金は、%(at)s より前の読み取りには表示されないことがあります。"
+                "そのあとに始まる Smartpay の返金の読み取り(自動)が終わってから再開できます。"
+            )
+            % {"at": minute(seen_from)}
         )

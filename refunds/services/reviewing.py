@@ -11,7 +11,6 @@ from datetime import datetime
 
 from django.core.exceptions import PermissionDenied
 from django.db.models import Q
-from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from dashboard.models import User
@@ -27,6 +26,7 @@ from refunds.services.states import (
     retried,
     settle,
 )
+from refunds.wording import minute
 
 Verdict = ReviewDecision.Verdict
 
@@ -146,10 +146,9 @@ def _why_not_absent(refund: Refund, complete_at: datetime | None) -> str:
         return ""
     provable_from = counts_from if refund.absent_since else counts_from + ABSENT_TWICE_WITHIN
     if clock.now() < provable_from:
-        moment = timezone.localtime(provable_from).strftime("%Y/%m/%d %H:%M")
         return _(
             "返金されていないことは、まだ確かめられていません。返金不成立と判定できるのは、早くて %(moment)s からです。"
-        ) % {"moment": moment}
+        ) % {"moment": minute(provable_from)}
     return _(
         "返金されていないことを確かめるため、Smartpay の読み取りを待っています。"
         "しばらくしてから、この画面を開き直してください。"

@@ -13,6 +13,7 @@ from refunds import audit, clock, mirror, scanning, smartpay
 from refunds.models import Control, Evidence, Payment, Refund, SmartpayRefund
 from refunds.services import control
 from refunds.services.states import (
+    ABSENT_AFTER_LAST_SENDING,
     ABSENT_TWICE_WITHIN,
     State,
     absence_counts_from,
@@ -29,6 +30,7 @@ from refunds.services.states import (
 
 log = structlog.get_logger(__name__)
 
+NEVER_SENT = (State.AWAITING_APPROVAL, State.QUEUED)
 COULD_BE_OURS = timedelta(minutes=10)  # how far Smartpay's clock may be behind ours
 UNREADABLE_AFTER = timedelta(hours=12)  # reads that fail for so long are a case for people
 NOTED_EVERY = timedelta(minutes=10)  # absence of a case that somebody looks at
@@ -48,19 +50,20 @@ def observe_refund(
     The one door for what is read: a payment's refunds, a webhook's, a scan's. Only the answer to a sending of our own
     goes to the ledger first, where it is known to be ours.
     """
-    is_news = mirror.is_news(seen)
-    row = mirror.record_refund(seen, read_at=read_at)
-    if row.ours_id is None and (lost := mirror.lost_refund(seen)):
+    if lost := mirror.lost_refund(seen):
+        mirror.record_refund(seen, read_at=read_at)  # a guard wants to see it
         _recover(lost, seen)
+    # What says nothing new is not booked again: a case would have a further round each time, and nobody's word would be
+    # the last. What does is recorded and booked at once: recorded alone, it would be news no more to whoever books it.
+    if mirror.is_news(seen) and (refund_id := mirror.claimed_by(seen)):
+        with locked(refund_id) as refund:
+            row = mirror.record_refund(seen, read_at=read_at)
+            book_evidence(refund, seen, kind=kind, now=clock.now())
+            mirror.count_external([refund.payment_id])
+    else:
         row = mirror.record_refund(seen, read_at=read_at)
     if row.ours_id is None:
         _cancel_what_no_longer_fits(seen.payment)
-    # One that names a row of ours but belongs to another payment is not ours, and yet no stranger's. What says nothing
-    # new is not booked again: a case would have a further round each time, and nobody's word would be the last.
-    if is_news and (refund_id := row.ours_id or mirror.named_refund(seen)):
-        with locked(refund_id) as refund:
-            book_evidence(refund, seen, kind=kind, now=clock.now())
-            mirror.count_external([refund.payment_id])
     return row
 
 
@@ -101,6 +104,7 @@ def _recover(refund_id: uuid.UUID, seen: smartpay.Refund) -> None:
         )
         refund.save(force_insert=True)
         audit.record(None, "refund.recovered", refund, smartpay_id=seen.id, amount=refund.amount)
+        _cancel_what_waits(payment)
         alarm(
             "refund.recovered", refund, smartpay_id=seen.id
         )  # before the commit: who dies here raises it again
@@ -133,7 +137,7 @@ def book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str, now: date
     before = refund.state
     known = refund.smartpay_id == seen.id
     failed = seen.status == SmartpayRefund.Status.FAILED
-    never_sent = refund.state in (State.AWAITING_APPROVAL, State.QUEUED)
+    never_sent = refund.state in NEVER_SENT
     denied = refund.state in (State.REJECTED, State.NOT_EXECUTED)
     if is_strange := seen.status not in ("", *SmartpayRefund.Status.values):
         alarm("refund.status_unknown", refund, smartpay_id=seen.id)
@@ -160,6 +164,8 @@ def book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str, now: date
         elif denied:
             to_review(refund, f"{seen.id} exists, with a status of its own")
         refund.save()
+    if denied and refund.state == State.REVIEW:
+        _cancel_what_waits(refund.payment)
     action = f"refund.{refund.state}" if refund.state != before else "refund.observed"
     audit.record(None, action, refund, smartpay_id=seen.id, evidence=kind)
 
@@ -320,15 +326,21 @@ def _wait_or_ask(refund: Refund, now: datetime, *, at_least: float | None = None
         pause(refund, now, at_least=at_least)
 
 
+def _cancel_what_waits(payment: Payment) -> None:
+    """Cancel what waits beside a refund that was lost, or called not made: it may be the same, asked for once more."""
+    for waiting in payment.refunds.filter(state__in=NEVER_SENT).select_for_update():
+        waiting.payment = payment
+        cancel(waiting, Refund.Cancelled.BALANCE, by=None)
+        alarm("refund.no_longer_fits", waiting)
+
+
 def _cancel_what_no_longer_fits(payment_id: str) -> None:
     """After a refund made elsewhere: cancel ours that were never sent and no longer fit, the newest first."""
     with transaction.atomic():
         payment = Payment.objects.select_for_update().filter(pk=payment_id).first()
         if payment is None:
             return
-        waiting = payment.refunds.filter(state__in=[State.AWAITING_APPROVAL, State.QUEUED]).order_by(
-            "-requested_at"
-        )
+        waiting = payment.refunds.filter(state__in=NEVER_SENT).order_by("-requested_at")
         for refund in waiting.select_for_update():
             payment.refresh_from_db()
             if not payment.is_overdrawn():
@@ -361,8 +373,11 @@ def scan_if_needed(*, client: smartpay.Client) -> None:
 def needs_full_scan() -> bool:
     """Whether something waits for a complete read that no payment offers. See Note [Complete reads]."""
     now, scanned_at = clock.now(), scanning.scanned_at()
-    if Control.objects.filter(restored_at__gt=scanned_at or mirror.EPOCH).exists():
-        return True
+    restored_at = Control.objects.values_list("restored_at", flat=True).first()
+    if restored_at and (scanned_at is None or scanned_at < restored_at):
+        return True  # what was lost is found, and written anew
+    if restored_at and scanned_at and scanned_at < restored_at + ABSENT_AFTER_LAST_SENDING <= now:
+        return True  # and what could not be seen yet
     if _cases_waiting_for_scan():
         return True
     waiting = list(_waiting_for_scan())
