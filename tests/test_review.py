@@ -557,6 +557,6 @@ def test_sending_is_not_resumed_before_everything_was_read(approver: User) -> No
     answer = fresh(approver).post(reverse("refunds:sends"), {"resume": "1", "reason": "確認済み"})
 
     assert answer.status_code == 422
-    assert "読み取りが終わっていません" in answer.content.decode()
+    assert "読み取り(自動)が終わってから再開できます" in answer.content.decode()
     assert "データベースが古い状態" in answer.content.decode()
     assert 'value="確認済み"' in answer.content.decode()
