@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("refunds", "0005_sweeps"),
+        ("refunds", "0007_unreadable"),
     ]
 
     operations = [
