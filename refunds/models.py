@@ -1,6 +1,6 @@
 """The mirror (Order, Payment, SmartpayRefund), the ledger (Refund, Attempt, Evidence), the trail (AuditEntry, Search).
 
-What this file promises, the database enforces: constraints here, triggers in migrations/0002_guards.py.
+What this file promises, the database enforces: constraints here, triggers in migrations/0002_guards.py and 0006.
 """
 
 import secrets
