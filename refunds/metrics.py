@@ -96,6 +96,9 @@ def _trail(now: datetime) -> Iterator[Metric]:
         "Since the oldest entry of the trail without a seal.",
         value=_age(now, unsealed.first()),
     )
+    # By a command, whose own counters nobody asks for.
+    issued = AuditEntry.objects.filter(action="break_glass.issued", at__gt=now - LATELY).count()
+    yield _gauge("break_glass_issued_last_hour", "Codes that let somebody in.", value=issued)
 
 
 def _sending() -> Iterator[Metric]:

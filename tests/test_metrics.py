@@ -5,12 +5,14 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 import structlog
+from django.core.management import call_command
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -150,6 +152,16 @@ def test_job_that_ends_well_no_more_is_told_by_how_late_it_is(operator: User, at
         told['dashboard_job_late_seconds{job="seal"}'] == 0
     )  # never ran: a matter of workers, not of the job
     assert told.get("dashboard_job_queue_depth", 0) == 0
+
+
+def test_code_of_break_glass_is_told_for_an_hour(db: None, at: Any) -> None:
+    told = [scraped()["dashboard_break_glass_issued_last_hour"]]
+    call_command("break_glass", name="返金 花子", role="viewer", reason="a test", stdout=StringIO())
+    for minutes in (59, 2):
+        at.advance(minutes=minutes)
+        told.append(scraped()["dashboard_break_glass_issued_last_hour"])
+
+    assert told == [0, 1, 0]
 
 
 def test_alarm_is_counted_by_its_event(viewer: User) -> None:
