@@ -795,7 +795,7 @@ class Control(models.Model):
 class SyncCursor(models.Model):
     """Where the scan of one of Smartpay's lists stands, so that a killed one goes on at its page."""
 
-    SESSIONS, ORDERS, REFUNDS = "checkout-sessions", "orders", "refunds"
+    SESSIONS, ORDERS, REFUNDS = COLLECTIONS = "checkout-sessions", "orders", "refunds"
 
     collection = models.CharField(_("一覧"), max_length=24, primary_key=True)  # one of these
     # The next page to read; empty: from the start.
