@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from django.db import connection
+from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import Count, Min
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
@@ -20,11 +21,14 @@ class Standing(Collector):
 
     def collect(self) -> Iterator[Metric]:
         now = clock.now()
+        first = MigrationRecorder.Migration.objects.filter(app="refunds", name="0001_initial")
+        # What never once succeeded is as old as the tables.
+        installed = first.values_list("applied", flat=True).first()
         yield from _unsettled(now)
         yield from _asked_for(now)
         yield from _work(now)
-        yield from _mirror(now)
-        yield from _jobs(now)
+        yield from _mirror(now, installed)
+        yield from _jobs(now, installed)
         yield from _trail(now)
         yield from _sending()
 
@@ -65,21 +69,23 @@ def _work(now: datetime) -> Iterator[Metric]:
     yield _gauge("bulk_running", "Files of refunds that workers are at.", value=running)
 
 
-def _mirror(now: datetime) -> Iterator[Metric]:
+def _mirror(now: datetime, installed: datetime | None) -> Iterator[Metric]:
     read = _gauge("mirror_seconds", "Since a list of Smartpay's was last read.", "collection")
     whole = _gauge("mirror_whole_seconds", "Since a list was last read from end to end.", "collection")
-    for cursor in SyncCursor.objects.all():
-        read.add_metric([cursor.collection], _age(now, cursor.last_read_at))
-        whole.add_metric([cursor.collection], _age(now, cursor.last_finished_at))
+    cursors = SyncCursor.objects.in_bulk()
+    for collection in SyncCursor.COLLECTIONS:
+        cursor = cursors.get(collection) or SyncCursor()
+        read.add_metric([collection], _age(now, cursor.last_read_at or installed))
+        whole.add_metric([collection], _age(now, cursor.last_finished_at or installed))
     yield read
     yield whole
 
 
-def _jobs(now: datetime) -> Iterator[Metric]:
+def _jobs(now: datetime, installed: datetime | None) -> Iterator[Metric]:
     late = _gauge("job_late_seconds", "Since a job should have run again after it last ended well.", "job")
     for job in jobs.JOBS:
         done = JobRun.objects.filter(job=job.name, outcome=JobRun.Outcome.DONE)
-        last = done.order_by("-started_at").values_list("started_at", flat=True).first()
+        last = done.order_by("-started_at").values_list("started_at", flat=True).first() or installed
         late.add_metric([job.name], _age(now, last and job.next_at(last)))
     yield late
     if connection.vendor == "postgresql":
@@ -96,6 +102,9 @@ def _trail(now: datetime) -> Iterator[Metric]:
         "Since the oldest entry of the trail without a seal.",
         value=_age(now, unsealed.first()),
     )
+    # By a command, whose own counters nobody asks for.
+    issued = AuditEntry.objects.filter(action="break_glass.issued", at__gt=now - LATELY).count()
+    yield _gauge("break_glass_issued_last_hour", "Codes that let somebody in.", value=issued)
 
 
 def _sending() -> Iterator[Metric]:

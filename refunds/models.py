@@ -1,6 +1,6 @@
 """The mirror (Order, Payment, SmartpayRefund), the ledger (Refund, Attempt, Evidence), the trail (AuditEntry, Search).
 
-What this file promises, the database enforces: constraints here, triggers in migrations/0002_guards.py.
+What this file promises, the database enforces: constraints here, triggers in migrations/0002_guards.py and 0006.
 """
 
 import secrets
@@ -810,7 +810,7 @@ class Control(models.Model):
 class SyncCursor(models.Model):
     """Where the scan of one of Smartpay's lists stands, so that a killed one goes on at its page."""
 
-    SESSIONS, ORDERS, REFUNDS = "checkout-sessions", "orders", "refunds"
+    SESSIONS, ORDERS, REFUNDS = COLLECTIONS = "checkout-sessions", "orders", "refunds"
 
     collection = models.CharField(_("一覧"), max_length=24, primary_key=True)  # one of these
     # The next page to read; empty: from the start.

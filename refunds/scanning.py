@@ -69,7 +69,7 @@ def sync(
     failed: smartpay.SmartpayError | None = None
     # Sessions first: they bring orders and customers at once, and leave the second list little to write. One list
     # that can't be read keeps the others waiting no longer than its tries.
-    for collection in (SyncCursor.SESSIONS, SyncCursor.ORDERS, SyncCursor.REFUNDS):
+    for collection in SyncCursor.COLLECTIONS:
         try:
             _Scan(collection, client, observe, progress).run(full=full)
         except smartpay.SmartpayError as error:

@@ -26,7 +26,7 @@ from refunds.models import (
     SmartpayRefund,
     WebhookEvent,
 )
-from tests.conftest import Clock, guards, sign_in
+from tests.conftest import Clock, decisions, guards, sign_in
 from tests.sandbox import Sandbox
 from tests.test_approvals import fresh
 from tests.test_services import at_smartpay, mirrored, refund, work
@@ -249,11 +249,11 @@ def test_role_may_with_each_table_what_is_written_and_nothing_else(
 
 @pytest.mark.postgresql
 def test_role_may_not_touch_the_guards(app: psycopg.Connection) -> None:
-    rules = [*guards.GUARDS, *guards.FOLLOWERS]
+    rules = [*guards.GUARDS, *guards.FOLLOWERS, *[(guards.REFUND,) for _name in decisions.GUARDS]]
     names = guards.names(guards.GUARDS, "guard") + guards.names(guards.FOLLOWERS, "follow")
     tried = [
         statement
-        for name, (table, *_rest) in zip(names, rules, strict=True)
+        for name, (table, *_rest) in zip([*names, *decisions.GUARDS], rules, strict=True)
         for statement in (
             f"ALTER TABLE {table} DISABLE TRIGGER {name}",
             f"DROP TRIGGER {name} ON {table}",
@@ -261,7 +261,7 @@ def test_role_may_not_touch_the_guards(app: psycopg.Connection) -> None:
         )
     ] + [
         statement
-        for name in guards.FUNCTIONS
+        for name in (*guards.FUNCTIONS, *decisions.GUARDS)
         for statement in (
             f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
             f"ALTER FUNCTION {name}() SET search_path = pg_temp",

@@ -27,7 +27,7 @@ from refunds.models import (
     ReviewDecision,
     SmartpayRefund,
 )
-from tests.conftest import guards, make_order, make_user
+from tests.conftest import decisions, guards, make_order, make_user
 
 NOW = datetime(2026, 3, 9, 3, 0, 0, 250_000, tzinfo=UTC)
 HELD = {"awaiting_approval", "queued", "sending", "unknown", "review"}
@@ -146,22 +146,25 @@ def triggers() -> list[str]:
 
 def test_every_guard_is_in_the_database_and_awake(db: None) -> None:
     expected = guards.names(guards.GUARDS, "guard") + guards.names(guards.FOLLOWERS, "follow")
+    expected += decisions.GUARDS
     if connection.vendor == "postgresql":
         expected += [f"{table}_never_emptied" for table in guards.KEPT]
 
     assert triggers() == sorted(set(expected))
-    assert len(expected) == (62 if connection.vendor == "postgresql" else 55)
+    assert len(expected) == (64 if connection.vendor == "postgresql" else 57)
 
 
 @pytest.mark.django_db(transaction=True)
 def test_migration_can_be_undone_and_done_again() -> None:
     with connection.schema_editor() as editor:
+        decisions.remove(None, editor)
         guards.remove(None, editor)
     try:
         assert triggers() == []
     finally:
         with connection.schema_editor() as editor:
             guards.install(None, editor)
+            decisions.install(None, editor)
 
     test_every_guard_is_in_the_database_and_awake(None)
 
@@ -363,7 +366,7 @@ def test_state_changes_only_along_the_table(
     if after in ALLOWED[before]:
         move(refund, after)
     else:
-        with refused("no such change of state"):
+        with refused("no such change of state|a decision is written as it is made"):
             move(refund, after)
 
     refund.refresh_from_db()
@@ -640,11 +643,11 @@ WRITTEN_ONCE = {
     "smartpay_id": "smartpay_id is written once",
     "decided_by_id": "first_sent_at and the decision are written once",
     "decided_at": "first_sent_at and the decision are written once",
+    "decision_note": "a decision is written as it is made",
 }
 GOES_UP = {"attempt_no", "last_sent_at", "reviews"}
 FREE = {
     "state": "unknown",
-    "decision_note": "x",
     "cancelled_because": "",
     "lease_until": NOW,
     "lease_owner": "x",
@@ -681,20 +684,68 @@ def test_what_the_machine_notes_may_change(payment: Payment, operator: User, col
 def test_first_sending_id_and_decision_are_written_once(
     payment: Payment, operator: User, approver: User, column: str
 ) -> None:
-    refund = at("succeeded", payment, operator)
-    if column.startswith("decided"):
-        update(refund, decided_by=approver, decided_at=NOW)
+    refund = insert(payment, operator, state="awaiting_approval")
+    move(refund, "queued", decided_by=approver, decision_note="確認済み")
+    for state in WAY_TO["succeeded"]:
+        move(refund, state)
     other = {
         "first_sent_at": NOW + timedelta(hours=1),
         "smartpay_id": "refund_test_other",
         "decided_by_id": make_user("approver").pk,
         "decided_at": NOW + timedelta(hours=1),
+        "decision_note": "x",
     }
 
-    for value in (other[column], None):
-        with refused(WRITTEN_ONCE[column]):
+    for value in (other[column], "" if column == "decision_note" else None):
+        # Of several that refuse, either database asks another one first.
+        with refused(f"{WRITTEN_ONCE[column]}|as it is made|with its state alone"):
             update(refund, **{column: value})
     update(refund, **{column: Refund.objects.values_list(column, flat=True).get(pk=refund.pk)})
+
+
+@pytest.mark.parametrize("state", sorted(STATES))
+@pytest.mark.parametrize("column", ["decided_by_id", "decided_at", "decision_note"])
+def test_no_decision_is_invented_for_what_nobody_decides(
+    payment: Payment, operator: User, approver: User, state: str, column: str
+) -> None:
+    invented = {"decided_by_id": approver.pk, "decided_at": NOW, "decision_note": "x"}
+    refund = at(state, payment, operator)
+
+    with refused("a decision is written as it is made"):
+        update(refund, **{column: invented[column]})
+
+
+@pytest.mark.parametrize("to", ["queued", "cancelled"])
+def test_decision_is_written_as_it_is_made(payment: Payment, operator: User, approver: User, to: str) -> None:
+    refund = at("awaiting_approval", payment, operator)
+
+    move(refund, to, decided_by=approver, decided_at=NOW, decision_note="確認済み")
+
+    refund.refresh_from_db()
+    assert (refund.decided_by, refund.decision_note) == (approver, "確認済み")
+
+
+@pytest.mark.parametrize("state", sorted(STATES - HELD))
+@pytest.mark.parametrize(
+    "column",
+    [
+        "last_sent_at",
+        "absent_since",
+        "smartpay_id",
+        "cancelled_because",
+        "error_code",
+        "error_message",
+        "settled_at",
+    ],
+)
+def test_how_a_refund_ended_changes_with_its_state_alone(
+    payment: Payment, operator: User, state: str, column: str
+) -> None:
+    times = {"last_sent_at", "absent_since", "settled_at"}
+    refund = at(state, payment, operator)
+
+    with refused("with its state alone|smartpay_id is written once"):
+        update(refund, **{column: NOW + timedelta(hours=1) if column in times else "refused"})
 
 
 # --- What people decide about a case ------------------------------------------------------------------------
@@ -815,7 +866,7 @@ def test_people_may_replace_the_id_that_turned_out_to_be_the_wrong_one(failed_ca
     with refused("smartpay_id is written once"):
         update(failed_case, state="succeeded", smartpay_id="refund_test_third")
     update(failed_case, state="succeeded", smartpay_id="refund_test_second")
-    with refused("smartpay_id is written once"):
+    with refused("smartpay_id is written once|with its state alone"):
         update(failed_case, smartpay_id="refund_test_failed")
 
 
@@ -976,7 +1027,7 @@ def test_refund_is_recovered_once_and_then_is_as_any_other(payment: Payment, ope
         insert(payment, operator, **recovered(payment, operator))
     with refused("the request of a refund never changes"):
         update(refund, recovered=False)
-    with refused(WINDOW_OVER):
+    with refused(f"{WINDOW_OVER}|with its state alone"):
         update(refund, attempt_no=1, first_sent_at=NOW, last_sent_at=NOW)
     for state in STATES - {"succeeded"}:
         with refused("no such change of state|every sending is a further attempt"):
@@ -1387,5 +1438,6 @@ def test_functions_of_the_guards_know_where_to_look_and_nobody_may_call_them(db:
 
     moving = guards.names(guards.FOLLOWERS, "follow")
     assert found == {
-        name: (["search_path=public, pg_temp"], name in moving, False) for name in guards.FUNCTIONS
+        name: (["search_path=public, pg_temp"], name in moving, False)
+        for name in (*guards.FUNCTIONS, *decisions.GUARDS)
     }

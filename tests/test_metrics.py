@@ -5,20 +5,23 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 import structlog
+from django.core.management import call_command
 from django.db import connection
+from django.db.migrations.recorder import MigrationRecorder
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from prometheus_client.parser import text_string_to_metric_families
 
 from dashboard.models import User
 from refunds import clock, jobs, services
-from refunds.models import JobRun, Payment, Refund
+from refunds.models import JobRun, Payment, Refund, SyncCursor
 from scripts.postgres import free_port
 from tests.conftest import make_order, sign_in
 from tests.sandbox import Sandbox
@@ -146,10 +149,39 @@ def test_job_that_ends_well_no_more_is_told_by_how_late_it_is(operator: User, at
     told = scraped()
 
     assert told['dashboard_job_late_seconds{job="reconcile"}'] == 15 * 60
-    assert (
-        told['dashboard_job_late_seconds{job="seal"}'] == 0
-    )  # never ran: a matter of workers, not of the job
     assert told.get("dashboard_job_queue_depth", 0) == 0
+
+
+def test_what_never_once_succeeded_is_as_old_as_the_tables(db: None, at: Any) -> None:
+    at.now = at.now.replace(minute=0, second=0, microsecond=0)
+    MigrationRecorder.Migration.objects.filter(app="refunds", name="0001_initial").update(applied=at.now)
+    JobRun.objects.create(job="reconcile", started_at=at.now, outcome=JobRun.Outcome.FAILED)
+    SyncCursor.objects.create(collection="orders", last_read_at=at.now + timedelta(hours=1))
+    at.advance(hours=2)
+
+    told = scraped()
+
+    mirror = {name: value / 60 for name, value in told.items() if name.startswith("dashboard_mirror_")}
+    assert mirror == {
+        'dashboard_mirror_seconds{collection="checkout-sessions"}': 120,
+        'dashboard_mirror_seconds{collection="orders"}': 60,
+        'dashboard_mirror_seconds{collection="refunds"}': 120,
+        'dashboard_mirror_whole_seconds{collection="checkout-sessions"}': 120,
+        'dashboard_mirror_whole_seconds{collection="orders"}': 120,
+        'dashboard_mirror_whole_seconds{collection="refunds"}': 120,
+    }
+    assert told['dashboard_job_late_seconds{job="reconcile"}'] == 110 * 60  # ten minutes after the tables
+    assert told['dashboard_job_late_seconds{job="sweep"}'] == 119 * 60  # not even tried
+
+
+def test_code_of_break_glass_is_told_for_an_hour(db: None, at: Any) -> None:
+    told = [scraped()["dashboard_break_glass_issued_last_hour"]]
+    call_command("break_glass", name="返金 花子", role="viewer", reason="a test", stdout=StringIO())
+    for minutes in (59, 2):
+        at.advance(minutes=minutes)
+        told.append(scraped()["dashboard_break_glass_issued_last_hour"])
+
+    assert told == [0, 1, 0]
 
 
 def test_alarm_is_counted_by_its_event(viewer: User) -> None:

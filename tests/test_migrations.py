@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 from django.contrib.postgres.operations import AddIndexConcurrently
-from django.db import migrations, models
+from django.db import connection, migrations, models
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.operations.base import Operation
+
+from refunds import scanning, services, smartpay
+from refunds.models import SyncCursor
+from tests.sandbox import Sandbox
 
 FIRST = {
     ("refunds", "0001_initial"),
@@ -101,3 +105,31 @@ def test_what_stops_it_is_refused(operation: Operation) -> None:
 )  # fmt: skip
 def test_what_does_not_is_taken(operations: list[Operation]) -> None:
     assert dangers(operations) == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_list_of_what_is_unreadable_is_mended_and_read_on(sandbox: Sandbox, quick: None) -> None:
+    """A database on which migration 0005 was applied as it first was."""
+    loader = MigrationLoader(connection)
+    mending = loader.get_migration("refunds", "0007_unreadable")
+    before = loader.project_state(mending.dependencies)
+    first = before.clone()
+    mending.operations[0].state_forwards("refunds", first)
+    with connection.schema_editor() as editor:
+        mending.operations[0].database_forwards("refunds", editor, before, first)
+    SyncCursor.objects.create(collection=SyncCursor.ORDERS, unreadable=["order_test_1"])
+    SyncCursor.objects.create(collection=SyncCursor.REFUNDS, unreadable=[])
+    SyncCursor.objects.create(collection=SyncCursor.SESSIONS, unreadable={"order_test_2": "2026-03-09"})
+
+    with connection.schema_editor() as editor:
+        mending.apply(before, editor)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO refunds_synccursor (collection, page_token, seen) VALUES ('later', '', 0)"
+        )
+
+    found = dict(SyncCursor.objects.values_list("collection", "unreadable"))
+    assert found.pop(SyncCursor.ORDERS).keys() == {"order_test_1"}
+    assert found == {"refunds": {}, "checkout-sessions": {"order_test_2": "2026-03-09"}, "later": {}}
+    scanning.sync(smartpay.client(), full=True, observe=services.observe_refund)
+    assert SyncCursor.objects.get(pk=SyncCursor.ORDERS).last_finished_at
