@@ -65,7 +65,7 @@ print(json.dumps(sessions))
 NOTICED = "SELECT 1 FROM refunds_control WHERE restored_at IS NOT NULL"
 AGED = (
     "from datetime import timedelta; from django.db.models import F; from refunds.models import Control; "
-    "Control.objects.update(restored_at=F('restored_at') - timedelta(minutes=46))"
+    "Control.objects.update(restored_at=F('restored_at') - timedelta(minutes=45))"
 )
 
 
