@@ -140,7 +140,10 @@ def record(
     return entry
 
 
-APPENDED = [field for field in AuditEntry._meta.concrete_fields if not field.primary_key]
+# Neither its id, which the application's role may not choose (see grants.py), nor a seal, which it has none of yet.
+APPENDED = [
+    field for field in AuditEntry._meta.concrete_fields if field.name not in ("id", "previous_seal", "seal")
+]
 APPEND = (
     f"INSERT INTO {AuditEntry._meta.db_table} ({', '.join(str(field.column) for field in APPENDED)}) "  # noqa: S608
     f"VALUES ({', '.join(['%s'] * len(APPENDED))}) RETURNING id"

@@ -67,6 +67,7 @@ LABELS = {
     "filters": _("条件"),
     "first": _("最初の日"),
     "first_line": _("最初の行"),
+    "faults": _("異常の件数"),
     "fresh": _("Smartpay で確認"),
     "heads": _("照合した控えの数"),
     "http_status": _("HTTP"),

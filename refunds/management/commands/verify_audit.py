@@ -18,6 +18,12 @@ class Command(BaseCommand):
             help="heads kept elsewhere, one a line, as --print-head prints them; that in STATE_DIR is always compared",
         )
         parser.add_argument(
+            "--after",
+            type=int,
+            metavar="ID",
+            help="begin behind this sealed entry: what is wrong up to it is known",
+        )
+        parser.add_argument(
             "--print-head", action="store_true", help="print the newest head, to be kept elsewhere, and end"
         )
 
@@ -26,7 +32,8 @@ class Command(BaseCommand):
             if options["print_head"]:
                 self._print_head()
             else:
-                self._verify(sealing.read_heads(options["head"]) if options["head"] else [])
+                heads = sealing.read_heads(options["head"]) if options["head"] else []
+                self._verify(heads, after=options["after"])
         except (OSError, sealing.UnreadableHead) as error:
             raise CommandError(f"a kept head could not be read: {error}") from error
 
@@ -36,10 +43,13 @@ class Command(BaseCommand):
             raise CommandError("nothing is sealed yet")
         self.stdout.write(str(head))
 
-    def _verify(self, heads: list[sealing.Head]) -> None:
-        report = sealing.verify(heads)
+    def _verify(self, heads: list[sealing.Head], *, after: int | None) -> None:
+        report = sealing.verify(heads, after=after)
+        if report.after != after:
+            raise CommandError(f"there is no sealed entry {after} to begin behind")
+        behind = f", behind {after}" if after else ""
         self.stdout.write(
-            f"sealed entries that are intact: {report.checked}, the last of them: {report.until or '-'}, "
+            f"sealed entries that are intact: {report.checked}{behind}, the last of them: {report.until or '-'}, "
             f"kept heads compared: {report.heads}"
         )
         if not report.heads:
