@@ -240,7 +240,7 @@ def test_role_may_with_each_table_what_is_written_and_nothing_else(
         f"SELECT FROM {table}": True,
         f"INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM {table} WHERE FALSE": bool(
             rights.add
-        ),  # noqa: S608
+        ),
         f"DELETE FROM {table} WHERE FALSE": rights.remove,  # noqa: S608
         f"SELECT FROM {table} FOR UPDATE": bool(changes),
         f"TRUNCATE {table}": False,

@@ -640,7 +640,8 @@ def test_what_is_known_to_be_wrong_is_left_behind(trail: list[int], at: Clock) -
     with pytest.raises(CommandError, match=f"{trail[2]}(.|\n)*{trail[4]}(.|\n)*{trail[1]}"):
         command()
 
-    assert f"intact: 4, behind {trail[5]}, the last of them: {trail[9]}" in command("--after", str(trail[5]))
+    said = command("--after", str(trail[5]), "--no-head")
+    assert f"intact: 4, behind {trail[5]}, the last of them: {trail[9]}" in said
 
     tamper("UPDATE TRAIL SET roles = 'auditor' WHERE id = %s", trail[6])
     with pytest.raises(CommandError, match=f"(?a)^[ -~]*{trail[6]}[ -~]*$"):
@@ -800,12 +801,40 @@ def command(*arguments: str) -> str:
 
 
 def test_command_tells_that_the_trail_is_intact(trail: list[int]) -> None:
+    sealing.keep_head()
+
     assert "intact: 10, the last of them: " in (said := command())
-    assert "no kept head" in said
+    assert "no kept head" not in said
+    assert said.endswith("kept heads compared: 1\nthe trail is intact\n")
+
+
+def test_command_fails_where_no_head_was_compared_unless_told_that_there_is_none(
+    trail: list[int], settings: Any, tmp_path: Path
+) -> None:
+    sealing.keep_head()
+    settings.STATE_DIR = tmp_path / "of another machine"
+
+    with pytest.raises(
+        CommandError, match=r"no kept head was compared.* none is in STATE_DIR \(.*another"
+    ) as failed:
+        command()
+    assert failed.value.returncode == 1
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(CommandError, match="no kept head was compared"):
+        command("--head", str(tmp_path / "empty"))
+
+    with pytest.raises(CommandError, match="no kept head was compared"):
+        command("--after", str(trail[-1]))
+
+    said = command("--no-head")
+    assert "no kept head was compared" in said
     assert said.endswith("the trail is intact\n")
 
-    sealing.keep_head()
-    assert "no kept head" not in command()
+
+def test_command_needs_no_head_where_nothing_is_sealed(db: None) -> None:
+    audit.record(None, "refunds.listed", None)
+
+    assert command().endswith("the trail is intact\n")
 
 
 def test_command_names_what_is_broken_in_english_and_fails(trail: list[int]) -> None:
@@ -825,7 +854,7 @@ def test_command_compares_heads_that_were_kept_elsewhere(trail: list[int], tmp_p
 
     with pytest.raises(CommandError, match=str(trail[9])):
         command("--head", str(file))
-    assert "the trail is intact" in command()
+    assert "the trail is intact" in command("--no-head")
 
 
 def test_command_fails_for_a_head_that_is_none(trail: list[int], tmp_path: Path) -> None:
