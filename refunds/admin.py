@@ -276,15 +276,16 @@ class ReviewDecisionInline(AuditorInline):
 class AuditEntryAdmin(AuditorAdmin):
     """The trail: by person, action, order and day. To be verified, and to be taken along as it is filtered."""
 
-    list_display = ("at", "actor", "action", "outcome", "order_id", "target", "summary")
+    list_display = ("at", "person", "action", "outcome", "order_id", "target", "summary")
     list_filter = ("outcome", "action", "actor")
     list_select_related = ("actor",)
     date_hierarchy = "at"
-    search_fields = ("=object_id", "=order_id", "=actor__username", "actor__name")
+    search_fields = ("=object_id", "=order_id", "=actor__username", "actor_name", "actor__name")
     search_help_text = _("利用者の氏名、注文ID、返金の受付番号")
     fields = (
         "at",
         "actor",
+        "actor_name",
         "actors_roles",
         "action",
         "outcome",
@@ -309,6 +310,10 @@ class AuditEntryAdmin(AuditorAdmin):
         entry = super().get_object(request, object_id, from_field)
         audit_words.look_up([entry] if entry else [])
         return entry
+
+    @admin.display(description=_("利用者"), ordering="actor")
+    def person(self, entry: AuditEntry) -> str:
+        return entry.person
 
     @admin.display(description=_("役割"))
     def actors_roles(self, entry: AuditEntry) -> str:

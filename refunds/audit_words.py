@@ -86,6 +86,7 @@ LABELS = {
     "minutes": _("有効な時間(分)"),
     "model": _("対象の種類"),
     "month": _("月"),
+    "name_before": _("前の氏名"),
     "o": _("並び順"),
     "only_ours": _("このツールのみ"),
     "only_theirs": _("Smartpay のみ"),

@@ -19,6 +19,7 @@ from refunds.models import AuditEntry, Order, Payment
 from tests.sandbox import Sandbox
 
 guards = import_module("refunds.migrations.0002_guards")
+name_guard = import_module("refunds.migrations.0006_audit_actor_name")
 numbers = itertools.count(1)
 
 NAMES = {"viewer": "閲覧 太郎", "operator": "返金 花子", "approver": "承認 一郎", "auditor": "監査 桜"}

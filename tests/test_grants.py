@@ -231,16 +231,12 @@ def test_role_may_with_each_table_what_is_written_and_nothing_else(
         for column in columns
     }
     left_out = set(rights.add) if isinstance(rights.add, grants.But) else set()
-    names = ", ".join(column for column in columns if column not in left_out)
+    insert = "INSERT INTO {0} ({1}) OVERRIDING SYSTEM VALUE SELECT {1} FROM {0} WHERE FALSE"
+    added = ", ".join(column for column in columns if column not in left_out)
+    may |= {insert.format(table, column): False for column in left_out}
     may |= {
-        f"INSERT INTO {table} ({column}) OVERRIDING SYSTEM VALUE SELECT {column} FROM {table} WHERE FALSE": False  # noqa: S608
-        for column in left_out
-    }
-    may |= {
+        insert.format(table, added): bool(rights.add),
         f"SELECT FROM {table}": True,
-        f"INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM {table} WHERE FALSE": bool(
-            rights.add
-        ),
         f"DELETE FROM {table} WHERE FALSE": rights.remove,  # noqa: S608
         f"SELECT FROM {table} FOR UPDATE": bool(changes),
         f"TRUNCATE {table}": False,

@@ -27,7 +27,7 @@ from refunds.models import (
     ReviewDecision,
     SmartpayRefund,
 )
-from tests.conftest import guards, make_order, make_user
+from tests.conftest import guards, make_order, make_user, name_guard
 
 NOW = datetime(2026, 3, 9, 3, 0, 0, 250_000, tzinfo=UTC)
 HELD = {"awaiting_approval", "queued", "sending", "unknown", "review"}
@@ -146,22 +146,25 @@ def triggers() -> list[str]:
 
 def test_every_guard_is_in_the_database_and_awake(db: None) -> None:
     expected = guards.names(guards.GUARDS, "guard") + guards.names(guards.FOLLOWERS, "follow")
+    expected.append(name_guard.GUARD)
     if connection.vendor == "postgresql":
         expected += [f"{table}_never_emptied" for table in guards.KEPT]
 
     assert triggers() == sorted(set(expected))
-    assert len(expected) == (62 if connection.vendor == "postgresql" else 55)
+    assert len(expected) == (63 if connection.vendor == "postgresql" else 56)
 
 
 @pytest.mark.django_db(transaction=True)
 def test_migration_can_be_undone_and_done_again() -> None:
     with connection.schema_editor() as editor:
+        name_guard.remove(None, editor)
         guards.remove(None, editor)
     try:
         assert triggers() == []
     finally:
         with connection.schema_editor() as editor:
             guards.install(None, editor)
+            name_guard.install(None, editor)
 
     test_every_guard_is_in_the_database_and_awake(None)
 
@@ -1278,6 +1281,7 @@ CHANGED = {
     "id": 10**9,
     "at": NOW + timedelta(microseconds=1),
     "actor": None,
+    "actor_name": "別人",
     "roles": "auditor",
     "action": "refund.viewed",
     "outcome": "refused",
@@ -1387,5 +1391,6 @@ def test_functions_of_the_guards_know_where_to_look_and_nobody_may_call_them(db:
 
     moving = guards.names(guards.FOLLOWERS, "follow")
     assert found == {
-        name: (["search_path=public, pg_temp"], name in moving, False) for name in guards.FUNCTIONS
+        name: (["search_path=public, pg_temp"], name in moving, False)
+        for name in (*guards.FUNCTIONS, name_guard.GUARD)
     }

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from django.utils import translation
 from dashboard.models import User
 from refunds import audit, jobs, sealing, spreadsheet, state_file
 from refunds.models import AuditEntry, Order
-from tests.conftest import Clock, guards, make_user, sign_in
+from tests.conftest import Clock, guards, make_user, name_guard, sign_in
 from tests.site import ROOT
 
 VERIFY = "/admin/refunds/auditentry/verify/"
@@ -64,9 +65,11 @@ def guards_lifted() -> Iterator[None]:
     """What the owner of the database can do: without the guards, for a moment."""
     if connection.vendor == "postgresql":
         Editor().execute("SET CONSTRAINTS ALL IMMEDIATE", None)
-    guards.remove(None, Editor())
+    for each in (guards, name_guard):
+        each.remove(None, Editor())
     yield
-    guards.install(None, Editor())
+    for each in (guards, name_guard):
+        each.install(None, Editor())
 
 
 def tamper(statement: str, *values: Any) -> None:
@@ -370,12 +373,55 @@ def test_edited_column_is_found(trail: list[int]) -> None:
     assert broken() == [("text", trail[4])]
 
 
-@pytest.mark.parametrize("column", ["data", "at", "action", "object_id", "order_id", "ip", "request_id"])
+@pytest.mark.parametrize(
+    "column", ["data", "at", "actor_name", "action", "object_id", "order_id", "ip", "request_id"]
+)
 def test_whatever_column_is_edited(trail: list[int], at: Clock, column: str) -> None:
     other = {"data": '{"number": 5}', "at": at.now, "ip": "192.0.2.9"}.get(column, "x")
     tamper(f"UPDATE TRAIL SET {column} = %s WHERE id = %s", other, trail[4])  # noqa: S608
 
     assert broken() == [("text", trail[4])]
+
+
+def test_person_who_is_renamed_did_under_the_name_of_that_time_what_they_did(
+    at: Clock, auditor: User
+) -> None:
+    person = make_user("operator", name="返金 花子")
+    audit.record(person, "refunds.listed", None)
+    at.advance(seconds=31)
+    sealing.seal()
+    User.objects.filter(pk=person.pk).update(name="別人 太郎")
+    browser = sign_in(auditor)
+
+    page = text(browser.get("/admin/refunds/auditentry/", {"action__exact": "refunds.listed"}))
+    assert re.findall(r'field-person">(.*?)</td>', page) == ["返金 花子"]
+    for typed in ("返金 花子", "別人 太郎"):  # by the name of now as well: it is the same person
+        kept = browser.get("/admin/refunds/auditentry/", {"q": typed})["Location"].rpartition("q=")[2]
+        found = rows(browser, q=kept, action__exact="refunds.listed")
+        assert [(each["actor"], each["person"], each["actor_name"]) for each in found] == [
+            (person.pk, "返金 花子", "返金 花子")
+        ]
+    content = b"".join(taken(browser, "csv", action__exact="refunds.listed")).decode("utf-8-sig")
+    [line] = csv.DictReader(io.StringIO(content))
+    assert (line["利用者の番号"], line["利用者"]) == (str(person.pk), "返金 花子")
+
+    tamper("UPDATE TRAIL SET actor_name = '別人 太郎' WHERE action = 'refunds.listed'")
+    assert [kind for kind, _entry in broken()] == ["text"]
+
+
+def test_entries_from_before_names_were_kept_are_intact_and_named_as_now(
+    trail: list[int], at: Clock, operator: User
+) -> None:
+    old = AuditEntry(at=at.now, actor=operator, roles="operator", action="refunds.listed")
+    old.text = audit.canonical(old)
+    old.save()
+    assert '"actor_name"' not in old.text
+    at.advance(seconds=31)
+    sealing.seal()
+
+    assert (old.person, broken()) == ("返金 花子", [])
+    tamper("UPDATE TRAIL SET actor_name = '返金 花子' WHERE id = %s", old.pk)
+    assert broken() == [("text", old.pk)]
 
 
 def test_edited_text_is_found_also_where_the_columns_agree(trail: list[int]) -> None:
@@ -1026,7 +1072,7 @@ def test_csv_opens_in_excel_and_calculates_nothing(browser: Client, order: Order
     assert answer["Content-Type"] == "text/csv; charset=utf-8"
     assert answer["Content-Disposition"].startswith('attachment; filename="audit-2026')
     heading, *lines = csv.reader(io.StringIO(content.decode("utf-8-sig")))
-    assert heading[:5] == ["番号", "日時", "利用者", "役割", "操作"]
+    assert heading[:6] == ["番号", "日時", "利用者の番号", "利用者", "役割", "操作"]
     assert len(lines) == 1
     kept = dict(zip(heading, lines[0], strict=True))
     assert (kept["日時"], kept["操作"], kept["結果"]) == (
