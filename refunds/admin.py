@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Iterable
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl
 
@@ -161,6 +162,7 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
     list_per_page = 50
     show_full_result_count = False
     paginator = CappedPaginator
+    shown_by = ""  # the column that names a list's rows on the trail, where our own lists name theirs
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return KeptSearch
@@ -210,6 +212,12 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
             query[SEARCH_VAR] = kept.pk
         if query != request.GET:
             return redirect(_address(request.path, query))
+        title = {"title": self.opts.verbose_name_plural}
+        answer = super().changelist_view(request, title | (extra_context or {}))
+        shown: dict[str, Any] = {}
+        if self.shown_by and isinstance(answer, TemplateResponse):  # else it leads elsewhere
+            rows = cast(dict[str, Any], answer.context_data)["cl"].result_list
+            shown = {"shown": [str(getattr(row, self.shown_by)) for row in rows]}
         audit.record(
             request.user,
             "admin.listed",
@@ -217,9 +225,9 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
             model=self.opts.model_name,
             filters=request.GET.dict(),
             words=search.words(kept),
+            **shown,
         )
-        title = {"title": self.opts.verbose_name_plural}
-        return super().changelist_view(request, title | (extra_context or {}))
+        return answer
 
     def change_view(
         self,
@@ -280,8 +288,15 @@ class AuditEntryAdmin(AuditorAdmin):
     list_filter = ("outcome", "action", "actor")
     list_select_related = ("actor",)
     date_hierarchy = "at"
-    search_fields = ("=object_id", "=order_id", "=actor__username", "actor_name", "actor__name")
-    search_help_text = _("利用者の氏名、注文ID、返金の受付番号")
+    search_fields = (
+        "=object_id",
+        "=order_id",
+        "=request_id",
+        "=actor__username",
+        "actor_name",
+        "actor__name",
+    )
+    search_help_text = _("利用者の氏名、注文ID、返金の受付番号、接続元、リクエスト番号")
     fields = (
         "at",
         "actor",
@@ -310,6 +325,15 @@ class AuditEntryAdmin(AuditorAdmin):
         entry = super().get_object(request, object_id, from_field)
         audit_words.look_up([entry] if entry else [])
         return entry
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: models.QuerySet[Any], search_term: str
+    ) -> tuple[models.QuerySet[Any], bool]:
+        try:
+            address = ip_address(search_term.strip().partition("%")[0])  # as audit.record() keeps it
+        except ValueError:
+            return super().get_search_results(request, queryset, search_term)
+        return queryset.filter(ip=str(address)), False
 
     @admin.display(description=_("利用者"), ordering="actor")
     def person(self, entry: AuditEntry) -> str:
@@ -421,6 +445,7 @@ class AuditEntryAdmin(AuditorAdmin):
 
 @admin.register(Refund)
 class RefundAdmin(AuditorAdmin):
+    shown_by = "id"
     list_display = (
         "requested_at",
         amount(Refund, "amount"),
@@ -548,6 +573,7 @@ class OrderAdmin(AuditorAdmin):
         "refunded_how",
     )
     list_filter = (OrderStatusFilter, RefundStatusFilter, "customer_source")
+    shown_by = "order_id"
     search_fields = ("order_id",)  # opens the box; what is typed goes the way of 注文一覧
     search_help_text = _("注文ID・ショップ注文番号・お客様名・メールアドレス")
     fields = (
