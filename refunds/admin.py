@@ -41,6 +41,8 @@ from refunds import audit, audit_export, audit_words, clock, jobs, roles, sealin
 from refunds.models import (
     Attempt,
     AuditEntry,
+    Bulk,
+    BulkLine,
     Control,
     Evidence,
     JobRun,
@@ -503,6 +505,68 @@ class RefundAdmin(AuditorAdmin):
         return format_html(
             '<a href="{}">{}</a>', reverse("admin:refunds_order_change", args=[order.pk]), order.order_id
         )
+
+
+@admin.register(Bulk)
+class BulkAdmin(AuditorAdmin):
+    """The files. Their lines are a list of their own: there may be ten thousand."""
+
+    shown_by = "id"
+    list_display = ("uploaded_at", "file_name", "state", "lines_count", "yen", "uploaded_by", "decided_by")
+    list_filter = ("state", "uploaded_by")
+    list_select_related = ("uploaded_by", "decided_by")
+    date_hierarchy = "uploaded_at"
+    search_fields = ("=id", "file_name", "uploaded_by__name")
+    search_help_text = _("受付番号、ファイル名、申請者の氏名")
+    fields = (
+        "id",
+        "file_name",
+        "state",
+        "lines_count",
+        "yen",
+        "similar_reason",
+        "uploaded_by",
+        "uploaded_at",
+        "started_at",
+        "decided_by",
+        "decided_at",
+        "decision_note",
+        "paused_by",
+        "ended_at",
+    )
+
+    @admin.display(description=_("合計"), ordering="total")
+    def yen(self, bulk: Bulk) -> str:
+        return "" if bulk.total is None else money(bulk.total, "JPY")
+
+
+@admin.register(BulkLine)
+class BulkLineAdmin(AuditorAdmin):
+    list_display = ("bulk", "number", "order_text", "reference_text", "yen", "state", "problem", "request_id")
+    list_filter = ("state",)
+    list_select_related = ("bulk",)
+    ordering = ("-id",)  # by its file, the model's own, all lines that there are would be put in order
+    search_fields = ("=bulk__id", "=request_id", "=payment__id", "=order_text")
+    search_help_text = _("一括返金の受付番号、返金の受付番号、支払いID、注文ID")
+    fields = (
+        "bulk",
+        "number",
+        "order_text",
+        "reference_text",
+        "amount_text",
+        "description",
+        "reason_text",
+        "request_id",
+        "payment",
+        "yen",
+        yes_or_no(BulkLine, "is_similar"),
+        "state",
+        "problem",
+    )
+
+    @admin.display(description=_("金額"), ordering="amount")
+    def yen(self, line: BulkLine) -> str:
+        return "" if line.amount is None else money(line.amount, "JPY")
 
 
 PAYMENT_AMOUNTS = [amount(Payment, name) for name in ("captured", "refunded", "external", "reserved")]
