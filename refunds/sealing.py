@@ -33,10 +33,11 @@ FILE = "audit-head"  # in STATE_DIR
 # ids, one sealer at a time.
 #
 # PostgreSQL shows ids out of order: a transaction may take a lower id and commit later, and one that is rolled back
-# leaves a gap for ever. So the sealer stops before a gap until the entry behind it is older than GAP (its `at` is the
-# database's time just before its own id was taken, and the missing one was taken before that). What is still missing
-# then is held to be rolled back. An entry that comes into a gap which was passed can't be sealed any more, for the
-# seals behind it are made: it stays unsealed and verify() names it. Nothing here holds a transaction open for that
+# leaves a gap for ever. So the sealer stops before a gap until an entry behind it is older than GAP (its `at` is the
+# database's time just before its own id was taken, and the missing one was taken before that). Any of them will do, or
+# one whose `at` is of a time to come, by a clock that was wrong or by forgery, would hold up all others. What is still
+# missing then is held to be rolled back. An entry that comes into a gap which was passed can't be sealed any more, for
+# the seals behind it are made: it stays unsealed and verify() names it. Nothing here holds a transaction open for that
 # long, so that people should ask where it came from.
 
 BEGINNING = "0" * 64  # stands for the seal before the first one
@@ -86,7 +87,8 @@ def seal(limit: int | None = None) -> int:
         ripe = clock.now() - GAP
         sealed: list[tuple[str, str, int]] = []
         for entry in AuditEntry.objects.filter(pk__gt=last).only("at", "text").order_by("pk")[:limit]:
-            if entry.pk != last + 1 and entry.at > ripe:
+            behind = AuditEntry.objects.filter(pk__gt=entry.pk, at__lte=ripe)
+            if entry.pk != last + 1 and entry.at > ripe and not behind.exists():
                 break
             seal = seal_of(previous, entry.text)
             sealed.append((previous, seal, entry.pk))

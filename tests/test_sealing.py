@@ -192,6 +192,20 @@ def test_gap_is_passed_when_what_is_missing_must_have_been_rolled_back(trail: li
     assert sealing.verify().ok
 
 
+def test_gap_before_an_entry_of_a_time_to_come_is_passed_by_the_age_of_those_behind_it(
+    trail: list[int], at: Clock
+) -> None:
+    future = AuditEntry(pk=trail[-1] + 2, at=at.now + timedelta(days=36500), action="refunds.listed")
+    future.text = audit.canonical(future)
+    future.save(force_insert=True)
+    arrive(trail[-1] + 3, at)
+
+    assert sealing.seal() == 0
+    at.advance(seconds=31)
+    assert sealing.seal() == 2
+    assert sealing.verify().ok
+
+
 def test_entry_that_fills_a_gap_in_time_is_sealed_in_its_place(trail: list[int], at: Clock) -> None:
     arrive(trail[-1] + 2, at)
     assert sealing.seal() == 0
