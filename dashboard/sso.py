@@ -197,20 +197,26 @@ def sync_user(claims: dict[str, Any]) -> User:
         raise Refused(NO_ROLE, "no_role", username)
     with transaction.atomic():
         # The database lets one of two simultaneous first sign-ins create the person; the other finds it.
-        user, _created = User.objects.get_or_create(
+        user, is_new = User.objects.get_or_create(
             issuer=issuer, subject=subject, defaults={"username": username, "password": make_password(None)}
         )
         if not user.is_active:
             raise Refused(SUSPENDED, "deactivated", username)
+        known_as = user.name
         user.name = _text(claims.get("name") or claims.get("preferred_username"), 150)
         user.email = _text(claims.get("email"), 254)
         user.is_staff = bool(roles & STAFF_ROLES)
         user.is_superuser = False
         user.save(update_fields=["name", "email", "is_staff", "is_superuser"])
-        before = sorted(user.groups.values_list("name", flat=True))
-        if before != sorted(roles):
+        before: dict[str, Any] = {}
+        had = sorted(user.groups.values_list("name", flat=True))
+        if had != sorted(roles):
             user.groups.set([Group.objects.get_or_create(name=role)[0] for role in sorted(roles)])
-            audit.record(user, "person.signed_in", user, roles_before=before)
+            before["roles_before"] = had
+        if known_as != user.name and not is_new:
+            before["name_before"] = known_as
+        if before:
+            audit.record(user, "person.signed_in", user, **before)
     return user
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Iterable
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl
 
@@ -40,6 +41,8 @@ from refunds import audit, audit_export, audit_words, clock, jobs, roles, sealin
 from refunds.models import (
     Attempt,
     AuditEntry,
+    Bulk,
+    BulkLine,
     Control,
     Evidence,
     JobRun,
@@ -161,6 +164,7 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
     list_per_page = 50
     show_full_result_count = False
     paginator = CappedPaginator
+    shown_by = ""  # the column that names a list's rows on the trail, where our own lists name theirs
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return KeptSearch
@@ -210,6 +214,12 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
             query[SEARCH_VAR] = kept.pk
         if query != request.GET:
             return redirect(_address(request.path, query))
+        title = {"title": self.opts.verbose_name_plural}
+        answer = super().changelist_view(request, title | (extra_context or {}))
+        shown: dict[str, Any] = {}
+        if self.shown_by and isinstance(answer, TemplateResponse):  # else it leads elsewhere
+            rows = cast(dict[str, Any], answer.context_data)["cl"].result_list
+            shown = {"shown": [str(getattr(row, self.shown_by)) for row in rows]}
         audit.record(
             request.user,
             "admin.listed",
@@ -217,9 +227,9 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
             model=self.opts.model_name,
             filters=request.GET.dict(),
             words=search.words(kept),
+            **shown,
         )
-        title = {"title": self.opts.verbose_name_plural}
-        return super().changelist_view(request, title | (extra_context or {}))
+        return answer
 
     def change_view(
         self,
@@ -276,15 +286,23 @@ class ReviewDecisionInline(AuditorInline):
 class AuditEntryAdmin(AuditorAdmin):
     """The trail: by person, action, order and day. To be verified, and to be taken along as it is filtered."""
 
-    list_display = ("at", "actor", "action", "outcome", "order_id", "target", "summary")
+    list_display = ("at", "person", "action", "outcome", "order_id", "target", "summary")
     list_filter = ("outcome", "action", "actor")
     list_select_related = ("actor",)
     date_hierarchy = "at"
-    search_fields = ("=object_id", "=order_id", "=actor__username", "actor__name")
-    search_help_text = _("利用者の氏名、注文ID、返金の受付番号")
+    search_fields = (
+        "=object_id",
+        "=order_id",
+        "=request_id",
+        "=actor__username",
+        "actor_name",
+        "actor__name",
+    )
+    search_help_text = _("利用者の氏名、注文ID、返金の受付番号、接続元、リクエスト番号")
     fields = (
         "at",
         "actor",
+        "actor_name",
         "actors_roles",
         "action",
         "outcome",
@@ -309,6 +327,19 @@ class AuditEntryAdmin(AuditorAdmin):
         entry = super().get_object(request, object_id, from_field)
         audit_words.look_up([entry] if entry else [])
         return entry
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: models.QuerySet[Any], search_term: str
+    ) -> tuple[models.QuerySet[Any], bool]:
+        try:
+            address = ip_address(search_term.strip().partition("%")[0])  # as audit.record() keeps it
+        except ValueError:
+            return super().get_search_results(request, queryset, search_term)
+        return queryset.filter(ip=str(address)), False
+
+    @admin.display(description=_("利用者"), ordering="actor")
+    def person(self, entry: AuditEntry) -> str:
+        return entry.person
 
     @admin.display(description=_("役割"))
     def actors_roles(self, entry: AuditEntry) -> str:
@@ -416,6 +447,7 @@ class AuditEntryAdmin(AuditorAdmin):
 
 @admin.register(Refund)
 class RefundAdmin(AuditorAdmin):
+    shown_by = "id"
     list_display = (
         "requested_at",
         amount(Refund, "amount"),
@@ -473,6 +505,68 @@ class RefundAdmin(AuditorAdmin):
         return format_html(
             '<a href="{}">{}</a>', reverse("admin:refunds_order_change", args=[order.pk]), order.order_id
         )
+
+
+@admin.register(Bulk)
+class BulkAdmin(AuditorAdmin):
+    """The files. Their lines are a list of their own: there may be ten thousand."""
+
+    shown_by = "id"
+    list_display = ("uploaded_at", "file_name", "state", "lines_count", "yen", "uploaded_by", "decided_by")
+    list_filter = ("state", "uploaded_by")
+    list_select_related = ("uploaded_by", "decided_by")
+    date_hierarchy = "uploaded_at"
+    search_fields = ("=id", "file_name", "uploaded_by__name")
+    search_help_text = _("受付番号、ファイル名、申請者の氏名")
+    fields = (
+        "id",
+        "file_name",
+        "state",
+        "lines_count",
+        "yen",
+        "similar_reason",
+        "uploaded_by",
+        "uploaded_at",
+        "started_at",
+        "decided_by",
+        "decided_at",
+        "decision_note",
+        "paused_by",
+        "ended_at",
+    )
+
+    @admin.display(description=_("合計"), ordering="total")
+    def yen(self, bulk: Bulk) -> str:
+        return "" if bulk.total is None else money(bulk.total, "JPY")
+
+
+@admin.register(BulkLine)
+class BulkLineAdmin(AuditorAdmin):
+    list_display = ("bulk", "number", "order_text", "reference_text", "yen", "state", "problem", "request_id")
+    list_filter = ("state",)
+    list_select_related = ("bulk",)
+    ordering = ("-id",)  # by its file, the model's own, all lines that there are would be put in order
+    search_fields = ("=bulk__id", "=request_id", "=payment__id", "=order_text")
+    search_help_text = _("一括返金の受付番号、返金の受付番号、支払いID、注文ID")
+    fields = (
+        "bulk",
+        "number",
+        "order_text",
+        "reference_text",
+        "amount_text",
+        "description",
+        "reason_text",
+        "request_id",
+        "payment",
+        "yen",
+        yes_or_no(BulkLine, "is_similar"),
+        "state",
+        "problem",
+    )
+
+    @admin.display(description=_("金額"), ordering="amount")
+    def yen(self, line: BulkLine) -> str:
+        return "" if line.amount is None else money(line.amount, "JPY")
 
 
 PAYMENT_AMOUNTS = [amount(Payment, name) for name in ("captured", "refunded", "external", "reserved")]
@@ -543,6 +637,7 @@ class OrderAdmin(AuditorAdmin):
         "refunded_how",
     )
     list_filter = (OrderStatusFilter, RefundStatusFilter, "customer_source")
+    shown_by = "order_id"
     search_fields = ("order_id",)  # opens the box; what is typed goes the way of 注文一覧
     search_help_text = _("注文ID・ショップ注文番号・お客様名・メールアドレス")
     fields = (

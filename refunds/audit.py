@@ -109,7 +109,7 @@ def record(
         action: one of AuditEntry.Action: the object's kind, then what happened. Raises ValueError for another.
         obj: the object; an order is also found for a payment and for a refund.
         refused: whether it was tried and turned away.
-        data: ids, amounts, states, counts. Never a name, a mail, a key, or what was typed.
+        data: ids, amounts, states, counts. Never a customer's name, a mail, a key, or what was typed.
     """
     person = actor if isinstance(actor, User) else None
     origin = _origin.get()
@@ -124,6 +124,7 @@ def record(
     entry = AuditEntry(
         at=at,
         actor=person,
+        actor_name=storable(str(person)) if person else None,
         roles=",".join(person.role_names) if person else "",
         action=AuditEntry.Action(action),
         outcome=AuditEntry.Outcome.REFUSED if refused else AuditEntry.Outcome.DONE,
@@ -140,7 +141,10 @@ def record(
     return entry
 
 
-APPENDED = [field for field in AuditEntry._meta.concrete_fields if not field.primary_key]
+# Neither its id, which the application's role may not choose (see grants.py), nor a seal, which it has none of yet.
+APPENDED = [
+    field for field in AuditEntry._meta.concrete_fields if field.name not in ("id", "previous_seal", "seal")
+]
 APPEND = (
     f"INSERT INTO {AuditEntry._meta.db_table} ({', '.join(str(field.column) for field in APPENDED)}) "  # noqa: S608
     f"VALUES ({', '.join(['%s'] * len(APPENDED))}) RETURNING id"
@@ -191,8 +195,11 @@ def storable(value: Any) -> Any:
 
 def canonical(entry: AuditEntry) -> str:
     """The entry as one JSON text, the same on every database: what its seal is computed over."""
+    # Entries from before names were kept have none, and were sealed without.
+    named = {"actor_name": entry.actor_name} if entry.actor_name else {}
     return json.dumps(
-        {
+        named
+        | {
             "at": entry.at.isoformat(timespec="microseconds"),
             "actor": entry.actor_id,
             "roles": entry.roles,

@@ -16,6 +16,7 @@ COLUMNS = (
     "id",
     "at",
     "actor",
+    "actor_name",
     "roles",
     "action",
     "outcome",
@@ -37,7 +38,7 @@ def json_lines(entries: QuerySet[AuditEntry]) -> Iterator[str]:
         row = {name: getattr(entry, name) for name in COLUMNS} | {
             "at": entry.at.isoformat(timespec="microseconds"),
             "actor": entry.actor_id,
-            "person": str(entry.actor or ""),
+            "person": entry.person,
             "text": entry.text,
         }
         yield json.dumps(row, ensure_ascii=False) + "\n"
@@ -46,17 +47,20 @@ def json_lines(entries: QuerySet[AuditEntry]) -> Iterator[str]:
 def csv_lines(entries: QuerySet[AuditEntry]) -> Iterator[str]:
     """A table with a heading, in the language of the request."""
     # Now, and not in the stream: by then the request is over, and so is its language.
-    heading = [_("番号"), *(str(label_for_field(name, AuditEntry)) for name in COLUMNS[1:])]
-    words = {value: str(label) for value, label in (*AuditEntry.Action.choices, *AuditEntry.Outcome.choices)}
-    return spreadsheet.lines(heading, _rows(entries, words))
+    words = {"id": _("番号"), "actor": _("利用者の番号"), "actor_name": _("利用者")}
+    heading = [words.get(name) or str(label_for_field(name, AuditEntry)) for name in COLUMNS]
+    codes = {value: str(label) for value, label in (*AuditEntry.Action.choices, *AuditEntry.Outcome.choices)}
+    return spreadsheet.lines(heading, _rows(entries, codes))
 
 
-def _rows(entries: QuerySet[AuditEntry], words: dict[str, str]) -> Iterator[list[Any]]:
+def _rows(entries: QuerySet[AuditEntry], codes: dict[str, str]) -> Iterator[list[Any]]:
     for entry in sealing.in_order(entries):
         row = {name: getattr(entry, name) for name in COLUMNS} | {
             "at": timezone.localtime(entry.at).isoformat(sep=" ", timespec="microseconds"),
-            "action": words.get(entry.action, entry.action),
-            "outcome": words.get(entry.outcome, entry.outcome),
+            "actor": entry.actor_id,
+            "actor_name": entry.person,
+            "action": codes.get(entry.action, entry.action),
+            "outcome": codes.get(entry.outcome, entry.outcome),
             "data": json.dumps(entry.data, ensure_ascii=False),
         }
         yield list(row.values())

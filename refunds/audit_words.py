@@ -42,10 +42,12 @@ LABELS = {
     "allowed": _("上限(回)"),
     "amount": _("金額"),
     "answer": _("応答"),
+    "approved_by": _("承認者"),
     "attempt": _("送信の番号"),
     "because": _("理由"),
     "before": _("これより前"),
     "broken": _("異常"),
+    "bulk": _("一括返金"),
     "by_review": _("要調査の判定による"),
     "checked": _("封印を確認した件数"),
     "currency": _("通貨"),
@@ -67,6 +69,7 @@ LABELS = {
     "filters": _("条件"),
     "first": _("最初の日"),
     "first_line": _("最初の行"),
+    "faults": _("異常の件数"),
     "fresh": _("Smartpay で確認"),
     "heads": _("照合した控えの数"),
     "http_status": _("HTTP"),
@@ -85,6 +88,7 @@ LABELS = {
     "minutes": _("有効な時間(分)"),
     "model": _("対象の種類"),
     "month": _("月"),
+    "name_before": _("前の氏名"),
     "o": _("並び順"),
     "only_ours": _("このツールのみ"),
     "only_theirs": _("Smartpay のみ"),
@@ -128,7 +132,7 @@ LABELS = {
 }
 AMOUNTS = {"amount", "max_amount", "min_amount", "refundable", "total"}
 MOMENTS = {"absent_since", "before"}
-PEOPLE = {"actor", "person", "requested_by"}
+PEOPLE = {"actor", "approved_by", "person", "requested_by"}
 # The codes of a key. `object.key` goes before `key`, where one word means different things.
 CODES: dict[str, dict[str, Any]] = {
     "action": dict(AuditEntry.Action.choices),
@@ -248,6 +252,7 @@ def look_up(entries: Iterable[Any]) -> None:
     numbers, orders = set(), set()
     for entry in entries:
         told = {_bare(name): value for name, value in entry.data.get("filters", {}).items()}
+        told |= {"approved_by": str(entry.data["approved_by"])} if "approved_by" in entry.data else {}
         told |= {"actor": entry.object_id} if entry.object_type == "user" else {}
         numbers |= {told[name] for name in PEOPLE & told.keys() if re.fullmatch("[0-9]{1,18}", told[name])}
         orders |= {entry.order_id} if AMOUNTS & entry.data.keys() else set()
@@ -290,7 +295,7 @@ def _value(entry: Any, name: str, value: Any) -> str:
     if name in AMOUNTS and re.fullmatch("-?[0-9]+", str(value)):
         return money(int(value), entry.currency)
     if name in PEOPLE:
-        return str(entry.people.get(value, value))
+        return str(entry.people.get(str(value), value))
     if name in MOMENTS:
         with suppress(ValueError):
             return f"{timezone.localtime(datetime.fromisoformat(value)):%Y/%m/%d %H:%M:%S}"

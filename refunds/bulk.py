@@ -554,6 +554,7 @@ def _ask_for(bulk: Bulk, line: BulkLine) -> None:
         refundable=line.refundable or 0,
         by=bulk.uploaded_by,
         similar_reason=bulk.similar_reason if line.is_similar else "",
+        bulk=bulk.pk,
         approval=approval,
         head_start=timedelta(0),
     )

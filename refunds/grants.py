@@ -24,9 +24,9 @@ class But(frozenset[str]):
 
 @dataclass(frozen=True)
 class Rights:
-    """What the role may do with the rows of a table beside reading them; `change` names the columns."""
+    """What the role may do with the rows of a table beside reading them; `change` names the columns, `add` may."""
 
-    add: bool = False
+    add: bool | But = False
     change: But | tuple[str, ...] = ()
     remove: bool = False
     count: bool = False  # use the sequence of its ids, which is not of an identity column
@@ -78,8 +78,9 @@ RIGHTS = {
     "refunds_reconciliation": Rights(add=True, change=But({"day"})),
     "refunds_difference": Rights(add=True, remove=True),
     "refunds_jobrun": Rights(add=True, change=("ended_at", "outcome", "error"), remove=True),
-    # The trail: an entry is sealed, and nothing else ever happens to it.
-    "refunds_auditentry": Rights(add=True, change=("seal", "previous_seal")),
+    # The trail: an entry is sealed, and nothing else ever happens to it. The seals follow the ids: whoever could choose
+    # one far ahead would leave all others behind it unsealed. To come with a seal is what a guard refuses.
+    "refunds_auditentry": Rights(add=But({"id"}), change=("seal", "previous_seal")),
     "refunds_search": Rights(add=True, remove=True),
     "refunds_savedsearch": Rights(add=True, change=("search_id", "filters"), remove=True),
     "refunds_notice": ADD,
@@ -124,18 +125,20 @@ def tables() -> Site:
 
 
 def rights(table: str, columns: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """What the role has on a table, in PostgreSQL's words; UPDATE with its columns."""
+    """What the role has on a table, in PostgreSQL's words; INSERT where it is limited, and UPDATE, with the columns."""
     yield "SELECT", ()
-    if RIGHTS[table].add:
-        yield "INSERT", ()
-    change = RIGHTS[table].change
-    changed = (
-        tuple(column for column in columns if column not in change) if isinstance(change, But) else change
-    )
+    add, change = RIGHTS[table].add, RIGHTS[table].change
+    if add:
+        yield "INSERT", _but(add, columns) if isinstance(add, But) else ()
+    changed = _but(change, columns) if isinstance(change, But) else change
     if changed:
         yield "UPDATE", changed
     if RIGHTS[table].remove:
         yield "DELETE", ()
+
+
+def _but(left_out: But, columns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(column for column in columns if column not in left_out)
 
 
 def grant(role: str) -> int:
@@ -264,9 +267,10 @@ def _held(cursor: CursorWrapper, role: str, site: Site) -> set[tuple[str, str, s
         "SELECT privilege, relname, '' FROM pg_class, "  # noqa: S608
         "unnest(ARRAY['SELECT', 'INSERT', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) AS privilege "
         f"WHERE {OURS} AND has_table_privilege(%(role)s, pg_class.oid, privilege) "
-        "UNION ALL SELECT 'UPDATE', relname, attname FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid "
-        f"WHERE {OURS} AND attnum > 0 AND NOT attisdropped "
-        "AND has_column_privilege(%(role)s, pg_class.oid, attnum, 'UPDATE')",
+        "UNION ALL SELECT privilege, relname, attname FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid, "
+        f"unnest(ARRAY['INSERT', 'UPDATE']) AS privilege WHERE {OURS} AND attnum > 0 AND NOT attisdropped "
+        "AND has_column_privilege(%(role)s, pg_class.oid, attnum, privilege) "
+        "AND NOT (privilege = 'INSERT' AND has_table_privilege(%(role)s, pg_class.oid, privilege))",
         {"role": role, "tables": list(site)},
     )
     held = {(str(privilege), str(table), str(column)) for privilege, table, column in cursor.fetchall()}

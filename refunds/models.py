@@ -1098,13 +1098,15 @@ class AuditEntry(models.Model):
         verbose_name=_("利用者"),
         db_index=False,
     )
+    # What they were called then, whatever they are called later. None: nobody, or from before it was kept.
+    actor_name = models.CharField(_("当時の氏名"), max_length=150, null=True, blank=True, editable=False)
     roles = models.CharField(_("役割"), max_length=64, blank=True, default="")
     action = models.CharField(_("操作"), max_length=48, choices=Action)
     outcome = models.CharField(_("結果"), max_length=8, choices=Outcome, default=Outcome.DONE)
     object_type = models.CharField(_("対象の種類"), max_length=24, blank=True, default="")
     object_id = models.CharField(_("対象"), max_length=80, blank=True, default="")
     order_id = models.CharField(_("注文ID"), max_length=80, blank=True, default="")
-    # Ids, amounts, states; never a name or a mail.
+    # Ids, amounts, states; never a customer's name or mail.
     data = models.JSONField(_("内容"), default=dict)
     ip = models.GenericIPAddressField(_("接続元"), null=True, blank=True)
     # A hash of it.
@@ -1129,3 +1131,8 @@ class AuditEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.get_action_display()} ({self.pk})"
+
+    @property
+    def person(self) -> str:
+        """Who did it, by the name of that time; by that of now where it is older than such names. Empty for nobody."""
+        return self.actor_name or str(self.actor or "")

@@ -25,6 +25,8 @@ ROLES = {
         "refunds.view_refund",
         "refunds.view_payment",
         "refunds.view_smartpayrefund",
+        "refunds.view_bulk",
+        "refunds.view_bulkline",
         "refunds.view_attempt",
         "refunds.view_evidence",
         "refunds.view_reviewdecision",

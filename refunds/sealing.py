@@ -2,7 +2,7 @@
 
 - seal(): by the worker, after the fact, in the order of the ids
 - keep_head(): the newest seal, outside the database, where whoever rewrites the trail does not reach it
-- verify(): whether the trail is still what was sealed, and what is the first that is not
+- verify(): whether the trail is still what was sealed, and what is not
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -33,10 +33,11 @@ FILE = "audit-head"  # in STATE_DIR
 # ids, one sealer at a time.
 #
 # PostgreSQL shows ids out of order: a transaction may take a lower id and commit later, and one that is rolled back
-# leaves a gap for ever. So the sealer stops before a gap until the entry behind it is older than GAP (its `at` is the
-# database's time just before its own id was taken, and the missing one was taken before that). What is still missing
-# then is held to be rolled back. An entry that comes into a gap which was passed can't be sealed any more, for the
-# seals behind it are made: it stays unsealed and verify() names it. Nothing here holds a transaction open for that
+# leaves a gap for ever. So the sealer stops before a gap until an entry behind it is older than GAP (its `at` is the
+# database's time just before its own id was taken, and the missing one was taken before that). Any of them will do, or
+# one whose `at` is of a time to come, by a clock that was wrong or by forgery, would hold up all others. What is still
+# missing then is held to be rolled back. An entry that comes into a gap which was passed can't be sealed any more, for
+# the seals behind it are made: it stays unsealed and verify() names it. Nothing here holds a transaction open for that
 # long, so that people should ask where it came from.
 
 BEGINNING = "0" * 64  # stands for the seal before the first one
@@ -45,6 +46,7 @@ MANY = 5000  # in one transaction, when nobody sealed for long
 GAP = timedelta(seconds=30)
 OVERDUE = timedelta(seconds=60)  # a worker that runs has sealed an entry by then
 PAGE = 2000  # entries in memory at a time
+NAMED = 20  # faults that are told one by one; of the others, how many
 UNREADABLE = (DataError, ValueError, TypeError, AttributeError, OverflowError)
 
 
@@ -85,7 +87,8 @@ def seal(limit: int | None = None) -> int:
         ripe = clock.now() - GAP
         sealed: list[tuple[str, str, int]] = []
         for entry in AuditEntry.objects.filter(pk__gt=last).only("at", "text").order_by("pk")[:limit]:
-            if entry.pk != last + 1 and entry.at > ripe:
+            behind = AuditEntry.objects.filter(pk__gt=entry.pk, at__lte=ripe)
+            if entry.pk != last + 1 and entry.at > ripe and not behind.exists():
                 break
             seal = seal_of(previous, entry.text)
             sealed.append((previous, seal, entry.pk))
@@ -201,7 +204,7 @@ def _hour(head: Head) -> str:
 
 
 class Broken(NamedTuple):
-    """The first thing that is not as it was sealed: the entry where it shows, and which of the kinds below it is."""
+    """Something that is not as it was sealed: the entry where it shows, and which of the kinds below it is."""
 
     entry: int
     kind: str
@@ -245,7 +248,8 @@ class Report:
     until_at: datetime | None = None
     whole: bool = True  # False where the time was over before the end
     heads: int = 0  # kept heads that were compared
-    broken: Broken | None = None
+    broken: list[Broken] = field(default_factory=list)  # the first NAMED
+    faults: int = 0  # all of them
     waiting: int = 0  # unsealed for longer than OVERDUE
     waiting_first: int = 0
     late: int = 0  # unsealed among sealed ones. See Note [The order of the seals]
@@ -264,15 +268,18 @@ class Report:
             "until": self.until,
             "whole": self.whole,
             "heads": self.heads,
-            "broken": self.broken.kind if self.broken else "",
-            "entry": self.broken.entry if self.broken else None,
+            "broken": self.broken[0].kind if self.broken else "",
+            "entry": self.broken[0].entry if self.broken else None,
+            "faults": self.faults,
             "waiting": self.waiting,
             "late": self.late,
         }
 
     def sentences(self) -> list[str]:
         """What is wrong, for people."""
-        words = [str(self.broken)] if self.broken else []
+        words = [str(each) for each in self.broken]
+        if more := self.faults - len(self.broken):
+            words.append(_("このほかにも異常が %(count)s 件あります。") % {"count": more})
         if self.late:
             words.append(
                 _(
@@ -295,11 +302,12 @@ class Report:
 def verify(heads: Iterable[Head] = (), *, after: int | None = None, seconds: float | None = None) -> Report:
     """Compare the trail, in the order of its ids, with its seals and with the heads kept outside the database.
 
-    Reads only, a page at a time, and takes no lock. What is sealed meanwhile is left for the next time.
+    Reads only, a page at a time, and takes no lock. What is sealed meanwhile is left for the next time. It goes on
+    behind what is broken, so that nobody hides a fault behind another one.
 
     Args:
         heads: kept elsewhere; the one in STATE_DIR is always compared.
-        after: the sealed entry to go on from, taken as it is; None for the beginning.
+        after: the sealed entry to go on from, taken as it is, like all before it; None for the beginning.
         seconds: the time that it may take. Past it, the report says how far it came.
 
     Raises: OSError, UnreadableHead for the head in STATE_DIR.
@@ -314,20 +322,20 @@ def verify(heads: Iterable[Head] = (), *, after: int | None = None, seconds: flo
     chain = _Chain(report, wanted, after)
     report.after = chain.last
     for entries, unreadable in _pages(chain.last, last):
-        report.broken = chain.take(entries)
-        if report.broken is None and unreadable:
-            report.broken = Broken(unreadable, "unreadable")
-        if report.broken:
-            break
+        chain.take(entries)
+        if unreadable:
+            chain.skip(unreadable)
         if ends is not None and time.monotonic() >= ends and (chain.last or 0) < last:
             report.whole = False
             break
-    if report.broken is None:
+    if chain.heads_fit:
         # Those that were not met on the way: of entries that are gone, or that were not come to.
         unmet = itertools.chain.from_iterable(chain.unmet.values())
-        report.broken = next(filter(None, (_compare(head, last) for head in unmet)), None)
+        if differs := next(filter(None, (_compare(head, last) for head in unmet)), None):
+            chain.tell(differs)
     report.waiting, report.waiting_first = _unsealed(behind=last)
-    late = AuditEntry.objects.filter(seal=None, pk__lte=last).aggregate(n=Count("pk"), first=Min("pk"))
+    unsealed = AuditEntry.objects.filter(seal=None, pk__lte=last)
+    late = _behind(report.after, unsealed).aggregate(n=Count("pk"), first=Min("pk"))
     report.late, report.late_first = late["n"], late["first"] or 0
     return report
 
@@ -340,46 +348,65 @@ class _Chain:
         self.unmet: dict[int, list[Head]] = {}
         for head in heads:
             self.unmet.setdefault(head.id, []).append(head)
+        self.heads_fit = True
         sealed = AuditEntry.objects.filter(seal__isnull=False)
-        start = None if after is None else sealed.filter(pk=after).first()
-        self.last: int | None = start.pk if start else None
-        self.seal = str(start.seal) if start else BEGINNING
+        start = None if after is None else sealed.filter(pk=after).values_list("pk", "seal").first()
+        self.last: int | None = start[0] if start else None
+        self.seal = str(start[1]) if start else BEGINNING
         self.before: str | None = None  # the seal before that
 
-    def take(self, entries: list[AuditEntry]) -> Broken | None:
-        """The first of the entries that is not as it was sealed."""
+    def take(self, entries: list[AuditEntry]) -> None:
+        """Tell of the entries which are not as they were sealed."""
         for entry in entries:
             if entry.seal is None:
                 continue  # counted by verify()
-            if broken := self._why_broken(entry):
-                return broken
-            self.before, self.seal, self.last = self.seal, entry.seal, entry.pk
-            self.report.checked += 1
+            faults = [*self._faults(entry)]
+            for fault in faults:
+                self.tell(fault)
+            self._go_on(entry.pk, entry.previous_seal, entry.seal)
+            self.report.checked += not faults
             self.report.until, self.report.until_at = entry.pk, entry.at
-        return None
 
-    def _why_broken(self, entry: AuditEntry) -> Broken | None:
+    def skip(self, pk: int) -> None:
+        """Go on behind an entry that can't be read; its seals can."""
+        self.tell(Broken(pk, "unreadable"))
+        previous, seal = AuditEntry.objects.values_list("previous_seal", "seal").get(pk=pk)
+        if seal is not None:
+            self._go_on(pk, previous, seal)
+
+    def tell(self, fault: Broken) -> None:
+        self.report.faults += 1
+        if self.report.faults <= NAMED:
+            self.report.broken.append(fault)
+
+    def _go_on(self, pk: int, previous: str | None, seal: str) -> None:
+        """The next has to follow the seal as it stands, whatever else is wrong with its entry."""
+        self.before, self.seal, self.last = previous, seal, pk
+
+    def _faults(self, entry: AuditEntry) -> Iterator[Broken]:
         if entry.previous_seal != self.seal:
             if self.last is None:
-                return Broken(entry.pk, "beginning")
-            if self.before is not None and entry.previous_seal == self.before:
-                return Broken(self.last, "inserted")
-            return Broken(entry.pk, "link" if entry.pk == self.last + 1 else "missing", other=self.last)
-        if entry.seal != seal_of(self.seal, entry.text):
-            return Broken(entry.pk, "seal")
-        try:
-            if audit.canonical(entry) != entry.text:
-                return Broken(entry.pk, "text")
-        except UNREADABLE:
-            return Broken(entry.pk, "unreadable")
+                yield Broken(entry.pk, "beginning")
+            elif self.before is not None and entry.previous_seal == self.before:
+                yield Broken(self.last, "inserted")
+            else:
+                yield Broken(entry.pk, "link" if entry.pk == self.last + 1 else "missing", other=self.last)
+        if entry.seal != seal_of(entry.previous_seal or "", entry.text):
+            yield Broken(entry.pk, "seal")
+        else:
+            try:
+                if audit.canonical(entry) != entry.text:
+                    yield Broken(entry.pk, "text")
+            except UNREADABLE:
+                yield Broken(entry.pk, "unreadable")
         for head in self.unmet.pop(entry.pk, ()):
-            if head.seal != entry.seal:
-                return Broken(entry.pk, "rewritten", at=head.at)
-        return None
+            if head.seal != entry.seal and self.heads_fit:
+                self.heads_fit = False  # the oldest is told: those kept after it can't fit either
+                yield Broken(entry.pk, "rewritten", at=head.at)
 
 
 def _pages(after: int | None, until: int) -> Iterator[tuple[list[AuditEntry], int]]:
-    """The entries, and after them the id of one that can't even be read, or 0."""
+    """The entries, and after some of them the id of one that can't even be read, or 0."""
     while True:
         rows = _behind(after, AuditEntry.objects.filter(pk__lte=until))
         try:
@@ -389,9 +416,7 @@ def _pages(after: int | None, until: int) -> Iterator[tuple[list[AuditEntry], in
         if not entries and not unreadable:
             return
         yield entries, unreadable
-        if unreadable:
-            return
-        after = entries[-1].pk
+        after = unreadable or entries[-1].pk
 
 
 def _up_to_the_unreadable(rows: QuerySet[AuditEntry]) -> tuple[list[AuditEntry], int]:

@@ -2,19 +2,20 @@
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
+from contextvars import copy_context
 from datetime import datetime
 from typing import Any
 
 from django.http import StreamingHttpResponse
-from django.utils import timezone, translation
+from django.utils import timezone
 
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # what Excel may take for the beginning of a formula
 
 
 def download(name: str, heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> StreamingHttpResponse:
-    """The table as a file, sent as it is made, in the language of the request: by then that is over."""
-    spoken = _in_language(translation.get_language(), lines(heading, rows))
-    response = StreamingHttpResponse(spoken, content_type="text/csv; charset=utf-8")
+    """The table as a file, sent as it is made. By then the request is over: its language, and whom the trail names
+    with their address and number, are kept for the rows."""
+    response = StreamingHttpResponse(_as_now(lines(heading, rows)), content_type="text/csv; charset=utf-8")
     response["Content-Disposition"] = f'attachment; filename="{name}"'
     return response
 
@@ -31,13 +32,9 @@ def lines(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str
         yield writer.writerow([cell(value) for value in row])
 
 
-def _in_language(language: str | None, made: Iterator[str]) -> Iterator[str]:
-    while True:
-        with translation.override(language):
-            line = next(made, None)
-        if line is None:
-            return
-        yield line
+def _as_now(made: Iterator[str]) -> Iterator[str]:
+    context = copy_context()
+    return iter(lambda: context.run(next, made, ""), "")  # no line is empty: each has its end
 
 
 def cell(value: Any) -> str:

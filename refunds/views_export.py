@@ -19,6 +19,11 @@ from refunds.views_orders import own_search
 
 CHUNK = 500  # rows read at a time: neither memory nor a transaction grows with the file
 
+# Note [What was taken along]
+# That a file is asked for is recorded at once, with its filters. How many rows it has nobody knows before the last one
+# is sent, and then the download may have broken off. So each part is recorded with its rows before it leaves: what left
+# is on the trail, and what can't be recorded does not leave.
+
 
 @require_safe
 @may_see
@@ -32,10 +37,10 @@ def order_export(request: HttpRequest) -> StreamingHttpResponse:
         _("注文日時"), _("注文ID"), _("ショップ注文番号"), _("お客様名"), _("メールアドレス"), _("通貨"), _("金額"),
         _("返金済み額"), _("状態"), _("返金状況"),
     ]  # fmt: skip
-    return spreadsheet.download(_name("orders"), heading, _orders(typed, filters))
+    return spreadsheet.download(_name("orders"), heading, _orders(request, typed, filters))
 
 
-def _orders(typed: Search | None, filters: Filters) -> Iterator[list[Any]]:
+def _orders(request: HttpRequest, typed: Search | None, filters: Filters) -> Iterator[list[Any]]:
     """The rows; a last one says so where there were more matches than were looked at."""
     cursor, partial = "", False
     while True:
@@ -45,6 +50,9 @@ def _orders(typed: Search | None, filters: Filters) -> Iterator[list[Any]]:
             page = search.list_orders(filters, cursor, limit=CHUNK)
         if cursor and not page.newer:
             break  # what was left fits the filters no more, so that this is the first page again
+        if shown := [order.order_id for order in page.orders]:
+            # See Note [What was taken along].
+            audit.record(request.user, "orders.exported", typed, entries=len(shown), shown=shown)
         yield from map(_order, page.orders)
         partial = partial or page.partial
         if not (cursor := page.older):
@@ -79,14 +87,17 @@ def refund_export(request: HttpRequest) -> StreamingHttpResponse:
         _("返金額"), _("状態"), _("理由"), _("説明"), _("申請者"), _("承認者"), _("承認日時"), _("確定日時"),
         _("Smartpay 返金ID"), _("エラーコード"), _("エラー内容"),
     ]  # fmt: skip
-    return spreadsheet.download(_name("refunds"), heading, _refunds(refunds))
+    return spreadsheet.download(_name("refunds"), heading, _refunds(request, refunds))
 
 
-def _refunds(refunds: QuerySet[Refund]) -> Iterator[list[Any]]:
+def _refunds(request: HttpRequest, refunds: QuerySet[Refund]) -> Iterator[list[Any]]:
     refunds = refunds.select_related("payment__order", "requested_by", "decided_by")
     cursor = ""
     while True:
         page, _newer, cursor = paging.newest_first(refunds, "requested_at", cursor, size=CHUNK)
+        if shown := [str(refund.pk) for refund in page]:
+            # See Note [What was taken along].
+            audit.record(request.user, "refunds.exported", None, entries=len(shown), shown=shown)
         yield from map(_refund, page)
         if not cursor:
             return

@@ -20,6 +20,7 @@ from tests.sandbox import Sandbox
 
 guards = import_module("refunds.migrations.0002_guards")
 decisions = import_module("refunds.migrations.0006_guards_of_decisions")
+name_guard = import_module("refunds.migrations.0009_audit_actor_name")
 numbers = itertools.count(1)
 
 NAMES = {"viewer": "閲覧 太郎", "operator": "返金 花子", "approver": "承認 一郎", "auditor": "監査 桜"}

@@ -46,6 +46,8 @@ MODELS = [
     "dashboard/user",
     "refunds/attempt",
     "refunds/auditentry",
+    "refunds/bulk",
+    "refunds/bulkline",
     "refunds/control",
     "refunds/jobrun",
     "refunds/order",

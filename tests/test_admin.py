@@ -82,6 +82,34 @@ def test_orders_are_found_as_in_the_list(browser: Client, refund: Refund) -> Non
     assert other.order_id not in found
 
 
+def test_orders_and_refunds_that_a_list_shows_are_on_the_trail(browser: Client, refund: Refund) -> None:
+    other = make_order(100, name="鈴木 一", age=100)
+
+    for page in (url_of("order"), url_of("refund"), url_of("payment"), url_of("order") + "?p=nonsense"):
+        browser.get(page)
+    search(browser, "order", "田中 太郎")
+
+    listed = AuditEntry.objects.filter(action="admin.listed").order_by("id")
+    assert [entry.data.get("shown") for entry in listed] == [
+        [refund.payment.order.order_id, other.order_id],
+        [str(refund.pk)],
+        None,
+        [refund.payment.order.order_id],
+    ]
+
+
+@pytest.mark.parametrize("typed", ["2001:DB8::0007", "2001:db8::7%eth0", " 2001:db8:0::7 ", "REQUEST-0001"])
+def test_trail_is_searched_by_address_and_by_request(browser: Client, viewer: User, typed: str) -> None:
+    for address, number in (("2001:db8::7", "request-0001"), ("2001:db8::70", "request-00010")):
+        token = audit._origin.set(audit.Origin(request_id=number, ip=address))
+        audit.record(viewer, "refunds.listed", None)
+        audit._origin.reset(token)
+
+    found = search(browser, "auditentry", typed).context["cl"].result_list
+
+    assert [(entry.ip, entry.request_id) for entry in found] == [("2001:db8::7", "request-0001")]
+
+
 def test_every_list_and_row_opens(browser: Client, refund: Refund) -> None:
     for model in admin.site._registry:
         name = f"{model._meta.app_label}_{model._meta.model_name}"

@@ -667,6 +667,49 @@ def test_sum_above_the_limit_waits_for_another_person_who_approves_all_of_it(
 
     assert sorted(executed(sandbox, payments)) == [200, 260]
     assert {(row.decided_by, row.decision_note) for row in Refund.objects.all()} == {(approver, "確認済み")}
+    asked = AuditEntry.objects.filter(action="refund.requested")
+    assert [(entry.actor, entry.data["bulk"], entry.data["approved_by"]) for entry in asked] == [
+        (operator, str(kept.pk), approver.pk)
+    ] * 2
+
+
+def test_auditor_reads_files_and_lines_and_who_approved_them(
+    payments: list[Payment], operator: User, approver: User, auditor: User, at: Clock, settings: Any
+) -> None:
+    settings.REFUND_APPROVAL_ABOVE = 150
+    kept = started(operator, *(line_for(payment) for payment in payments))
+    bulk.decide(kept.pk, by=approver, approved=True)
+    until_done(kept, at)
+    browser = sign_in(auditor)
+
+    files, file, lines, line, trail = (
+        browser.get(page, follow=True).content.decode()
+        for page in (
+            "/admin/refunds/bulk/",
+            f"/admin/refunds/bulk/{kept.pk}/change/",
+            f"/admin/refunds/bulkline/?q={kept.pk}",
+            f"/admin/refunds/bulkline/{kept.lines.earliest('number').pk}/change/",
+            "/admin/refunds/auditentry/?action__exact=refund.requested",
+        )
+    )
+
+    for page in (files, file):
+        assert [word in page for word in (operator.name, approver.name, kept.file_name, "¥400")] == [True] * 4
+    assert [str(made.pk) in lines for made in Refund.objects.all()] == [True] * 4
+    assert str(kept.lines.earliest("number").request_id) in line
+    assert trail.count(f"承認者: {approver.name}") == 4
+    assert trail.count(f"一括返金: {kept.pk}") == 4
+    listed = AuditEntry.objects.filter(action="admin.listed").earliest("id")
+    assert listed.data["shown"] == [str(kept.pk)]
+
+
+def test_file_that_needs_no_approval_is_on_the_trail_of_its_refunds(
+    payments: list[Payment], operator: User, at: Clock
+) -> None:
+    kept = until_done(started(operator, line_for(payments[0])), at)
+
+    entry = AuditEntry.objects.get(action="refund.requested")
+    assert (entry.data["bulk"], "approved_by" in entry.data) == (str(kept.pk), False)
 
 
 def test_nobody_approves_their_own_file_and_a_rejection_wants_a_reason(

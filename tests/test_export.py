@@ -35,8 +35,8 @@ def test_all_pages_of_the_orders_are_in_the_file(
     monkeypatch.setattr(views_export, "CHUNK", 3)
     made = [make_order(1000 + number, age=100 - number) for number in range(8)]
 
-    # Signing in and three pages take 31 on PostgreSQL; a query for each row would make 39 of them.
-    with django_assert_max_num_queries(35):
+    # Signing in and three pages, each with its entry, take 37 on PostgreSQL; a query for each row would make 45 of them.
+    with django_assert_max_num_queries(41):
         rows = rows_of(viewer, "/orders/export/")
 
     assert [row["注文ID"] for row in rows] == [order.order_id for order in reversed(made)]
@@ -126,7 +126,7 @@ def test_many_refunds_are_read_in_few_queries(
     for _number in range(9):
         refund(payment, operator, 1, similar_reason="x")
 
-    with django_assert_max_num_queries(30):
+    with django_assert_max_num_queries(36):  # three pages, each with its entry
         assert len(rows_of(viewer, "/refunds/export/")) == 9
     assert Refund.objects.count() == 9
 
@@ -137,8 +137,53 @@ def test_file_that_was_taken_along_is_on_the_trail_and_what_was_typed_is_not(vie
         viewer, "/orders/export/?status=succeeded&name=%E7%94%B0%E4%B8%AD&refund_status=tanaka@example.jp"
     )
 
-    entry = AuditEntry.objects.get(action="orders.exported")
-    assert entry.data == {"filters": {"status": "succeeded"}}
+    asked, part = AuditEntry.objects.filter(action="orders.exported").order_by("id")
+    assert asked.data == {"filters": {"status": "succeeded"}}
+    assert part.data.keys() == {"entries", "shown"}
+
+
+def test_each_part_is_on_the_trail_with_its_rows_before_it_leaves(
+    viewer: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views_export, "CHUNK", 2)
+    made = [make_order(1000, age=age).order_id for age in range(5)]
+    entries = AuditEntry.objects.filter(action="orders.exported").order_by("id")
+    answer = sign_in(viewer).get("/orders/export/")
+    stream = iter(answer.streaming_content)  # type: ignore[attr-defined]
+
+    assert [entry.data for entry in entries] == [{"filters": {}}]
+    next(stream)  # the heading
+    for number in range(3):  # and there the download breaks off, in its second part
+        assert made[number] in next(stream).decode()
+        parts = [{"entries": 2, "shown": made[:2]}, {"entries": 2, "shown": made[2:4]}]
+        assert [entry.data for entry in entries.all()][1:] == parts[: number // 2 + 1]
+
+    [(ip, request_id, session)] = entries.order_by().values_list("ip", "request_id", "session").distinct()
+    assert (ip, bool(request_id), bool(session)) == ("127.0.0.1", True, True)
+    assert {entry.actor for entry in entries.all()} == {viewer}
+
+
+def test_what_can_not_be_recorded_does_not_leave(
+    payment: Payment, operator: User, viewer: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = refund(payment, operator, 100)
+    answer = sign_in(viewer).get("/refunds/export/")
+    stream = iter(answer.streaming_content)  # type: ignore[attr-defined]
+    next(stream)  # the heading
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(audit, "_append", full)
+        with pytest.raises(OSError, match="no space left"):
+            next(stream)
+    rows_of(viewer, "/refunds/export/")
+
+    assert AuditEntry.objects.filter(action="refunds.exported").latest("id").data == {
+        "entries": 1,
+        "shown": [str(made.pk)],
+    }
 
 
 def test_whose_names_were_taken_along_can_be_asked_when_the_search_is_gone(viewer: User) -> None:
@@ -148,7 +193,7 @@ def test_whose_names_were_taken_along_can_be_asked_when_the_search_is_gone(viewe
 
     browser.get(found.replace("/orders/", "/orders/export/"))
 
-    data = AuditEntry.objects.get(action="orders.exported").data
+    data = AuditEntry.objects.filter(action="orders.exported").earliest("id").data
     assert data["words"] == audit.keyed_hash("田中")
 
 

@@ -27,7 +27,7 @@ from refunds.models import (
     ReviewDecision,
     SmartpayRefund,
 )
-from tests.conftest import decisions, guards, make_order, make_user
+from tests.conftest import decisions, guards, make_order, make_user, name_guard
 
 NOW = datetime(2026, 3, 9, 3, 0, 0, 250_000, tzinfo=UTC)
 HELD = {"awaiting_approval", "queued", "sending", "unknown", "review"}
@@ -147,17 +147,19 @@ def triggers() -> list[str]:
 def test_every_guard_is_in_the_database_and_awake(db: None) -> None:
     expected = guards.names(guards.GUARDS, "guard") + guards.names(guards.FOLLOWERS, "follow")
     expected += decisions.GUARDS
+    expected.append(name_guard.GUARD)
     if connection.vendor == "postgresql":
         expected += [f"{table}_never_emptied" for table in guards.KEPT]
 
     assert triggers() == sorted(set(expected))
-    assert len(expected) == (64 if connection.vendor == "postgresql" else 57)
+    assert len(expected) == (65 if connection.vendor == "postgresql" else 58)
 
 
 @pytest.mark.django_db(transaction=True)
 def test_migration_can_be_undone_and_done_again() -> None:
     with connection.schema_editor() as editor:
         decisions.remove(None, editor)
+        name_guard.remove(None, editor)
         guards.remove(None, editor)
     try:
         assert triggers() == []
@@ -165,6 +167,7 @@ def test_migration_can_be_undone_and_done_again() -> None:
         with connection.schema_editor() as editor:
             guards.install(None, editor)
             decisions.install(None, editor)
+            name_guard.install(None, editor)
 
     test_every_guard_is_in_the_database_and_awake(None)
 
@@ -1329,6 +1332,7 @@ CHANGED = {
     "id": 10**9,
     "at": NOW + timedelta(microseconds=1),
     "actor": None,
+    "actor_name": "別人",
     "roles": "auditor",
     "action": "refund.viewed",
     "outcome": "refused",
@@ -1439,5 +1443,5 @@ def test_functions_of_the_guards_know_where_to_look_and_nobody_may_call_them(db:
     moving = guards.names(guards.FOLLOWERS, "follow")
     assert found == {
         name: (["search_path=public, pg_temp"], name in moving, False)
-        for name in (*guards.FUNCTIONS, *decisions.GUARDS)
+        for name in (*guards.FUNCTIONS, *decisions.GUARDS, name_guard.GUARD)
     }

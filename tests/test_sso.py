@@ -649,6 +649,22 @@ def test_other_roles_than_before_are_on_the_trail(idp: DishonestProvider, client
     ]
 
 
+def test_other_name_than_before_is_on_the_trail_and_leaves_past_entries_as_they_were(
+    idp: DishonestProvider, client: Client
+) -> None:
+    for name in ("旧姓 花子", "旧姓 花子", "新姓 花子"):
+        idp.signed_in["name"] = name
+        recheck_is_due(client)
+        back(client, to_provider(client, "/oidc/authenticate/"))
+
+    entries = AuditEntry.objects.filter(action="person.signed_in").order_by("id")
+    assert [(entry.person, entry.data) for entry in entries] == [
+        ("旧姓 花子", {"roles_before": []}),
+        ("旧姓 花子", {}),
+        ("新姓 花子", {"name_before": "旧姓 花子"}),
+    ]
+
+
 def test_two_tabs_come_back_to_their_own_pages(idp: DishonestProvider, client: Client) -> None:
     sign_in(client)
     recheck_is_due(client)

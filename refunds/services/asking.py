@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
@@ -131,6 +132,7 @@ def request_refund(
     refundable: int,
     by: User,
     similar_reason: str = "",
+    bulk: uuid.UUID | None = None,
     approval: Approval | None = None,
     head_start: timedelta = FIRST_TURN_HEAD_START,
 ) -> Refund:
@@ -141,6 +143,7 @@ def request_refund(
     Args:
         refundable: what the person saw as left, in the minor unit; if that moved, it has to be asked anew.
         similar_reason: why all the same, where preview_refund() showed a similar refund.
+        bulk: the file whose line this is, for the trail.
         approval: where it was approved already. The database believes it of a line of an approved file alone.
         head_start: how long workers leave the first turn to the caller.
 
@@ -152,6 +155,7 @@ def request_refund(
             refundable=refundable,
             by=by,
             similar_reason=similar_reason,
+            bulk=bulk,
             approval=approval,
             head_start=head_start,
         )
@@ -217,6 +221,7 @@ def _record(
     by: User,
     similar_reason: str,
     similar_shown: Collection[str] | None = None,
+    bulk: uuid.UUID | None = None,
     approval: Approval | None = None,
     head_start: timedelta = FIRST_TURN_HEAD_START,
 ) -> tuple[Refund, bool]:
@@ -254,9 +259,11 @@ def _record(
         requested_at=now,
         next_check_at=now + head_start,
     )
+    of_file: dict[str, Any] = {"bulk": str(bulk)} if bulk else {}
     if approval:
         refund.decided_by, refund.decided_at = approval.by, approval.at
         refund.decision_note = approval.note
+        of_file["approved_by"] = approval.by.pk
     refund.save(force_insert=True)
     audit.record(
         by,
@@ -269,6 +276,7 @@ def _record(
         refundable=refundable,
         state=refund.state,
         similar=bool(similar_reason),
+        **of_file,
     )
     return refund, True
 

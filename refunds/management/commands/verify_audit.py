@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import translation
 
@@ -18,6 +19,17 @@ class Command(BaseCommand):
             help="heads kept elsewhere, one a line, as --print-head prints them; that in STATE_DIR is always compared",
         )
         parser.add_argument(
+            "--after",
+            type=int,
+            metavar="ID",
+            help="begin behind this sealed entry: what is wrong up to it is known",
+        )
+        parser.add_argument(
+            "--no-head",
+            action="store_true",
+            help="do not fail where no kept head is there to be compared, as on a copy of the database",
+        )
+        parser.add_argument(
             "--print-head", action="store_true", help="print the newest head, to be kept elsewhere, and end"
         )
 
@@ -26,7 +38,8 @@ class Command(BaseCommand):
             if options["print_head"]:
                 self._print_head()
             else:
-                self._verify(sealing.read_heads(options["head"]) if options["head"] else [])
+                heads = sealing.read_heads(options["head"]) if options["head"] else []
+                self._verify(heads, after=options["after"], without_head=options["no_head"])
         except (OSError, sealing.UnreadableHead) as error:
             raise CommandError(f"a kept head could not be read: {error}") from error
 
@@ -36,15 +49,24 @@ class Command(BaseCommand):
             raise CommandError("nothing is sealed yet")
         self.stdout.write(str(head))
 
-    def _verify(self, heads: list[sealing.Head]) -> None:
-        report = sealing.verify(heads)
+    def _verify(self, heads: list[sealing.Head], *, after: int | None, without_head: bool) -> None:
+        report = sealing.verify(heads, after=after)
+        if report.after != after:
+            raise CommandError(f"there is no sealed entry {after} to begin behind")
+        behind = f", behind {after}" if after else ""
         self.stdout.write(
-            f"sealed entries that are intact: {report.checked}, the last of them: {report.until or '-'}, "
+            f"sealed entries that are intact: {report.checked}{behind}, the last of them: {report.until or '-'}, "
             f"kept heads compared: {report.heads}"
         )
-        if not report.heads:
-            self.stdout.write("no kept head: a trail that was cut or rewritten as a whole would not show")
         if not report.ok:
             with translation.override("en"):
                 raise CommandError("\n".join(report.sentences()))
+        if (report.until or report.after) and not report.heads:
+            blind = "no kept head was compared: a trail that was cut or rewritten as a whole would not show"
+            if not without_head:
+                raise CommandError(
+                    f"{blind}; none is in STATE_DIR ({settings.STATE_DIR}). "
+                    "--head names a file of them, --no-head says that there is none"
+                )
+            self.stdout.write(blind)
         self.stdout.write("the trail is intact")
