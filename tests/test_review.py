@@ -435,6 +435,22 @@ def page(case: Refund) -> str:
     return reverse("refunds:refund_review", args=[case.pk])
 
 
+@pytest.mark.parametrize(("mode", "state"), [("wrong_amount", State.REVIEW), ("reset", State.UNKNOWN)])
+def test_order_says_beside_its_figures_what_an_open_refund_means_for_them(
+    payment: Payment, operator: User, sandbox: Sandbox, mode: str, state: State
+) -> None:
+    """The refund's own notice above tells the rest."""
+    sandbox.fault(mode)
+    assert refund(payment, operator).state == state
+    sandbox.fault("html", method="GET", path="", times=None)  # what it would show settles them
+
+    page = sign_in(operator).get(f"/orders/{payment.order.order_id}/").content.decode()
+
+    assert re.search(r'<p class="blocked">.*<span>いまは返金できません。</span></p>', page)
+    assert "結果が確定していない返金があります" not in page
+    assert ("<small>判定が終わるまで変わることがあります</small>" in page) == (state == State.REVIEW)
+
+
 def test_two_approvers_settle_a_case_on_its_page(
     payment: Payment, operator: User, approver: User, second: User, sandbox: Sandbox, at: Clock
 ) -> None:
