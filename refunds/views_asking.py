@@ -38,7 +38,9 @@ from refunds.wording import money
 
 CONFIRMATION = "refunds.confirmation"  # the salt of its signature
 CONFIRMATION_SECONDS = 3600
-FRESH = timedelta(minutes=1)  # the form is drawn by a younger reading of its order, or says how old its own is
+FRESH = timedelta(
+    minutes=1
+)  # the form is drawn by a younger reading of its order, or says how old its own is
 READ_SECONDS = 20  # for how long a reading of the payment is good enough to send; the engine's rules say 60
 
 
@@ -93,17 +95,8 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponseBase:
         raise Http404
     order = get_object_or_404(Order.objects.prefetch_related("payments"), order_id=order_id)
     parked = parked_fields(request)
-    if "drop" in request.POST or "drop" in parked:
-        if _draft(request, order):
-            del request.session["draft"]
-        return see_other("refunds:order", order_id)
-    if request.method != "POST" and "confirm" not in parked:
-        order, gone = _read_lately(order)
-        payments = list(order.payments.all())
-        if blocked := why_no_refund(request, order, payments, gone=gone):
-            messages.warning(request, blocked)
-            return redirect("refunds:order", order_id)
-        return _draw_form(request, order, _empty_form(request, order, payments))
+    if "drop" in request.POST or (request.method != "POST" and "confirm" not in parked):
+        return _opened(request, order)
     payments = list(order.payments.all())
     # A confirmation whose sign-in had to be checked is drawn again, as if 返金する had been pressed.
     form = RefundForm(request.POST or parked, payments=payments)
@@ -144,6 +137,20 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponseBase:
         if services.was_recorded(asked):  # another click of this very form was quicker
             return see_other("refunds:refund", asked.request_id)
         return _not_taken(request, order, form, asked, error)
+
+
+def _opened(request: HttpRequest, order: Order) -> HttpResponse:
+    """The form as it is first seen, where there is something to refund; or given up, and what was typed dropped."""
+    if "drop" in request.POST or "drop" in parked_fields(request):
+        if _draft(request, order):
+            del request.session["draft"]
+        return see_other("refunds:order", order.order_id)
+    order, gone = _read_lately(order)
+    payments = list(order.payments.all())
+    if blocked := why_no_refund(request, order, payments, gone=gone):
+        messages.warning(request, blocked)
+        return redirect("refunds:order", order.order_id)
+    return _draw_form(request, order, _empty_form(request, order, payments))
 
 
 def _not_taken(

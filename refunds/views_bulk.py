@@ -20,6 +20,7 @@ from refunds.bulk import Share
 from refunds.forms import BulkUploadForm, DecisionForm, SimilarForm
 from refunds.models import Bulk, BulkLine, Refund
 from refunds.views import may_see, parked_fields, person, remember_way_back, see_other, viewed
+from refunds.wording import error_text
 
 RENEW_SECONDS = {Bulk.State.CHECKING: 2, Bulk.State.RUNNING: 3, Bulk.State.PAUSED: 15}
 PAUSABLE = (Bulk.State.RUNNING, Bulk.State.PAUSED)
@@ -240,7 +241,7 @@ def _sum(shares: list[Share]) -> Share:
 
 
 def _label(kept: Bulk, state: str) -> str:
-    """What a line or its refund has come to, in words; of a file that was started, a line that can be refunded waits."""
+    """What a line or its refund has come to, in words; once a file was started, a line that can be refunded waits."""
     if state == BulkLine.State.READY and kept.state in PAUSABLE:
         return _("順番待ち")
     return str({**dict(BulkLine.State.choices), **dict(Refund.State.choices)}[state])
@@ -290,7 +291,7 @@ def _result(kept: Bulk) -> Iterator[list[Any]]:
                 line.description,
                 refund.label if refund else _label(kept, line.state),
                 refund.amount if refund else line.amount,
-                (refund.error_message if refund else "") or line.get_problem_display(),
+                (error_text(refund.error_message) if refund else "") or line.get_problem_display(),
                 refund.pk if refund else "",
                 refund.smartpay_id if refund else "",
                 spreadsheet.moment(refund.requested_at) if refund else "",

@@ -215,9 +215,7 @@ def _order_missing(
     return render(request, "refunds/order_missing.html", context, status=404 if found_out else 503)
 
 
-def why_no_refund(
-    request: HttpRequest, order: Order, payments: list[Payment], *, gone: bool = False
-) -> str:
+def why_no_refund(request: HttpRequest, order: Order, payments: list[Payment], *, gone: bool = False) -> str:
     """Why this person can't refund this order now, in words; "" if they can. `gone`: Smartpay said that it has none."""
     if not request.user.has_perm(roles.REQUEST_REFUND):
         return _("返金の権限がありません。返金は返金担当者に依頼してください。")

@@ -335,7 +335,7 @@ def test_what_is_another_rows_nobodys_failed_or_older_is_not_this_one(
         "Smartpay の返金を選んでください。",
         "Smartpay の返金を選んでください。",
         "Smartpay は返金不可と示しています。",
-        "Smartpay は返金済みとも不成立とも示していません。",
+        "Smartpay は返金済みとも返金不可とも示していません。",
         "この返金を送るより前の返金です。",
     ]
     assert not ReviewDecision.objects.exists()
