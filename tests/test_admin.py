@@ -298,11 +298,11 @@ def test_error_of_a_refund_is_told_in_words(browser: Client, operator: User, pag
     asked = services.Request(uuid.uuid4(), payment.pk, 1070, "fraudulent", "", "")
     refund = services.request_refund(asked, refundable=9440, by=operator)
     sending.begin_attempt(refund.pk, owner="")
-    row = refund if page == "refund" else refund.attempts.get()
     said = "The answer differs in: amount."
-    type(row).objects.filter(pk=row.pk).update(error_message=said)
+    Refund.objects.filter(pk=refund.pk).update(error_message=said)
+    refund.attempts.update(error_message=said)
 
-    shown = text(browser.get(url_of(page, row.pk)))
+    shown = text(browser.get(url_of(page, refund.pk if page == "refund" else refund.attempts.get().pk)))
 
     assert "応答が申請と異なっていました: 金額" in shown
     assert said not in shown
