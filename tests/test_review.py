@@ -560,6 +560,8 @@ def test_approver_stops_and_resumes_sending(approver: User, operator: User) -> N
     assert '<a href="#id_reason">理由</a>: 理由を入力してください。' in refused.content.decode()
     assert browser.post(sends, {"stop": "1", "reason": "点検のため"}).status_code == 303
     assert not Control.sends_are_on()
+    resuming = browser.get(reverse("refunds:approvals")).content.decode()
+    assert '<p class="hint" id="sends_reason_help">監査記録に残ります。</p>' in resuming
     assert "点検のため" in sign_in(operator).get(reverse("refunds:start")).content.decode()
     assert browser.post(sends, {"resume": "1", "reason": "終わり"}).status_code == 303
     assert Control.sends_are_on()

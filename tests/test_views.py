@@ -587,6 +587,7 @@ def test_unknown_outcome_is_told_and_the_page_renews_itself(
     meaning = text(page).partition('class="meaning')[2].partition("</div>")[0]
     assert "確定するまで自動で新しくなります" in meaning
     assert "次の確認" in meaning
+    assert "お客様には「ただいま Smartpay に確認しています。" in meaning
     assert "結果不明" in text(browser.get("/"))
     assert browser.get(form_url(paid))["Location"] == f"/orders/{paid.order_id}/"
     blocked = browser.post(form_url(paid), typed(paid, amount="1"))
