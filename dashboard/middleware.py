@@ -205,7 +205,7 @@ class SessionPolicy:
         page = sso.park(request) if posted else request.get_full_path()
         if over:
             sso.end_session(request)
-            messages.info(request, over)
+            messages.info(request, f"{over} {_unsent(request)}" if posted else over)
             return redirect_to_login(page)
         return HttpResponseRedirect(page, status=303) if posted else sso.recheck(request)
 
@@ -218,3 +218,12 @@ class SessionPolicy:
         if now - request.session.get("seen_at", 0) > settings.SSO_IDLE_SECONDS:
             return _("しばらく操作がなかったため、サインアウトしました。もう一度サインインしてください。")
         return ""
+
+
+def _unsent(request: HttpRequest) -> str:
+    """What became of a form that met the end of a session, in words. A file is not kept. See Note [Parked forms]."""
+    if request.FILES:
+        return _("ファイルは送信されていません。サインインしてから、もう一度選んでください。")
+    return _(
+        "入力した内容はまだ送信されていません。%(minutes)s 分以内にサインインすると、続きから確かめられます。"
+    ) % {"minutes": sso.PARKED_SECONDS // 60}

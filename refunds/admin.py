@@ -54,7 +54,7 @@ from refunds.models import (
     SmartpayRefund,
     SyncCursor,
 )
-from refunds.wording import money
+from refunds.wording import error_text, money
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[models.Model]
@@ -156,6 +156,17 @@ def yes_or_no(model: type[models.Model], name: str) -> Any:
         return str(_("はい") if getattr(row, name) else _("いいえ"))
 
     shown.__name__ = name
+    return shown
+
+
+def in_words(model: type[models.Model]) -> Any:
+    """エラー内容 as people read it."""
+
+    @admin.display(description=cast(str, label_for_field("error_message", model)))
+    def shown(row: Any) -> str:
+        return error_text(row.error_message)
+
+    shown.__name__ = "error_message"
     return shown
 
 
@@ -488,7 +499,7 @@ class RefundAdmin(AuditorAdmin):
         "absent_since",
         "smartpay_id",
         "error_code",
-        "error_message",
+        in_words(Refund),
         "settled_at",
         "reviews",
         yes_or_no(Refund, "recovered"),
@@ -761,7 +772,7 @@ class AttemptAdmin(AuditorAdmin):
         "outcome",
         "http_status",
         "error_code",
-        "error_message",
+        in_words(Attempt),
         yes_or_no(Attempt, "replayed"),
         "response_sha256",
     )

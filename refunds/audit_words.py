@@ -163,6 +163,7 @@ CODES: dict[str, dict[str, Any]] = {
         "number": _("数字以外"),
         "positive": _("1円未満"),
         "required": _("入力なし"),
+        "too_high": BulkLine.Problem.TOO_HIGH.label,
         "whole": _("整数以外"),
     },
     "evidence": dict(Evidence.Kind.choices),

@@ -134,6 +134,16 @@ class RefundForm(forms.Form):
         assert isinstance(choice, forms.ChoiceField)  # noqa: S101  (declared above)
         choice.choices = [(payment.pk, payment.pk) for payment in payments]
 
+    def clean(self) -> dict[str, Any]:
+        """Beside other errors, also that the amount is too high as far as we know, so that all are told at once.
+
+        Alone it is no error here: the payment is read afresh before an amount is judged.
+        """
+        data: dict[str, Any] = self.cleaned_data
+        if self.errors and "amount" in data and self.chosen and data["amount"] > self.chosen.refundable():
+            self.add_error("amount", forms.ValidationError(services.too_high(self.chosen), "too_high"))
+        return data
+
     @property
     def chosen(self) -> Payment | None:
         """The payment chosen so far, also in a form that is not valid yet."""

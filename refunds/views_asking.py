@@ -1,5 +1,6 @@
 """返金フォーム: the form, its confirmation, and the final button."""
 
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +19,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 
 from dashboard import limits, opened
-from dashboard.sso import fresh_sign_in_required
+from dashboard.sso import PARKED_SECONDS, fresh_sign_in_required
 from refunds import audit, clock, roles, services, smartpay
 from refunds.forms import RefundForm, SimilarForm
 from refunds.models import Order, Payment, Refund
@@ -38,6 +39,9 @@ from refunds.wording import money
 
 CONFIRMATION = "refunds.confirmation"  # the salt of its signature
 CONFIRMATION_SECONDS = 3600
+FRESH = timedelta(
+    minutes=1
+)  # the form is drawn by a younger reading of its order, or says how old its own is
 READ_SECONDS = 20  # for how long a reading of the payment is good enough to send; the engine's rules say 60
 
 
@@ -46,6 +50,8 @@ def not_too_often(view: Callable[[HttpRequest, str], HttpResponseBase]) -> Calla
 
     @wraps(view)
     def inner(request: HttpRequest, order_id: str) -> HttpResponseBase:
+        if "drop" in request.POST:  # shows nothing and asks nobody
+            return view(request, order_id)
         unjudged = request.method != "POST" or "all" in request.POST or "back" in request.POST
         wait = limits.taken(request, limits.ORDERS if unjudged else limits.REFUND_FORMS)
         if not wait:
@@ -63,7 +69,8 @@ def _as_typed(request: HttpRequest, order_id: str, wait: int) -> HttpResponse:
     form = RefundForm(request.POST, payments=list(order.payments.all()))
     if form.is_valid() and services.was_recorded(asked := form.request()):
         return see_other("refunds:refund", asked.request_id)
-    messages.warning(request, limits.explanation(wait))
+    kept = _("まだ返金していません。入力した内容は残っています。")
+    messages.warning(request, f"{limits.explanation(wait)} {kept}")
     if form.is_valid() and "confirm" in request.POST:
         with suppress(services.RefundError):  # said when it may be posted again
             page = _confirmation(
@@ -88,13 +95,10 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponseBase:
     if smartpay.id_kind(order_id) is None:
         raise Http404
     order = get_object_or_404(Order.objects.prefetch_related("payments"), order_id=order_id)
-    payments = list(order.payments.all())
     parked = parked_fields(request)
-    if request.method != "POST" and "confirm" not in parked:
-        if blocked := why_no_refund(request, order, payments):
-            messages.warning(request, blocked)
-            return redirect("refunds:order", order_id)
-        return _draw_form(request, order, _empty_form(request, order, payments))
+    if "drop" in request.POST or (request.method != "POST" and "confirm" not in parked):
+        return _opened(request, order)
+    payments = list(order.payments.all())
     # A confirmation whose sign-in had to be checked is drawn again, as if 返金する had been pressed.
     form = RefundForm(request.POST or parked, payments=payments)
     if "all" in request.POST or "back" in request.POST:
@@ -136,6 +140,20 @@ def refund_form(request: HttpRequest, order_id: str) -> HttpResponseBase:
         return _not_taken(request, order, form, asked, error)
 
 
+def _opened(request: HttpRequest, order: Order) -> HttpResponse:
+    """The form as it is first seen, where there is something to refund; or given up, and what was typed dropped."""
+    if "drop" in request.POST or "drop" in parked_fields(request):
+        if _draft(request, order):
+            del request.session["draft"]
+        return see_other("refunds:order", order.order_id)
+    order, gone = _read_lately(order)
+    payments = list(order.payments.all())
+    if blocked := why_no_refund(request, order, payments, gone=gone):
+        messages.warning(request, blocked)
+        return redirect("refunds:order", order.order_id)
+    return _draw_form(request, order, _empty_form(request, order, payments))
+
+
 def _not_taken(
     request: HttpRequest,
     order: Order,
@@ -169,17 +187,38 @@ def _empty_form(request: HttpRequest, order: Order, payments: list[Payment]) -> 
     return RefundForm(initial=initial, payments=payments)
 
 
+def _read_lately(order: Order) -> tuple[Order, bool]:
+    """The order by a young reading, and whether Smartpay says that it has none.
+
+    Its page has read it a moment ago; where the form was opened by its address, nobody has. Where Smartpay does not
+    answer, it is the last copy, and the form says how old its figures are.
+    """
+    if clock.now() - order.read_at <= FRESH:
+        return order, False
+    try:
+        services.read_order(order.order_id, client=quick_client())
+    except smartpay.SmartpayError as error:
+        return order, isinstance(error, smartpay.NotFound)
+    return Order.objects.prefetch_related("payments").get(pk=order.pk), False
+
+
 def _draft(request: HttpRequest, order: Order) -> dict[str, str]:
-    """What was last typed for this order; empty where another order came after it."""
+    """What was last typed for this order; empty where another order came after it, or too long a time: the next call
+    must not begin with the amount of the one before."""
     draft = request.session.get("draft") or {}
-    return draft["fields"] if draft.get("order") == order.order_id else {}
+    kept = draft.get("order") == order.order_id and time.time() < draft.get("until", 0)
+    return draft["fields"] if kept else {}
 
 
 def _keep_draft(
     request: HttpRequest, order: Order, fields: dict[str, str], similar_form: SimilarForm
 ) -> None:
     reason = similar_form["similar_reason"].value() or ""
-    request.session["draft"] = {"order": order.order_id, "fields": {**fields, "similar_reason": reason}}
+    request.session["draft"] = {
+        "order": order.order_id,
+        "fields": {**fields, "similar_reason": reason},
+        "until": time.time() + PARKED_SECONDS,
+    }
 
 
 def _typed_form(request: HttpRequest, order: Order, payments: list[Payment]) -> RefundForm:
@@ -200,6 +239,7 @@ def _draw_form(request: HttpRequest, order: Order, form: RefundForm, status: int
     viewed(request, "order.viewed", order)
     remember_way_back(request)
     payment = form.chosen or (form.payments[0] if len(form.payments) == 1 else None)
+    read_at = min((each.read_at for each in ([payment] if payment else form.payments)), default=order.read_at)
     context = {
         "order": order,
         "others": others_on(request, order),
@@ -207,6 +247,8 @@ def _draw_form(request: HttpRequest, order: Order, form: RefundForm, status: int
         "payment": payment,
         "form": form,
         "refundable": payment.refundable() if payment else None,
+        "read_at": read_at,
+        "late": clock.now() - read_at > FRESH,
     }
     return render(request, "refunds/refund_form.html", context, status=status)
 

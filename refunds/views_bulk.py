@@ -9,6 +9,7 @@ from django.contrib.auth.decorators import permission_required
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, render
+from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
@@ -18,7 +19,8 @@ from refunds import audit, bulk, bulk_file, csv_file, paging, roles, services, s
 from refunds.bulk import Share
 from refunds.forms import BulkUploadForm, DecisionForm, SimilarForm
 from refunds.models import Bulk, BulkLine, Refund
-from refunds.views import may_see, parked_fields, person, see_other, viewed
+from refunds.views import may_see, parked_fields, person, remember_way_back, see_other, viewed
+from refunds.wording import error_text
 
 RENEW_SECONDS = {Bulk.State.CHECKING: 2, Bulk.State.RUNNING: 3, Bulk.State.PAUSED: 15}
 PAUSABLE = (Bulk.State.RUNNING, Bulk.State.PAUSED)
@@ -63,6 +65,7 @@ def _draw_list(request: HttpRequest, form: BulkUploadForm, status: int = 200) ->
         Bulk.objects.select_related("uploaded_by"), "uploaded_at", request.GET.get("page", "")
     )
     audit.record(request.user, "bulk.viewed", None, shown=[str(each.pk) for each in rows])
+    remember_way_back(request)
     context = {
         "bulks": rows,
         "form": form,
@@ -190,10 +193,14 @@ def _draw(
         and not mine
         and request.user.has_perm(roles.APPROVE_REFUND)
     )
+    back = request.session.get("way_back", "")
+    to_approvals = back.partition("?")[0] == reverse("refunds:approvals")
     context = {
         "bulk": kept,
-        "lines": bulk.with_rows(shown),
-        "shares": _shares(tally),
+        "back_url": back if to_approvals else reverse("refunds:bulk_list"),
+        "back_label": _("承認に戻る") if to_approvals else _("一括返金"),
+        "lines": [(line, refund, _label(kept, line.state)) for line, refund in bulk.with_rows(shown)],
+        "shares": _shares(kept, tally),
         "wanted": wanted,
         "next_url": f"?state={wanted}&after={shown[-1].number}" if more else "",
         "is_first": not after,
@@ -233,13 +240,25 @@ def _sum(shares: list[Share]) -> Share:
     return Share(sum(each.lines for each in shares), sum(each.total for each in shares))
 
 
-def _shares(tally: dict[str, Share]) -> list[dict[str, Any]]:
+def _label(kept: Bulk, state: str) -> str:
+    """What a line or its refund has come to, in words; once a file was started, a line that can be refunded waits."""
+    if state == BulkLine.State.READY and kept.state in PAUSABLE:
+        return _("順番待ち")
+    return str({**dict(BulkLine.State.choices), **dict(Refund.State.choices)}[state])
+
+
+def _shares(kept: Bulk, tally: dict[str, Share]) -> list[dict[str, Any]]:
     """What became of the lines, in the order in which it matters: what is not settled first."""
-    labels = {**dict(BulkLine.State.choices), **dict(Refund.State.choices)}
     order = [*Refund.OPEN, *Refund.State.values, *BulkLine.State.values]
     names = dict.fromkeys(name for name in order if name in tally)
     return [
-        {"name": str(name), "label": labels[name], "share": tally[name], "is_line": name in BulkLine.State}
+        {
+            "name": str(name),
+            "label": _label(kept, name),
+            "share": tally[name],
+            "is_line": name in BulkLine.State,
+            "has_sum": name != BulkLine.State.PROBLEM,  # what it asks for is no money of anybody's
+        }
         for name in names
     ]
 
@@ -270,9 +289,9 @@ def _result(kept: Bulk) -> Iterator[list[Any]]:
                 order.reference if order else line.reference_text,
                 line.amount_text,
                 line.description,
-                refund.label if refund else line.get_state_display(),
+                refund.label if refund else _label(kept, line.state),
                 refund.amount if refund else line.amount,
-                (refund.error_message if refund else "") or line.get_problem_display(),
+                (error_text(refund.error_message) if refund else "") or line.get_problem_display(),
                 refund.pk if refund else "",
                 refund.smartpay_id if refund else "",
                 spreadsheet.moment(refund.requested_at) if refund else "",

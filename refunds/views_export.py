@@ -16,6 +16,7 @@ from refunds.models import Refund, Search
 from refunds.search import Filters, Found
 from refunds.views import may_see
 from refunds.views_orders import own_search
+from refunds.wording import error_text
 
 CHUNK = 500  # rows read at a time: neither memory nor a transaction grows with the file
 
@@ -123,7 +124,7 @@ def _refund(refund: Refund) -> list[Any]:
         spreadsheet.moment(refund.settled_at),
         refund.smartpay_id,
         refund.error_code,
-        refund.error_message,
+        error_text(refund.error_message),
     ]
 
 

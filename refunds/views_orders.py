@@ -158,7 +158,10 @@ def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:
     payments = list(order.payments.all())
     others = others_on(request, order)
     audit.record(request.user, "order.viewed", order, fresh=not problem)
-    blocked = why_no_refund(request, order, payments)
+    gone = isinstance(problem, smartpay.NotFound)
+    blocked = why_no_refund(request, order, payments, gone=gone)
+    timeline = _timeline(order, payments)
+    open_ones = [entry for entry in timeline if entry.get("refund") and entry["state"] in Refund.BLOCKING]
     kept = request.session.get("search", "")
     context = {
         "order": order,
@@ -172,9 +175,12 @@ def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:
             "reserved": sum(payment.reserved for payment in payments),
         },
         "line_items": [_line(item) for item in order.line_items],
-        "timeline": _timeline(order, payments),
+        "timeline": timeline,
+        "open_refunds": open_ones,
+        "in_review": any(entry["state"] == Refund.State.REVIEW for entry in open_ones),
         "refund_url": "" if blocked else reverse("refunds:refund_form", args=[order.order_id]),
-        "refund_blocked": blocked,
+        # Of what the notices of these refunds say already, only what follows from it.
+        "refund_blocked": _("いまは返金できません。") if blocked == unsettled() and open_ones else blocked,
         "fresh": not problem,
         "read_at": order.read_at,
         "problem": problem_text(problem) if problem else "",
@@ -209,11 +215,11 @@ def _order_missing(
     return render(request, "refunds/order_missing.html", context, status=404 if found_out else 503)
 
 
-def why_no_refund(request: HttpRequest, order: Order, payments: list[Payment]) -> str:
-    """Why this person can't refund this order now, in words; "" if they can."""
+def why_no_refund(request: HttpRequest, order: Order, payments: list[Payment], *, gone: bool = False) -> str:
+    """Why this person can't refund this order now, in words; "" if they can. `gone`: Smartpay said that it has none."""
     if not request.user.has_perm(roles.REQUEST_REFUND):
         return _("返金の権限がありません。返金は返金担当者に依頼してください。")
-    if order.vanished_at:
+    if gone or order.vanished_at:
         return _("Smartpay にこの注文が見つからないため返金できません。システム担当者に連絡してください。")
     if not payments:
         if order.status == Order.Status.REQUIRES_CAPTURE:
@@ -224,12 +230,14 @@ def why_no_refund(request: HttpRequest, order: Order, payments: list[Payment]) -
         blocked = Refund.objects.filter(payment__in=open_ones, state__in=Refund.BLOCKING)
         if len(set(blocked.values_list("payment", flat=True))) < len(open_ones):
             return ""
-        return _(
-            "結果が確定していない返金があります。確定するまで返金できません。もう一度返金しないでください。"
-        )
+        return unsettled()
     if any(payment.reserved for payment in payments):
         return _("残額はすべて処理中の返金に充てられています。")
     return _("全額が返金済みです。")
+
+
+def unsettled() -> str:
+    return _("結果が確定していない返金があります。確定するまで返金できません。もう一度返金しないでください。")
 
 
 def _line(item: dict[str, Any]) -> dict[str, Any]:

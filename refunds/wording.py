@@ -1,10 +1,12 @@
 """What people read often: an amount, a shortened id, a minute, how long ago."""
 
+import re
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from django.utils import timezone
-from django.utils.translation import ngettext
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
 
 SIGNS = {"JPY": "¥"}
 DECIMALS = {"JPY": 0, "KRW": 0, "VND": 0}  # of the minor unit; every other currency has two
@@ -56,3 +58,53 @@ def ago(moment: datetime | None, now: datetime | None = None) -> str:
     else:
         said = timezone.localtime(moment).strftime("%Y/%m/%d %H:%M")
     return said.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+# What we write of an answer of Smartpay's, or of what it shows, for engineers: see Refund.error_message.
+ERRORS: dict[str, Any] = {
+    r"No answer within the deadline\.": gettext_lazy("時間内に応答がありませんでした。"),
+    r"No answer: (?P<what>\w+)\.": gettext_lazy("応答がありませんでした(%(what)s)。"),
+    r"The answer is not JSON\.": gettext_lazy("応答が JSON ではありませんでした。"),
+    r"The answer lacks a field\.": gettext_lazy("応答に足りない項目がありました。"),
+    r"The answer has a field of another type\.": gettext_lazy("応答に種類の違う項目がありました。"),
+    r"The answer differs in: (?P<what>[a-z, ]+)\.": gettext_lazy("応答が申請と異なっていました: %(what)s"),
+    r"The refund's status is one that we do not know\.": gettext_lazy("応答の状態が未知のものでした。"),
+    r"The answer is too large\.": gettext_lazy("応答が大きすぎました。"),
+    r"The answer was cut off\.": gettext_lazy("応答が途中で切れていました。"),
+    r"(?P<what>refund_\w+) was sent and forgotten": gettext_lazy(
+        "送信した記録がないのに、Smartpay に返金 %(what)s があります。"
+    ),
+    r"(?P<what>refund_\w+) exists, with a status of its own": gettext_lazy(
+        "Smartpay に、未知の状態の返金 %(what)s があります。"
+    ),
+    r"(?P<what>refund_\w+) exists": gettext_lazy("Smartpay に返金 %(what)s があります。"),
+    r"(?P<what>refund_\w+) differs": gettext_lazy("Smartpay の返金 %(what)s は申請と異なります。"),
+    r"second refund (?P<what>refund_\w+)": gettext_lazy("Smartpay に二つ目の返金 %(what)s があります。"),
+    r"a refund made elsewhere could be it, sent and forgotten": gettext_lazy(
+        "このツール以外での返金が、送信した記録のないこの返金かもしれません。"
+    ),
+    r"a refund without our reference could be it": gettext_lazy(
+        "受付番号のない返金が、この返金かもしれません。"
+    ),
+    r"unreadable for twelve hours": gettext_lazy("Smartpay を12時間読み取れませんでした。"),
+}
+FIELDS: dict[str, Any] = {
+    "amount": gettext_lazy("金額"),
+    "currency": gettext_lazy("通貨"),
+    "id": gettext_lazy("Smartpay 返金ID"),
+    "metadata": gettext_lazy("付随データ"),
+    "object": gettext_lazy("種類"),
+    "payment": gettext_lazy("支払い"),
+    "reference": gettext_lazy("参照番号"),
+    "test": gettext_lazy("テスト・本番の別"),
+}
+
+
+def error_text(message: str) -> str:
+    """What went wrong, in words, where we have written it ourselves; Smartpay's own words as they are."""
+    for pattern, words in ERRORS.items():
+        if found := re.fullmatch(pattern, message):
+            what = found.groupdict().get("what", "")
+            named = _("、").join(str(FIELDS.get(each, each)) for each in what.split(", "))
+            return str(words) % {"what": named}
+    return message

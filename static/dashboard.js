@@ -107,6 +107,8 @@ function refundForm(form) {
   const amount = form.elements.amount;
   const remaining = form.querySelector("[data-remaining]");
   const all = form.querySelector("[data-all]");
+  const error = document.getElementById("id_amount_error");
+  let judged = error.textContent; // what the server said of the amount, until another is typed
 
   const refundable = () => {
     const chosen = form.querySelector("[name=payment]:checked")?.dataset.refundable;
@@ -121,20 +123,26 @@ function refundForm(form) {
     const left = refundable();
     const wanted = typed();
     const over = left !== null && wanted !== null && wanted > left;
-    remaining.classList.toggle("is-over", over);
-    remaining.textContent = over ? form.dataset.over : left !== null && wanted !== null ? yen(left - wanted) : "–";
+    remaining.textContent = left !== null && wanted !== null && !over ? yen(left - wanted) : "–";
+    const wrong = judged || (over ? form.dataset.over : "");
+    if (wrong && wrong !== error.textContent) announce(wrong);
+    error.textContent = wrong;
+    error.hidden = !wrong;
+    if (wrong) amount.setAttribute("aria-invalid", "true");
+    else amount.removeAttribute("aria-invalid");
     for (const shown of form.querySelectorAll("[data-refundable-shown]")) shown.textContent = left === null ? "–" : yen(left);
   };
 
-  amount.addEventListener("input", (event) => { if (!event.isComposing) show(); });
-  amount.addEventListener("compositionend", show);
-  form.addEventListener("change", show);
+  const again = () => { judged = ""; show(); };
+  amount.addEventListener("input", (event) => { if (!event.isComposing) again(); });
+  amount.addEventListener("compositionend", again);
+  for (const payment of form.querySelectorAll("[name=payment]")) payment.addEventListener("change", again);
   all.addEventListener("click", (event) => {
     const left = refundable();
     if (left === null) return; // no payment chosen yet: the server says so
     event.preventDefault();
     amount.value = left.toLocaleString("en-US");
-    show();
+    again();
     amount.focus();
   });
   show();

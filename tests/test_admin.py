@@ -21,6 +21,7 @@ from refunds import audit, sealing, services, views_bulk
 from refunds.audit_words import CODES, LABELS
 from refunds.models import AuditEntry, Difference, Order, Refund, Search
 from refunds.services import sending
+from refunds.wording import error_text
 from tests.conftest import make_order, sign_in
 from tests.site import ROOT
 
@@ -282,6 +283,57 @@ def test_whatever_the_sources_record_has_a_word() -> None:
     assert keys - LABELS.keys() == set()
     assert views_bulk.ACTS.keys() <= CODES["tried"].keys()
     assert {(key, code) for key, code in codes if code not in CODES[key]} == set()
+
+
+def test_whatever_is_written_of_an_error_of_a_refund_has_words() -> None:
+    """What smartpay.py raises while a refund is made, and what makes a case. In braces stand ids and names."""
+    written = set()
+    for path in (ROOT / "refunds/smartpay.py", *(ROOT / "refunds/services").glob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            name = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+            if name in ("to_review", "Unclear", "Contradiction", "kind"):
+                said = call.args[-1]  # type: ignore[attr-defined]
+                parts = said.values if isinstance(said, ast.JoinedStr) else [said]
+                if not isinstance(said, ast.Name | ast.Call):
+                    written.add(
+                        "".join(
+                            getattr(part, "value", "") if isinstance(part, ast.Constant) else "refund_1"
+                            for part in parts
+                        )
+                    )
+    of_a_list = {
+        "The answer is not a collection.",
+        "The place of the next page can't be read.",
+        "Not a refund_1 of refund_1 mode.",
+        "Not the refund_1 that was asked for.",
+        "The refund_1 lacks a field.",
+    }
+
+    assert {"second refund refund_1", "No answer: refund_1.", "The answer differs in: refund_1."} <= written
+    assert {
+        words for words in written if error_text(words.replace("in: refund_1", "in: id")) == words
+    } == of_a_list
+    assert (
+        error_text("The answer differs in: amount, id.")
+        == "応答が申請と異なっていました: 金額、Smartpay 返金ID"
+    )
+    assert error_text("Amount is 100% wrong.") == "Amount is 100% wrong."  # Smartpay's own
+
+
+@pytest.mark.parametrize("page", ["refund", "attempt"])
+def test_error_of_a_refund_is_told_in_words(browser: Client, operator: User, page: str) -> None:
+    payment = make_order(9440).payments.get()
+    asked = services.Request(uuid.uuid4(), payment.pk, 1070, "fraudulent", "", "")
+    refund = services.request_refund(asked, refundable=9440, by=operator)
+    sending.begin_attempt(refund.pk, owner="")
+    said = "The answer differs in: amount."
+    Refund.objects.filter(pk=refund.pk).update(error_message=said)
+    refund.attempts.update(error_message=said)
+
+    shown = text(browser.get(url_of(page, refund.pk if page == "refund" else refund.attempts.get().pk)))
+
+    assert "応答が申請と異なっていました: 金額" in shown
+    assert said not in shown
 
 
 def test_pages_are_called_by_what_they_show(browser: Client, refund: Refund) -> None:

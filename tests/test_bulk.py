@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import threading
 import unicodedata
 import uuid
@@ -895,7 +896,14 @@ def test_approver_decides_on_the_page_with_a_fresh_sign_in(
     kept = started(operator, line_for(payments[0]))
     page = f"/bulk/{kept.pk}/"
 
-    assert page in sign_in(approver).get("/approvals/").content.decode()
+    browser = sign_in(approver)
+    assert page in browser.get("/approvals/").content.decode()
+    from_approvals = browser.get(page).content.decode()
+    assert re.search(r'<a class="back link" href="/approvals/">.*承認に戻る</a>', from_approvals)
+    for consequence in ("返金は取り消せません。", "手数料は戻りません。", "次回の精算額から差し引かれます。"):
+        assert consequence in from_approvals
+    browser.get("/bulk/")
+    assert re.search(r'<a class="back link" href="/bulk/">', browser.get(page).content.decode())
     assert "1&nbsp;件あります" in sign_in(approver).get("/").content.decode()
     stale = sign_in(approver).post(page, {"do": "approve"})
     assert "/oidc/step-up/" in stale["Location"]
@@ -954,7 +962,7 @@ def test_similar_lines_are_sent_by_a_button_of_their_own_that_wants_a_reason(
         (10, "1&nbsp;件 ¥6 を返金する", "似た返金も含めて 2&nbsp;件 ¥11 の返金を申請する"),
     ],
 )
-def test_each_button_of_a_file_says_whether_another_person_decides(
+def test_each_button_of_a_file_says_whether_another_person_decides_and_the_headline_too(
     payments: list[Payment], operator: User, settings: Any, above: int, plain: str, with_similar: str
 ) -> None:
     refund(payments[0], operator, 100)
@@ -964,7 +972,40 @@ def test_each_button_of_a_file_says_whether_another_person_decides(
     told = fresh(operator).get(f"/bulk/{kept.pk}/").content.decode()
 
     assert f">{plain}</button>" in told
+    assert ('<strong class="num">¥6</strong> の返金を申請します。' in told) == ("申請" in plain)
+    assert ('<strong class="num">¥6</strong> を返金します。' in told) == ("申請" not in plain)
     assert f">{with_similar}</button>" in told
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_line_of_a_started_file_waits_for_its_turn_and_what_can_not_be_refunded_has_no_sum(
+    payments: list[Payment], operator: User, paused: bool
+) -> None:
+    kept = started(operator, line_for(payments[0], 300), line_for(payments[1], 999_999))
+    if paused:
+        bulk.pause(kept.pk, by=operator, paused=True)
+    browser = sign_in(operator)
+
+    told = browser.get(f"/bulk/{kept.pk}/").content.decode()
+    result = b"".join(browser.get(f"/bulk/{kept.pk}/result/").streaming_content).decode("utf-8-sig")  # type: ignore[attr-defined]
+
+    assert "返金できます" not in told + result
+    assert told.count("順番待ち") == 3  # the sums, the tabs and the row
+    assert "順番待ち" in result
+    sums = re.search(r'<ul class="shares">.*?</ul>', told, re.DOTALL)
+    assert sums
+    assert re.findall("¥[0-9,]+", sums[0]) == ["¥300"]
+    assert '<span class="alone">3</span><span class="in-words">3行目</span>' in told
+
+
+def test_line_says_once_that_there_is_a_similar_refund(payments: list[Payment], operator: User) -> None:
+    refund(payments[0], operator, 100)
+    kept = started(operator, line_for(payments[0], 5), line_for(payments[1], 6))
+
+    told = sign_in(operator).get(f"/bulk/{kept.pk}/?state=left_out").content.decode()
+
+    assert told.count("似た返金") == 1
+    assert "似た返金があり、返金する理由が入力されませんでした。" in told
 
 
 def test_look_at_a_file_is_recorded_and_its_renewals_are_not(payments: list[Payment], operator: User) -> None:

@@ -74,6 +74,42 @@ def test_refund_takes_four_keys_beside_what_is_typed(site: Site, chrome: Browser
     operator.leave()
 
 
+def test_enter_in_a_field_goes_on_and_gives_nothing_up(site: Site, chrome: Browser) -> None:
+    found = site.sandbox.find("refundable", min_amount=2000, skip=19)
+    operator = Person(chrome, site, "operator")
+    page = operator.page
+    for field in ("返金額", "説明"):
+        operator.open_refund_form(found["order"])
+        page.get_by_label("返金額").fill("700")
+        page.get_by_label(field).press("Enter")
+        expect(page.get_by_role("heading", name="返金内容の確認")).to_be_visible()
+        page.get_by_role("button", name="戻る").click()
+        expect(page.get_by_label("返金額")).to_have_value("700")
+        page.get_by_role("button", name="やめる").click()
+        page.wait_for_url(f"{site.url}/orders/{found['order']}/")
+    operator.open_refund_form(found["order"])
+    expect(page.get_by_label("返金額")).to_have_value("")
+    operator.leave()
+
+
+def test_amount_that_is_too_high_is_told_beside_it_as_it_is_typed(site: Site, chrome: Browser) -> None:
+    found = site.sandbox.find("refundable", min_amount=2000, skip=19)
+    operator = Person(chrome, site, "operator")
+    page = operator.page
+    operator.open_refund_form(found["order"])
+    amount, left = page.get_by_label("返金額"), page.locator("[data-remaining]")
+    amount.fill("9,999,999")
+    expect(page.get_by_text("返金可能額を超えています。").first).to_be_visible()
+    expect(left).to_have_text("–")
+    expect(amount).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#announce")).to_have_text("返金可能額を超えています。")
+    operator.shoot("refund-too-high")
+    amount.fill(str(found["amount"] - 1))
+    expect(page.locator("#id_amount_error")).to_be_hidden()
+    expect(left).to_have_text("¥1")
+    operator.leave()
+
+
 def test_outcome_is_announced_when_it_comes(site: Site, chrome: Browser) -> None:
     found = site.sandbox.find("refundable", min_amount=2000, skip=15)
     operator = Person(chrome, site, "operator")
@@ -231,13 +267,16 @@ def test_paper_has_the_whole_ids_and_nothing_to_press(site: Site, chrome: Browse
     operator = Person(chrome, site, "operator")
     page = operator.page
     operator.open_refund_form(site.sandbox.find("refundable", min_amount=2000, skip=17)["order"])
+    page.get_by_label("社内メモ").fill("電話で確認")
     operator.fill_in("100")
     expect(page.get_by_role("heading", name="返金内容の確認")).to_be_visible()
     page.keyboard.press("Control+Enter")
     expect(page.get_by_role("heading", level=1)).to_contain_text("返金済み")
+    expect(page.get_by_text("電話で確認")).to_be_visible()
     page.emulate_media(media="print")
 
-    expect(page.get_by_text("返金控え")).to_be_visible()
+    expect(page.get_by_text("返金控え テスト環境 お金は動きません")).to_be_visible()
+    expect(page.get_by_text("電話で確認")).to_be_hidden()
     assert page.get_by_role("button").locator("visible=true").count() == 0
     page.screenshot(path=SCREENSHOTS / "refund-paper.png")
     operator.leave()

@@ -288,6 +288,7 @@ def test_form_stays_as_typed(
     assert 'value="12x"' in text(again)
     assert "電話 &lt;で&gt;" in text(again)
     assert "から続けられます" in text(again)
+    assert "まだ返金していません。入力した内容は残っています。" in text(again)
     assert again["Retry-After"] == "60"
     assert hidden(last)["request_id"] == hidden(first)["request_id"]
     assert "¥1,000 を返金する" in text(last)

@@ -1331,8 +1331,8 @@ def test_candidates_are_shown_oldest_first_with_what_speaks_against_each(
 
     assert list(candidates(case).items()) == [
         (number(1), (False, "")),
-        (number(2), (False, "Smartpay は不成立と示しています。")),
-        (number(3), (False, "Smartpay は返金済みとも不成立とも示していません。")),
+        (number(2), (False, "Smartpay は返金不可と示しています。")),
+        (number(3), (False, "Smartpay は返金済みとも返金不可とも示していません。")),
         (number(4), (False, "")),
         (number(5), (False, "通貨が異なります。")),
         (number(7), (True, "別の支払いの返金です。")),

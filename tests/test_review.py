@@ -334,8 +334,8 @@ def test_what_is_another_rows_nobodys_failed_or_older_is_not_this_one(
         "Smartpay にこの返金はありません。",
         "Smartpay の返金を選んでください。",
         "Smartpay の返金を選んでください。",
-        "Smartpay は不成立と示しています。",
-        "Smartpay は返金済みとも不成立とも示していません。",
+        "Smartpay は返金不可と示しています。",
+        "Smartpay は返金済みとも返金不可とも示していません。",
         "この返金を送るより前の返金です。",
     ]
     assert not ReviewDecision.objects.exists()
@@ -433,6 +433,22 @@ def test_database_wants_two_people_for_not_executed(hidden: Refund, approver: Us
 
 def page(case: Refund) -> str:
     return reverse("refunds:refund_review", args=[case.pk])
+
+
+@pytest.mark.parametrize(("mode", "state"), [("wrong_amount", State.REVIEW), ("reset", State.UNKNOWN)])
+def test_order_says_beside_its_figures_what_an_open_refund_means_for_them(
+    payment: Payment, operator: User, sandbox: Sandbox, mode: str, state: State
+) -> None:
+    """The refund's own notice above tells the rest."""
+    sandbox.fault(mode)
+    assert refund(payment, operator).state == state
+    sandbox.fault("html", method="GET", path="", times=None)  # what it would show settles them
+
+    page = sign_in(operator).get(f"/orders/{payment.order.order_id}/").content.decode()
+
+    assert re.search(r'<p class="blocked">.*<span>いまは返金できません。</span></p>', page)
+    assert "結果が確定していない返金があります" not in page
+    assert ("<small>判定が終わるまで変わることがあります</small>" in page) == (state == State.REVIEW)
 
 
 def test_two_approvers_settle_a_case_on_its_page(
@@ -544,6 +560,8 @@ def test_approver_stops_and_resumes_sending(approver: User, operator: User) -> N
     assert '<a href="#id_reason">理由</a>: 理由を入力してください。' in refused.content.decode()
     assert browser.post(sends, {"stop": "1", "reason": "点検のため"}).status_code == 303
     assert not Control.sends_are_on()
+    resuming = browser.get(reverse("refunds:approvals")).content.decode()
+    assert '<p class="hint" id="sends_reason_help">監査記録に残ります。</p>' in resuming
     assert "点検のため" in sign_in(operator).get(reverse("refunds:start")).content.decode()
     assert browser.post(sends, {"resume": "1", "reason": "終わり"}).status_code == 303
     assert Control.sends_are_on()

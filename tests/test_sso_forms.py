@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
 
 from dashboard.models import User
@@ -121,6 +122,53 @@ def test_confirmation_that_meets_the_silent_check_is_shown_again_too(
     assert NOT_SENT in shown
     assert "¥500 を返金する" in shown
     assert not Refund.objects.exists()
+
+
+@pytest.mark.parametrize("pressed", [False, True])
+def test_form_that_meets_the_end_of_the_session_is_not_sent_and_that_is_said(
+    idp: DishonestProvider, client: Client, payment: Payment, pressed: bool
+) -> None:
+    signed_in(idp, client, "operator")
+    fields = typed(payment.order, amount="500")
+    page = client.post(form_of(payment), fields)
+    set_clock(client, "seen_at", 100_000)
+
+    met = client.post(form_of(payment), hidden(page) | {"confirm": "1"} if pressed else fields)
+    told = client.get(met["Location"]).content.decode()
+    back(client, to_provider(client, f"/oidc/authenticate/?next={form_of(payment)}"))
+    shown = client.get(form_of(payment)).content.decode()
+
+    assert "しばらく操作がなかったため、サインアウトしました。" in told
+    assert f"{NOT_SENT}。10 分以内にサインインすると、続きから確かめられます。" in told
+    assert "¥500 を返金する" in shown if pressed else 'name="amount" value="500"' in shown
+    assert not Refund.objects.exists()
+
+
+def test_file_that_meets_the_end_of_the_session_is_not_called_kept(
+    idp: DishonestProvider, client: Client
+) -> None:
+    signed_in(idp, client, "operator")
+    set_clock(client, "seen_at", 100_000)
+
+    met = client.post("/bulk/", {"file": SimpleUploadedFile("a.csv", b"x")})
+    told = client.get(met["Location"]).content.decode()
+
+    assert "ファイルは送信されていません。サインインしてから、もう一度選んでください。" in told
+    assert "続きから" not in told
+
+
+def test_form_that_was_given_up_is_dropped_though_the_sign_in_had_to_be_checked(
+    idp: DishonestProvider, client: Client, payment: Payment
+) -> None:
+    signed_in(idp, client, "operator")
+    client.post(form_of(payment), typed(payment.order, amount="500"))
+    test_sso.recheck_is_due(client)
+
+    met = client.post(form_of(payment), {"drop": "1"})
+    led = client.get(back(client, to_provider(client, met["Location"]))["Location"])
+
+    assert led["Location"] == f"/orders/{payment.order.order_id}/"
+    assert 'name="amount" value=""' in client.get(form_of(payment)).content.decode()
 
 
 # --- Forms that are posted elsewhere ----------------------------------------------------------------------------

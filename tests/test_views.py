@@ -7,6 +7,7 @@ from html import unescape
 from typing import Any
 
 import pytest
+import time_machine
 from django.contrib.sessions.models import Session
 from django.db import OperationalError, connection
 from django.test import Client, override_settings
@@ -15,6 +16,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from dashboard.models import User
+from dashboard.sso import PARKED_SECONDS
 from refunds import audit, services, smartpay
 from refunds.models import AuditEntry, Order, Payment, Refund, Search, SyncCursor
 from refunds.views_asking import READ_SECONDS
@@ -134,6 +136,40 @@ def test_back_keeps_what_was_typed_under_the_same_id(browser: Client, paid: Orde
         assert hidden(form)["request_id"] == hidden(page)["request_id"]
         assert "電話 '一回' & <確認>" in unescape(text(form))
         assert 'value="1000"' in text(form)
+
+
+def test_what_was_typed_is_dropped_by_a_button(browser: Client, paid: Order) -> None:
+    page = browser.post(form_url(paid), typed(paid))
+
+    dropped = browser.post(form_url(paid), {"drop": "1"})
+    again = browser.get(form_url(paid))
+
+    assert (dropped.status_code, dropped["Location"]) == (303, reverse("refunds:order", args=[paid.order_id]))
+    assert hidden(again)["request_id"] != hidden(page)["request_id"]
+    assert "サイズ交換のため" not in text(again)
+
+
+def test_dropping_a_form_leaves_what_was_typed_for_another_order(
+    browser: Client, paid: Order, order: Order
+) -> None:
+    page = browser.post(form_url(paid), typed(paid))
+
+    browser.post(form_url(order), {"drop": "1"})
+
+    assert hidden(browser.get(form_url(paid)))["request_id"] == hidden(page)["request_id"]
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(PARKED_SECONDS - 60, True), (PARKED_SECONDS, False)])
+def test_next_call_does_not_begin_with_the_amount_of_the_one_before(
+    browser: Client, paid: Order, seconds: int, kept: bool
+) -> None:
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        page = browser.post(form_url(paid), typed(paid))
+        clock.shift(seconds)
+        again = browser.get(form_url(paid))
+
+    assert (hidden(again)["request_id"] == hidden(page)["request_id"]) == kept
+    assert ('name="amount" value="1000"' in text(again)) == kept
 
 
 def test_after_a_refund_the_next_form_is_another_refund(
@@ -351,7 +387,7 @@ def test_bad_input_is_told_beside_its_field_and_kept(
 
     shown = unescape(text(page))
     assert page.status_code == 422
-    beside = re.search(rf'<p class="error" id="id_{field}_error">([^<]*)</p>', shown)
+    beside = re.search(rf'<p class="error" id="id_{field}_error" ?>([^<]*)</p>', shown)
     if field != "payment":  # drawn only where an order has several
         assert beside
         assert message in beside[1]
@@ -362,6 +398,22 @@ def test_bad_input_is_told_beside_its_field_and_kept(
     assert not Refund.objects.exists()
     assert not sandbox.requests("POST", "/v1/refunds")
     assert AuditEntry.objects.get(action="refund.requested").outcome == "refused"
+
+
+def test_amount_that_is_too_high_is_told_with_the_other_errors(browser: Client, paid: Order) -> None:
+    page = browser.post(form_url(paid), typed(paid, amount="999999", description="あ" * 81))
+
+    shown = unescape(text(page))
+    left = money(paid.payments.get().refundable(), "JPY")
+    assert (
+        f'<p class="error" id="id_amount_error" >返金可能額は{left}です。これを超える返金はできません。</p>'
+        in shown
+    )
+    assert "80 文字以内" in shown
+    assert AuditEntry.objects.get(action="refund.requested").data["errors"] == {
+        "amount": ["too_high"],
+        "description": ["long"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -475,6 +527,40 @@ def test_order_that_vanished_says_so_and_offers_no_refund_until_it_is_there_agai
     assert "見つかりません" not in there
 
 
+def test_order_that_smartpay_denies_offers_no_refund_on_its_page_or_by_its_address(
+    browser: Client, paid: Order, sandbox: Sandbox
+) -> None:
+    sandbox.fault("error", method="GET", path=f"/v1/orders/{paid.order_id}", status=404, times=None)
+    Order.objects.filter(pk=paid.pk).update(read_at=timezone.now() - timedelta(minutes=2))
+    address = reverse("refunds:order", args=[paid.order_id])
+
+    denied = text(browser.get(address))
+    opened = browser.get(form_url(paid))
+
+    assert form_url(paid) not in denied
+    assert "この注文が見つからないため返金できません" in denied
+    assert (opened.status_code, opened["Location"]) == (302, address)
+
+
+@pytest.mark.parametrize(
+    ("fault", "minutes", "asked", "late"), [("", 0, 0, False), ("", 2, 1, False), ("html", 2, 1, True)]
+)
+def test_form_says_how_old_its_balance_is_and_reads_an_old_one_anew(
+    browser: Client, paid: Order, sandbox: Sandbox, fault: str, minutes: int, asked: int, late: bool
+) -> None:
+    read_at = timezone.now() - timedelta(minutes=minutes)
+    Order.objects.filter(pk=paid.pk).update(read_at=read_at)
+    paid.payments.update(read_at=read_at)
+    if fault:
+        sandbox.fault(fault, method="GET", path="", times=None)
+
+    page = text(browser.get(form_url(paid)))
+
+    assert bool(sandbox.requests("GET", f"/v1/orders/{paid.order_id}")) == bool(asked)
+    [(shown, when)] = re.findall(r'<span class="read-at( late)?">([^<]*)に Smartpay で確認しました', page)
+    assert (bool(shown), "分前" in when) == (late, late)
+
+
 def test_payment_that_smartpay_does_not_have_is_not_called_silence(
     browser: Client, paid: Order, sandbox: Sandbox
 ) -> None:
@@ -501,6 +587,7 @@ def test_unknown_outcome_is_told_and_the_page_renews_itself(
     meaning = text(page).partition('class="meaning')[2].partition("</div>")[0]
     assert "確定するまで自動で新しくなります" in meaning
     assert "次の確認" in meaning
+    assert "お客様には「ただいま Smartpay に確認しています。" in meaning
     assert "結果不明" in text(browser.get("/"))
     assert browser.get(form_url(paid))["Location"] == f"/orders/{paid.order_id}/"
     blocked = browser.post(form_url(paid), typed(paid, amount="1"))

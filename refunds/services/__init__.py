@@ -26,6 +26,7 @@ from refunds.services.asking import (
     refunded_today,
     request_refund,
     similar_refunds,
+    too_high,
     was_recorded,
     withdraw,
 )
@@ -98,6 +99,7 @@ __all__ = [
     "similar_refunds",
     "smartpay_is_silent",
     "take_turn",
+    "too_high",
     "was_recorded",
     "watch",
     "withdraw",

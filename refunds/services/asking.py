@@ -389,7 +389,7 @@ def _check(payment: Payment, request: Request, *, by: User, refundable: int | No
             % {"left": shown}
         )
     if request.amount > left:
-        raise AmountTooHigh(_("返金可能額は%(left)sです。これを超える返金はできません。") % {"left": shown})
+        raise AmountTooHigh(too_high(payment))
     maximum = settings.REFUND_MAX_AMOUNT
     if maximum is not None and request.amount > maximum:
         raise AboveMaximum(
@@ -402,6 +402,12 @@ def _check(payment: Payment, request: Request, *, by: User, refundable: int | No
             "left": money(max(0, limit - today), payment.currency),
         }
         raise AboveDailyLimit(_("一日の返金は合計%(limit)sまでです。本日はあと%(left)sです。") % figures)
+
+
+def too_high(payment: Payment) -> str:
+    """What AmountTooHigh says of what is left of a payment."""
+    shown = money(payment.refundable(), payment.currency)
+    return _("返金可能額は%(left)sです。これを超える返金はできません。") % {"left": shown}
 
 
 def refunded_today(by: User) -> int:

@@ -125,9 +125,9 @@ def _why_not(refund: Refund, row: SmartpayRefund) -> str:
     if row.ours_id not in (None, refund.pk) or others.exists():
         return _("このツールの別の返金です。")
     if row.status == SmartpayRefund.Status.FAILED:
-        return _("Smartpay は不成立と示しています。")
+        return _("Smartpay は返金不可と示しています。")
     if row.status not in ("", SmartpayRefund.Status.SUCCEEDED):
-        return _("Smartpay は返金済みとも不成立とも示していません。")
+        return _("Smartpay は返金済みとも返金不可とも示していません。")
     sent_at = refund.first_sent_at or refund.requested_at
     if row.ours_id is None and row.created_at < sent_at - settling.COULD_BE_OURS:
         return _("この返金を送るより前の返金です。")
