@@ -39,9 +39,7 @@ from refunds.wording import money
 
 CONFIRMATION = "refunds.confirmation"  # the salt of its signature
 CONFIRMATION_SECONDS = 3600
-FRESH = timedelta(
-    minutes=1
-)  # the form is drawn by a younger reading of its order, or says how old its own is
+FRESH = timedelta(minutes=1)  # the form goes by a younger reading of its order, or says how old its own is
 READ_SECONDS = 20  # for how long a reading of the payment is good enough to send; the engine's rules say 60
 
 
