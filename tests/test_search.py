@@ -883,7 +883,9 @@ def test_name_that_many_have_is_looked_through_for_so_long_where_a_filter_leaves
     assert ([len(cut.orders), cut.partial], [len(whole.orders), whole.partial]) == ([1, True], [2, False])
 
 
-def test_what_a_filter_leaves_of_two_columns_is_found_newest_first_and_whole() -> None:
+def test_what_a_filter_leaves_of_two_columns_is_found_newest_first_and_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     kinds = [("given", n, 4) for n in range(600)] + [("family", n, 60) for n in range(1200)]
     store(
         *(
@@ -905,6 +907,10 @@ def test_what_a_filter_leaves_of_two_columns_is_found_newest_first_and_whole() -
 
     assert not any(page.partial for page in pages)
     assert [number for page in pages for number in numbers(page)] == expected
+    # Where no more may be looked at, the full page says that something may be missing between its rows.
+    monkeypatch.setattr(search, "FILTERED", 500)
+    page = search.find("ミナミ", filters=Filters(status="canceled"))
+    assert (len(page.orders), page.partial) == (search.PAGE, True)
 
 
 @pytest.mark.parametrize(
