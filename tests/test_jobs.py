@@ -162,8 +162,15 @@ def test_jobs_are_done_once_at_a_time_and_outlive_workers_and_database(tmp_path:
             "SMARTPAY_SECRET_KEY": sandbox.secret_key,
         }
 
+        log = tmp_path / "log"
+
         def start() -> subprocess.Popen[bytes]:
-            return subprocess.Popen([sys.executable, "manage.py", "run_worker"], cwd=ROOT, env=environment)
+            command = [sys.executable, "manage.py", "run_worker"]
+            with log.open("ab") as stderr:
+                return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=stderr)
+
+        def started() -> int:
+            return log.read_bytes().count(b"worker.started")
 
         def runs(outcome: str, name: str) -> list[dict[str, Any]]:
             return place.rows("SELECT * FROM refunds_jobrun WHERE outcome = %s AND job = %s", outcome, name)
@@ -190,8 +197,10 @@ def test_jobs_are_done_once_at_a_time_and_outlive_workers_and_database(tmp_path:
                 worker.kill()
                 worker.wait()
             sandbox.clear_faults()
+            killed = started()
             workers = [start(), start()]
 
+            until(lambda: started() == killed + 2)  # who is not there yet ends by SIGTERM as any process does
             until(lambda: runs("died", "sweep") and runs("done", "sweep"))
             until(lambda: len(runs("done", "seal")) >= 3)
             if isinstance(place, PostgreSQL):
