@@ -51,8 +51,6 @@ PROBLEMS: dict[type[services.RefundError], BulkLine.Problem] = {
 HAS_ROW = Exists(Refund.objects.filter(pk=OuterRef("request_id")))
 IS_BLOCKED = Exists(Refund.objects.filter(payment=OuterRef("payment"), state__in=Refund.BLOCKING))
 WHAT_IS_CHECKED = ["payment", "amount", "reason", "refundable", "is_similar", "state", "problem"]
-# A line's refund waits for approval of its own only where the limit was lowered after its file was started.
-NEVER_SENT = (Refund.State.AWAITING_APPROVAL, Refund.State.QUEUED)
 DECISION = ("decided_by", "decided_at", "decision_note")
 
 
@@ -209,7 +207,7 @@ def cancel(bulk_id: uuid.UUID, *, by: User) -> Bulk:
         _stop(bulk, Bulk.State.CANCELLED)
         bulk.save(update_fields=["state", "ended_at"])
         audit.record(by, "bulk.cancelled", bulk)
-    for refund in _rows(bulk).filter(state__in=NEVER_SENT, first_sent_at=None, requested_by=by):
+    for refund in _rows(bulk).filter(state__in=Refund.NEVER_SENT, first_sent_at=None, requested_by=by):
         try:
             services.withdraw(refund.pk, by=by)
         except services.NotWaiting:
@@ -220,10 +218,14 @@ def cancel(bulk_id: uuid.UUID, *, by: User) -> Bulk:
 def _stop(bulk: Bulk, state: Bulk.State) -> None:
     """No line gets a row from here on: the database refuses one whose file is not running."""
     bulk.state, bulk.ended_at = state, clock.now()
-    waiting = bulk.lines.filter(state__in=[Line.UNCHECKED, Line.READY, Line.SIMILAR])
+    _leave_out(bulk.lines.filter(state__in=[Line.UNCHECKED, Line.READY, Line.SIMILAR]), Problem.STOPPED)
+
+
+def _leave_out(lines: QuerySet[BulkLine], problem: BulkLine.Problem) -> int:
+    """Close the lines, whose file is locked; return how many have no row of the ledger."""
     # Who asked for the line's refund may have died before saying so here.
-    waiting.filter(HAS_ROW, state=Line.READY).update(state=Line.ASKED)
-    waiting.update(state=Line.LEFT_OUT, problem=Problem.STOPPED)
+    lines.filter(HAS_ROW, state=Line.READY).update(state=Line.ASKED)
+    return lines.update(state=Line.LEFT_OUT, problem=problem)
 
 
 def _check_age(moment: datetime | None) -> None:
@@ -511,14 +513,13 @@ def _ask(bulk: Bulk) -> None:
     said_at = bulk.decided_at or bulk.started_at
     if said_at is None or said_at < services.expired_before():
         with _locked(bulk.pk):
-            late = bulk.lines.filter(state=Line.READY)
-            late.filter(HAS_ROW).update(state=Line.ASKED)
-            if lines := late.update(state=Line.LEFT_OUT, problem=Problem.EXPIRED):
+            if lines := _leave_out(bulk.lines.filter(state=Line.READY), Problem.EXPIRED):
                 audit.record(None, "refund.requested", bulk, refused=True, lines=lines, why="expired")
     ready = bulk.lines.filter(state=Line.READY)
     if not ready.exists():
         # A case for people may stay one for days: the file does not wait for it.
-        if not _rows(bulk).filter(state__in=[*NEVER_SENT, *Refund.IN_FLIGHT]).exists():
+        # A line's refund waits for approval of its own only where the limit was lowered after its file was started.
+        if not _rows(bulk).filter(state__in=[*Refund.NEVER_SENT, *Refund.IN_FLIGHT]).exists():
             _finish(bulk)
         return
     # Those behind a refund that is not settled wait for that one, and shall hold up no other payment's. But where one

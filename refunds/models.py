@@ -323,7 +323,8 @@ class Refund(models.Model):
         NOT_EXECUTED = "not_executed", _("返金不成立")  # proved absent after the window
         CANCELLED = "cancelled", _("取り下げ")  # never sent
 
-    RESERVING = (State.AWAITING_APPROVAL, State.QUEUED, State.SENDING, State.UNKNOWN, State.REVIEW)
+    NEVER_SENT = (State.AWAITING_APPROVAL, State.QUEUED)
+    RESERVING = (*NEVER_SENT, State.SENDING, State.UNKNOWN, State.REVIEW)
     IN_FLIGHT = (State.SENDING, State.UNKNOWN)
     OPEN = (*IN_FLIGHT, State.REVIEW)  # nothing else of the payment is sent meanwhile
     # A further refund of the payment is refused meanwhile. A sending one takes seconds: another that fits may queue.

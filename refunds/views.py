@@ -6,7 +6,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.decorators import permission_required
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect
 from django.utils.translation import gettext as _
@@ -26,7 +26,7 @@ def every_page(request: HttpRequest) -> dict[str, Any]:
         context["nav"] = {
             "can_request": request.user.has_perm(roles.REQUEST_REFUND),
             "can_approve": request.user.has_perm(roles.APPROVE_REFUND),
-            "to_decide": partial(decisions_waiting, person(request)),  # asked by the pages that show it
+            "to_decide": partial(decisions_waiting, request),  # asked by the pages that show it
             "can_compare": request.user.has_perm(roles.RECONCILE),
             "can_audit": request.user.has_perm(roles.AUDIT),
             "roles": [roles.LABELS[role] for role in person(request).role_names],
@@ -35,12 +35,29 @@ def every_page(request: HttpRequest) -> dict[str, Any]:
     return context
 
 
-def decisions_waiting(approver: User) -> str:
+def refunds_waiting(request: HttpRequest, *states: Refund.State) -> QuerySet[Refund]:
+    """Refunds of these states that this person could decide, the longest waiting first."""
+    return (
+        Refund.objects.filter(state__in=states)
+        .exclude(requested_by=person(request))
+        .select_related("payment__order", "requested_by")
+        .order_by("requested_at", "id")
+    )
+
+
+def files_waiting(request: HttpRequest) -> QuerySet[Bulk]:
+    """一括返金 that this person could decide."""
+    waiting = Bulk.objects.filter(state=Bulk.State.AWAITING_APPROVAL).exclude(uploaded_by=person(request))
+    return waiting.select_related("uploaded_by").order_by("uploaded_at", "id")
+
+
+def decisions_waiting(request: HttpRequest) -> str:
     """How many refunds and files this person could decide, as the navigation shows it: "", "3", "50+"."""
-    refunds = Refund.objects.filter(state__in=[Refund.State.AWAITING_APPROVAL, Refund.State.REVIEW])
-    files = Bulk.objects.filter(state=Bulk.State.AWAITING_APPROVAL)
-    waiting = len(refunds.exclude(requested_by=approver).values_list("pk")[: paging.PAGE + 1])
-    waiting += len(files.exclude(uploaded_by=approver).values_list("pk")[: paging.PAGE + 1])
+    refunds = refunds_waiting(request, Refund.State.AWAITING_APPROVAL, Refund.State.REVIEW)
+    waiting = sum(
+        len(rows.order_by().values_list("pk")[: paging.PAGE + 1])
+        for rows in (refunds, files_waiting(request))
+    )
     return f"{paging.PAGE}+" if waiting > paging.PAGE else str(waiting or "")
 
 

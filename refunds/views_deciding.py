@@ -6,7 +6,6 @@ from typing import Any
 
 from django.contrib import messages
 from django.contrib.auth.decorators import permission_required
-from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import redirect, render
@@ -18,21 +17,23 @@ from django.views.decorators.http import require_http_methods, require_safe
 from dashboard.sso import fresh_sign_in_required, posted_from
 from refunds import audit, paging, roles, services, smartpay
 from refunds.forms import DecisionForm, ReviewForm, SendsForm
-from refunds.models import Bulk, Refund
+from refunds.models import Refund
 from refunds.views import (
+    files_waiting,
     may_see,
     not_now,
     parked_fields,
     person,
     problem_text,
     quick_client,
+    refunds_waiting,
     refused,
     remember_way_back,
     see_other,
     uuid_of,
     viewed,
 )
-from refunds.views_refunds import draw_refund, refund_of, refund_page, refunds_waiting, why_not_my_case
+from refunds.views_refunds import draw_refund, refund_of, refund_page, why_not_my_case
 from refunds.wording import money
 
 
@@ -53,12 +54,6 @@ def _draw_approvals(request: HttpRequest, sends_form: SendsForm, status: int = 2
     files = list(files_waiting(request)[: paging.PAGE])
     context = {"refunds": rows, "bulks": files, "cases": cases, "own": own, "sends_form": sends_form}
     return render(request, "refunds/approvals.html", context, status=status)
-
-
-def files_waiting(request: HttpRequest) -> QuerySet[Bulk]:
-    """一括返金 that this person could decide."""
-    waiting = Bulk.objects.filter(state=Bulk.State.AWAITING_APPROVAL).exclude(uploaded_by=person(request))
-    return waiting.select_related("uploaded_by").order_by("uploaded_at", "id")
 
 
 @posted_from(refund_page)

@@ -4,7 +4,6 @@ import uuid
 
 from django.contrib import messages
 from django.contrib.auth.decorators import permission_required
-from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -15,7 +14,7 @@ from dashboard.sso import posted_from
 from refunds import audit, paging, roles, services
 from refunds.forms import DecisionForm, RefundFilterForm
 from refunds.models import Control, Refund, SmartpayRefund
-from refunds.views import may_see, parked_fields, person, refused, remember_way_back, viewed
+from refunds.views import may_see, parked_fields, person, refunds_waiting, refused, remember_way_back, viewed
 from refunds.views_asking import shown_similar
 from refunds.wording import money
 
@@ -55,16 +54,6 @@ def refund_detail(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
 
 def refund_page(request: HttpRequest, refund_id: uuid.UUID) -> str:
     return reverse("refunds:refund", args=[refund_id])
-
-
-def refunds_waiting(request: HttpRequest, state: Refund.State) -> QuerySet[Refund]:
-    """Refunds of this state that this person could decide, the longest waiting first."""
-    return (
-        Refund.objects.filter(state=state)
-        .exclude(requested_by=person(request))
-        .select_related("payment__order", "requested_by")
-        .order_by("requested_at", "id")
-    )
 
 
 def refund_of(refund_id: uuid.UUID) -> Refund:

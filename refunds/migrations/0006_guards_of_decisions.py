@@ -36,32 +36,43 @@ GUARDS = {
 }
 
 
+def refuse(
+    schema_editor: BaseDatabaseSchemaEditor, name: str, table: str, condition: str, words: str
+) -> None:
+    """Have the database refuse changes of the table's rows on this condition, with these words."""
+    trigger = f"CREATE TRIGGER {name} BEFORE UPDATE ON {table} FOR EACH ROW WHEN ({condition})"
+    if schema_editor.connection.vendor != "postgresql":
+        schema_editor.execute(f"{trigger} BEGIN SELECT RAISE(ABORT, '{words}'); END", params=None)
+        return
+    with schema_editor.connection.cursor() as cursor:
+        cursor.execute("SELECT quote_ident(current_schema())")
+        [schema] = cursor.fetchone()
+    for statement in (
+        # See Note [What a function of the database finds] in 0002_guards.py.
+        f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql SET search_path = {schema}, pg_temp AS $$ "
+        f"BEGIN RAISE EXCEPTION '{words}' USING ERRCODE = 'check_violation'; END $$",
+        f"{trigger} EXECUTE FUNCTION {name}()",
+        f"REVOKE ALL ON FUNCTION {name}() FROM PUBLIC",
+    ):
+        schema_editor.execute(statement, params=None)
+
+
+def take_back(schema_editor: BaseDatabaseSchemaEditor, name: str) -> None:
+    """Drop a guard that refuse() made."""
+    is_function = schema_editor.connection.vendor == "postgresql"
+    schema_editor.execute(
+        f"DROP FUNCTION {name}() CASCADE" if is_function else f"DROP TRIGGER {name}", params=None
+    )
+
+
 def install(apps: Apps | None, schema_editor: BaseDatabaseSchemaEditor) -> None:
-    connection = schema_editor.connection
     for name, (condition, words) in GUARDS.items():
-        trigger = f"CREATE TRIGGER {name} BEFORE UPDATE ON {guards.REFUND} FOR EACH ROW WHEN ({condition})"
-        if connection.vendor != "postgresql":
-            schema_editor.execute(f"{trigger} BEGIN SELECT RAISE(ABORT, '{words}'); END", params=None)
-            continue
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT quote_ident(current_schema())")
-            schema = cursor.fetchone()[0]
-        for statement in (
-            # See Note [What a function of the database finds] in 0002_guards.py.
-            f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql SET search_path = {schema}, pg_temp AS $$ "
-            f"BEGIN RAISE EXCEPTION '{words}' USING ERRCODE = 'check_violation'; END $$",
-            f"{trigger} EXECUTE FUNCTION {name}()",
-            f"REVOKE ALL ON FUNCTION {name}() FROM PUBLIC",
-        ):
-            schema_editor.execute(statement, params=None)
+        refuse(schema_editor, name, guards.REFUND, condition, words)
 
 
 def remove(apps: Apps | None, schema_editor: BaseDatabaseSchemaEditor) -> None:
     for name in GUARDS:
-        if schema_editor.connection.vendor == "postgresql":
-            schema_editor.execute(f"DROP FUNCTION {name}() CASCADE", params=None)
-        else:
-            schema_editor.execute(f"DROP TRIGGER {name}", params=None)
+        take_back(schema_editor, name)
 
 
 class Migration(migrations.Migration):

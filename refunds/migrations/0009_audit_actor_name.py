@@ -11,37 +11,19 @@ from django.db import migrations, models
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 guards = import_module("refunds.migrations.0002_guards")
+decisions = import_module("refunds.migrations.0006_guards_of_decisions")
 
 GUARD = f"{guards.AUDIT}_name_guard"  # beside that of 0002, which is written before there is such a column
 CONDITION = guards.changed("actor_name")
 WORDS = "an entry is sealed once and never changes"
-CALLED = f"CREATE TRIGGER {GUARD} BEFORE UPDATE ON {guards.AUDIT} FOR EACH ROW WHEN ({CONDITION})"
 
 
 def install(apps: Apps | None, schema_editor: BaseDatabaseSchemaEditor) -> None:
-    if schema_editor.connection.vendor != "postgresql":
-        schema_editor.execute(f"{CALLED} BEGIN SELECT RAISE(ABORT, '{WORDS}'); END", params=None)
-        return
-    with schema_editor.connection.cursor() as cursor:
-        cursor.execute("SELECT quote_ident(current_schema())")
-        [schema] = cursor.fetchone()
-    for statement in (
-        # See Note [What a function of the database finds] in 0002_guards.py.
-        f"CREATE FUNCTION {GUARD}() RETURNS trigger LANGUAGE plpgsql SET search_path = {schema}, pg_temp AS "
-        f"$$ BEGIN RAISE EXCEPTION '{WORDS}' USING ERRCODE = 'check_violation'; END $$",
-        f"{CALLED} EXECUTE FUNCTION {GUARD}()",
-        f"REVOKE ALL ON FUNCTION {GUARD}() FROM PUBLIC",
-    ):
-        schema_editor.execute(statement, params=None)
+    decisions.refuse(schema_editor, GUARD, guards.AUDIT, CONDITION, WORDS)
 
 
 def remove(apps: Apps | None, schema_editor: BaseDatabaseSchemaEditor) -> None:
-    drop = (
-        f"DROP FUNCTION {GUARD}() CASCADE"
-        if schema_editor.connection.vendor == "postgresql"
-        else f"DROP TRIGGER {GUARD}"
-    )
-    schema_editor.execute(drop, params=None)
+    decisions.take_back(schema_editor, GUARD)
 
 
 class Migration(migrations.Migration):

@@ -304,7 +304,7 @@ def withdraw(refund_id: uuid.UUID, *, by: User) -> Refund:
     with locked(refund_id) as refund:
         if refund.requested_by_id != by.pk:
             raise PermissionDenied
-        if refund.state not in (State.AWAITING_APPROVAL, State.QUEUED) or refund.first_sent_at:
+        if refund.state not in Refund.NEVER_SENT or refund.first_sent_at:
             raise NotWaiting(_("この返金はすでに送信されたか、決定されています。取り下げられません。"))
         cancel(refund, Refund.Cancelled.WITHDRAWN, by=by)
     return refund

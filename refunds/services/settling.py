@@ -30,7 +30,6 @@ from refunds.services.states import (
 
 log = structlog.get_logger(__name__)
 
-NEVER_SENT = (State.AWAITING_APPROVAL, State.QUEUED)
 COULD_BE_OURS = timedelta(minutes=10)  # how far Smartpay's clock may be behind ours
 UNREADABLE_AFTER = timedelta(hours=12)  # reads that fail for so long are a case for people
 NOTED_EVERY = timedelta(minutes=10)  # absence of a case that somebody looks at
@@ -137,7 +136,7 @@ def book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str, now: date
     before = refund.state
     known = refund.smartpay_id == seen.id
     failed = seen.status == SmartpayRefund.Status.FAILED
-    never_sent = refund.state in NEVER_SENT
+    never_sent = refund.state in Refund.NEVER_SENT
     denied = refund.state in (State.REJECTED, State.NOT_EXECUTED)
     if is_strange := seen.status not in ("", *SmartpayRefund.Status.values):
         alarm("refund.status_unknown", refund, smartpay_id=seen.id)
@@ -328,7 +327,7 @@ def _wait_or_ask(refund: Refund, now: datetime, *, at_least: float | None = None
 
 def _cancel_what_waits(payment: Payment) -> None:
     """Cancel what waits beside a refund that was lost, or called not made: it may be the same, asked for once more."""
-    for waiting in payment.refunds.filter(state__in=NEVER_SENT).select_for_update():
+    for waiting in payment.refunds.filter(state__in=Refund.NEVER_SENT).select_for_update():
         waiting.payment = payment
         cancel(waiting, Refund.Cancelled.BALANCE, by=None)
         alarm("refund.no_longer_fits", waiting)
@@ -340,7 +339,7 @@ def _cancel_what_no_longer_fits(payment_id: str) -> None:
         payment = Payment.objects.select_for_update().filter(pk=payment_id).first()
         if payment is None:
             return
-        waiting = payment.refunds.filter(state__in=NEVER_SENT).order_by("-requested_at")
+        waiting = payment.refunds.filter(state__in=Refund.NEVER_SENT).order_by("-requested_at")
         for refund in waiting.select_for_update():
             payment.refresh_from_db()
             if not payment.is_overdrawn():

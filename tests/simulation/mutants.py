@@ -223,7 +223,7 @@ MUTANTS = {
         "what was sent can't be withdrawn",
         (
             asking(
-                "if refund.state not in (State.AWAITING_APPROVAL, State.QUEUED) or refund.first_sent_at:",
+                "if refund.state not in Refund.NEVER_SENT or refund.first_sent_at:",
                 "if refund.is_settled:",
             ),
         ),
