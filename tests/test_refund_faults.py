@@ -426,6 +426,38 @@ def test_one_id_for_two_payments_at_once_is_a_conflict(sandbox: Sandbox) -> None
         assert [type(error) for error in told] == [services.RequestReused]
 
 
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_of_two_who_ask_at_once_for_two_payments_of_an_order_one_is_told_of_the_other(sandbox: Sandbox) -> None:
+    people = [make_user("operator"), make_user("operator")]
+    order = mirrored(sandbox, "several_payments").order
+    pair = order.payments.all()[:2]
+
+    def press(payment: Payment, by: User, start: threading.Barrier, told: list[services.RefundError]) -> None:
+        try:
+            start.wait(5)
+            services.request_refund(ask(payment, 1), refundable=payment.refundable(), by=by)
+        except services.RefundError as error:
+            told.append(error)
+        finally:
+            connections.close_all()
+
+    for _round in range(20):
+        told: list[services.RefundError] = []
+        start = threading.Barrier(2)
+        threads = [
+            threading.Thread(target=press, args=(payment, by, start, told))
+            for payment, by in zip(pair, people, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        [made] = Refund.objects.filter(state__in=Refund.NEVER_SENT)
+        assert [type(error) for error in told] == [services.SimilarRefund]
+        services.withdraw(made.pk, by=made.requested_by)
+
+
 def test_stop_with_a_long_reason_stops(db: None) -> None:
     services.set_sends(enabled=False, reason="点検" * 150)
 

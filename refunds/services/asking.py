@@ -28,7 +28,7 @@ from refunds.services.errors import (
     RequestReused,
     SimilarRefund,
 )
-from refunds.services.states import State, cancel, locked, locked_payment, retried
+from refunds.services.states import State, cancel, locked, locked_with_siblings, retried
 from refunds.wording import money
 
 FIRST_TURN_HEAD_START = timedelta(seconds=5)  # whose request made the row sends it; a worker steps in later
@@ -229,7 +229,7 @@ def _record(
     if settings.REFUND_DAILY_LIMIT is not None:
         # Two of a person's requests at once, for two payments, would not see each other in the day's sum.
         User.objects.select_for_update(no_key=True).get(pk=by.pk)
-    payment = locked_payment(request.payment_id)
+    payment = locked_with_siblings(request.payment_id)  # their refunds may be similar to this one
     if refund := find_request(request, by=by):
         return refund, False
     _check(payment, request, by=by, refundable=refundable)

@@ -23,6 +23,7 @@ from datetime import datetime, timedelta
 import structlog
 from django.conf import settings
 from django.db import OperationalError, transaction
+from django.db.models import QuerySet
 
 from dashboard.models import User
 from refunds import audit, clock
@@ -89,8 +90,17 @@ def locked(refund_id: uuid.UUID, *, payment_id: str = "") -> Iterator[Refund]:
 
 def locked_payment(payment_id: str) -> Payment:
     """The payment, locked, and its order, which is not. What else is asked of them is looked up when it is."""
-    payments = Payment.objects.select_for_update(of=("self",)).select_related("order")
-    return payments.only(*ACCOUNT).get(pk=payment_id)
+    return _payments_to_lock().get(pk=payment_id)
+
+
+def locked_with_siblings(payment_id: str) -> Payment:
+    """The same, with the other payments of its order locked as well: nobody else asks for a refund of that order."""
+    payments = _payments_to_lock().filter(order__payments=payment_id).order_by("pk")
+    return {payment.pk: payment for payment in payments}[payment_id]
+
+
+def _payments_to_lock() -> QuerySet[Payment]:
+    return Payment.objects.select_for_update(of=("self",)).select_related("order").only(*ACCOUNT)
 
 
 def retried[**P, R](step: Callable[P, R]) -> Callable[P, R]:
