@@ -428,7 +428,9 @@ def test_one_id_for_two_payments_at_once_is_a_conflict(sandbox: Sandbox) -> None
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_of_two_who_ask_at_once_for_two_payments_of_an_order_one_is_told_of_the_other(sandbox: Sandbox) -> None:
+def test_of_two_who_ask_at_once_for_two_payments_of_an_order_one_is_told_of_the_other(
+    sandbox: Sandbox,
+) -> None:
     people = [make_user("operator"), make_user("operator")]
     order = mirrored(sandbox, "several_payments").order
     pair = order.payments.all()[:2]
