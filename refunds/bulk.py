@@ -496,9 +496,9 @@ def _is_description(text: str) -> bool:
     return True
 
 
-def _request(line: BulkLine) -> services.Request:
+def _request(line: BulkLine) -> services.RefundRequest:
     assert line.payment_id is not None and line.amount is not None  # noqa: PT018, S101  (a constraint says so)
-    return services.Request(
+    return services.RefundRequest(
         request_id=line.request_id,
         payment_id=line.payment_id,
         amount=line.amount,

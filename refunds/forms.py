@@ -150,10 +150,10 @@ class RefundForm(forms.Form):
         pk = self["payment"].value()
         return next((payment for payment in self.payments if payment.pk == pk), None)
 
-    def request(self) -> services.Request:
+    def request(self) -> services.RefundRequest:
         """What is asked for. Only of a valid form."""
         data = self.cleaned_data
-        return services.Request(
+        return services.RefundRequest(
             request_id=data["request_id"],
             payment_id=data["payment"],
             amount=data["amount"],

@@ -156,7 +156,7 @@ def _not_taken(
     request: HttpRequest,
     order: Order,
     form: RefundForm,
-    asked: services.Request,
+    asked: services.RefundRequest,
     error: services.RefundError | smartpay.SmartpayError,
 ) -> HttpResponse:
     """The form with what speaks against it; nothing was recorded and nothing sent."""
@@ -254,7 +254,7 @@ def _draw_form(request: HttpRequest, order: Order, form: RefundForm, status: int
 def _confirmation(
     request: HttpRequest,
     order: Order,
-    asked: services.Request,
+    asked: services.RefundRequest,
     *,
     read_at: datetime | None,
     similar_form: SimilarForm,
@@ -296,7 +296,7 @@ def _confirmation(
     return render(request, "refunds/refund_confirm.html", context, status=status)
 
 
-def _confirmed(request: HttpRequest, order: Order, asked: services.Request) -> HttpResponse:
+def _confirmed(request: HttpRequest, order: Order, asked: services.RefundRequest) -> HttpResponse:
     """The final button: the money leaves here."""
     signed = _signed(request, _fields(asked))
     if signed is None:
@@ -325,7 +325,7 @@ def _no_reason(request: HttpRequest, error: services.SimilarRefund) -> SimilarFo
     return form
 
 
-def _fields(asked: services.Request) -> dict[str, str]:
+def _fields(asked: services.RefundRequest) -> dict[str, str]:
     """The form's fields as text: what is posted again, and what is signed."""
     return {
         "request_id": str(asked.request_id),
@@ -370,7 +370,7 @@ def _signed(request: HttpRequest, fields: dict[str, str]) -> _Shown | None:
     return said if right else None
 
 
-def _read_just_now(request: HttpRequest, asked: services.Request) -> datetime | None:
+def _read_just_now(request: HttpRequest, asked: services.RefundRequest) -> datetime | None:
     """When the payment was read for the confirmation whose final button was pressed; None where it has to be read anew.
 
     Who confirms at once is spared another wait for Smartpay. What the mirror has heard since still counts. The moment
@@ -403,7 +403,7 @@ def shown_similar(each: services.Similar, order: Order) -> dict[str, Any]:
 def _refused(
     request: HttpRequest,
     order: Order,
-    asked: services.Request,
+    asked: services.RefundRequest,
     error: services.RefundError | smartpay.SmartpayError,
 ) -> None:
     refused(request, "refund.requested", order, error, amount=asked.amount, payment=asked.payment_id)

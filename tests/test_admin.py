@@ -34,7 +34,7 @@ def browser(auditor: User) -> Client:
 @pytest.fixture
 def refund(operator: User) -> Refund:
     payment = make_order(5000).payments.get()
-    asked = services.Request(
+    asked = services.RefundRequest(
         uuid.uuid4(), payment.pk, 1000, "requested_by_customer", "サイズ交換のため", "電話"
     )
     with override_settings(REFUND_APPROVAL_ABOVE=0):
@@ -323,7 +323,7 @@ def test_whatever_is_written_of_an_error_of_a_refund_has_words() -> None:
 @pytest.mark.parametrize("page", ["refund", "attempt"])
 def test_error_of_a_refund_is_told_in_words(browser: Client, operator: User, page: str) -> None:
     payment = make_order(9440).payments.get()
-    asked = services.Request(uuid.uuid4(), payment.pk, 1070, "fraudulent", "", "")
+    asked = services.RefundRequest(uuid.uuid4(), payment.pk, 1070, "fraudulent", "", "")
     refund = services.request_refund(asked, refundable=9440, by=operator)
     sending.begin_attempt(refund.pk, owner="")
     said = "The answer differs in: amount."
@@ -351,7 +351,7 @@ def test_pages_are_called_by_what_they_show(browser: Client, refund: Refund) -> 
 
 def test_refund_is_read_with_its_order_in_yen_and_in_words(browser: Client, operator: User) -> None:
     payment = make_order(9440).payments.get()
-    asked = services.Request(uuid.uuid4(), payment.pk, 1070, "fraudulent", "", "")
+    asked = services.RefundRequest(uuid.uuid4(), payment.pk, 1070, "fraudulent", "", "")
     refund = services.request_refund(asked, refundable=9440, by=operator)
     sending.begin_attempt(refund.pk, owner="")
 

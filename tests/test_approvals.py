@@ -14,7 +14,7 @@ from django.test import Client
 from dashboard.models import User
 from refunds import services, smartpay
 from refunds.models import AuditEntry, Payment, Refund
-from refunds.services import deciding, states
+from refunds.services import approving, states
 from tests.conftest import Clock, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_services import ask, at_smartpay, mirrored
@@ -184,7 +184,7 @@ def test_request_that_was_withdrawn_a_moment_ago_does_not_expire(
         Refund.objects.filter(pk=refund_id).update(state=State.CANCELLED, cancelled_because="withdrawn")
         return locked(refund_id)
 
-    monkeypatch.setattr(deciding, "locked", late)
+    monkeypatch.setattr(approving, "locked", late)
     at.advance(days=8)
 
     services.expire_requests()

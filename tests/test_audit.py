@@ -25,10 +25,10 @@ EMPTY = {"ip": None, "session": "", "request_id": ""}
 
 
 @pytest.fixture
-def request_of(payment: Payment, settings: Any) -> services.Request:
+def request_of(payment: Payment, settings: Any) -> services.RefundRequest:
     """A request for ¥1,000; it waits for approval, so that nothing is sent."""
     settings.REFUND_APPROVAL_ABOVE = 0
-    return services.Request(
+    return services.RefundRequest(
         request_id=uuid.uuid4(),
         payment_id=payment.pk,
         amount=1000,
@@ -62,7 +62,7 @@ def test_entry_says_who_did_what_to_what_and_when(payment: Payment, approver: Us
 
 
 def test_order_is_found_from_whatever_belongs_to_it(
-    payment: Payment, operator: User, request_of: services.Request
+    payment: Payment, operator: User, request_of: services.RefundRequest
 ) -> None:
     refund = services.request_refund(request_of, refundable=payment.refundable(), by=operator)
     order = payment.order
@@ -191,7 +191,7 @@ def test_entry_goes_where_its_change_goes(payment: Payment, operator: User) -> N
 
 
 def test_no_change_without_its_entry(
-    payment: Payment, operator: User, request_of: services.Request, monkeypatch: pytest.MonkeyPatch
+    payment: Payment, operator: User, request_of: services.RefundRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError("no space left")
@@ -205,7 +205,7 @@ def test_no_change_without_its_entry(
 
 
 def test_refused_request_leaves_no_trace_of_a_request(
-    payment: Payment, operator: User, request_of: services.Request
+    payment: Payment, operator: User, request_of: services.RefundRequest
 ) -> None:
     with pytest.raises(services.BalanceMoved):
         services.request_refund(request_of, refundable=payment.refundable() + 1, by=operator)
@@ -357,7 +357,7 @@ def test_neither_names_nor_mails_nor_what_was_typed_reach_the_trail_or_the_log(
     browser.post(reverse("refunds:order_search"), {"q": "kinmokusei@example.jp"}, follow=True)
     page = browser.get(reverse("refunds:order", args=[personal.order_id]))
     assert "金木犀" in page.content.decode()
-    request = services.Request(uuid.uuid4(), payment.pk, 1000, "fraudulent", "金木犀", "銀杏に合歓")
+    request = services.RefundRequest(uuid.uuid4(), payment.pk, 1000, "fraudulent", "金木犀", "銀杏に合歓")
     refund = services.request_refund(request, refundable=5000, by=person, similar_reason="金木犀だから")
     browser.get(reverse("refunds:refund", args=[refund.pk]))
     services.withdraw(refund.pk, by=person)

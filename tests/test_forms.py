@@ -22,7 +22,7 @@ from refunds.forms import (
     YenField,
 )
 from refunds.models import Order, Payment
-from refunds.services import Request
+from refunds.services import RefundRequest
 from refunds.wording import ago, money, short_id
 from tests.conftest import make_order
 
@@ -272,7 +272,7 @@ def test_form_asks_for_what_was_typed(payment: Payment) -> None:
     )
 
     assert filled.is_valid(), filled.errors
-    assert filled.request() == Request(
+    assert filled.request() == RefundRequest(
         request_id, payment.pk, 1000, "fraudulent", "返品のため", "電話あり\n担当: 田中"
     )
     assert filled.chosen == payment

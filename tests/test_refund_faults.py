@@ -18,7 +18,7 @@ from django.test.utils import CaptureQueriesContext
 from dashboard.models import User
 from refunds import clock, mirror, scanning, services, smartpay
 from refunds.models import Attempt, AuditEntry, Control, Order, Payment, Refund
-from refunds.services import control, deciding, sending, settling
+from refunds.services import approving, control, sending, settling
 from tests.conftest import Clock, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_approvals import fresh
@@ -580,7 +580,7 @@ def test_approval_of_all_there_was_is_refused_after_a_refund_made_elsewhere(
     made = refund(payment, operator, payment.captured)
     mirror.record_refund(shown(made, reference="", amount=300), read_at=clock.now())
 
-    assert not deciding._approve(made.pk, by=approver, note="")
+    assert not approving._approve(made.pk, by=approver, note="")
     assert not AuditEntry.objects.filter(action="refund.approved").exists()
 
 

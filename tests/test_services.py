@@ -14,7 +14,7 @@ from django.test import override_settings
 from dashboard.models import User
 from refunds import clock, scanning, services, smartpay
 from refunds.models import AuditEntry, Control, Payment, Refund, SmartpayRefund
-from refunds.services import Request, control, sending
+from refunds.services import RefundRequest, control, sending
 from tests.conftest import Clock, make_order, make_user
 from tests.sandbox import Sandbox
 
@@ -40,8 +40,8 @@ def pass_time(at: Clock, sandbox: Sandbox, **by: float) -> None:
     sandbox.advance(timedelta(**by).total_seconds())
 
 
-def ask(payment: Payment, amount: int = 1000, **more: Any) -> Request:
-    return Request(
+def ask(payment: Payment, amount: int = 1000, **more: Any) -> RefundRequest:
+    return RefundRequest(
         request_id=more.pop("request_id", uuid.uuid4()),
         payment_id=payment.pk,
         amount=amount,

@@ -871,7 +871,9 @@ def ledger(operator: User, approver: User) -> list[Refund]:
     made = []
     with override_settings(REFUND_APPROVAL_ABOVE=0):
         for number in range(1, 121):
-            asked = services.Request(uuid.uuid4(), order.payments.get().pk, number, "requested_by_customer")
+            asked = services.RefundRequest(
+                uuid.uuid4(), order.payments.get().pk, number, "requested_by_customer"
+            )
             made.append(
                 services.request_refund(
                     asked,
@@ -1131,7 +1133,7 @@ def test_ledger_asks_the_same_queries_for_any_number(browser: Client, operator: 
         few = None
         for number in range(1, 12):
             payment = order.payments.get()
-            asked = services.Request(uuid.uuid4(), payment.pk, number, "requested_by_customer")
+            asked = services.RefundRequest(uuid.uuid4(), payment.pk, number, "requested_by_customer")
             services.request_refund(
                 asked, refundable=payment.refundable(), by=operator, similar_reason="試験"
             )

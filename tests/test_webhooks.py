@@ -333,7 +333,7 @@ def test_repeat_is_taken_and_nothing_is_done_twice(payment: Payment, sandbox: Sa
 def test_event_tells_of_our_own_refund_before_its_answer_is_booked(
     payment: Payment, operator: User, sandbox: Sandbox
 ) -> None:
-    asked = services.Request(
+    asked = services.RefundRequest(
         request_id=Refund._meta.pk.get_default(), payment_id=payment.pk, amount=500, reason="fraudulent"
     )
     made = services.request_refund(asked, refundable=payment.refundable(), by=operator)

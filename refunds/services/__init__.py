@@ -14,24 +14,8 @@ request that approves it or in a worker; observe_refund() books what Smartpay sh
 to Smartpay inside a transaction, and nothing changes a state outside one.
 """
 
-from refunds.services.asking import (
-    Approval,
-    Preview,
-    Request,
-    Similar,
-    find_request,
-    needs_approval,
-    preview_refund,
-    refund_payment,
-    refunded_today,
-    request_refund,
-    similar_refunds,
-    too_high,
-    was_recorded,
-    withdraw,
-)
+from refunds.services.approving import approve, expire_requests, expired_before, reject
 from refunds.services.control import set_sends, smartpay_is_silent, watch
-from refunds.services.deciding import approve, expire_requests, expired_before, reject
 from refunds.services.errors import (
     AboveDailyLimit,
     AboveMaximum,
@@ -45,6 +29,22 @@ from refunds.services.errors import (
     RefundUnsettled,
     RequestReused,
     SimilarRefund,
+)
+from refunds.services.requesting import (
+    Approval,
+    Preview,
+    RefundRequest,
+    Similar,
+    find_request,
+    needs_approval,
+    preview_refund,
+    refund_payment,
+    refunded_today,
+    request_refund,
+    similar_refunds,
+    too_high,
+    was_recorded,
+    withdraw,
 )
 from refunds.services.reviewing import Candidate, Case, decide_case, look_again, review_case
 from refunds.services.sending import due, settle_due, take_turn
@@ -70,8 +70,8 @@ __all__ = [
     "NotWaiting",
     "Preview",
     "RefundError",
+    "RefundRequest",
     "RefundUnsettled",
-    "Request",
     "RequestReused",
     "Similar",
     "SimilarRefund",

@@ -72,7 +72,7 @@ def settling(old: str, new: str) -> Edit:
 
 
 def asking(old: str, new: str) -> Edit:
-    return Edit("refunds.services.asking", old, new)
+    return Edit("refunds.services.requesting", old, new)
 
 
 def states(old: str, new: str) -> Edit:

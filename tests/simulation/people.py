@@ -35,7 +35,7 @@ def person(name: str) -> User:
 class Form:
     """A form as it was drawn: sent twice, it is the same request."""
 
-    request: services.Request
+    request: services.RefundRequest
     refundable: int
     similar_reason: str = ""
 
@@ -85,7 +85,9 @@ class Person:
             seen = self.shop.wait_for(self._visit("looks", lambda client: self._look(client, reads=reads)))
             if seen.value:
                 amount = min(self.wanted, seen.value)
-                request = services.Request(uuid.uuid4(), self.payment, amount, self.random.choice(REASONS))
+                request = services.RefundRequest(
+                    uuid.uuid4(), self.payment, amount, self.random.choice(REASONS)
+                )
                 return Form(request, seen.value)
             self._wait(20 * MINUTE)
         return None

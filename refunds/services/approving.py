@@ -13,8 +13,8 @@ from dashboard.models import User
 from refunds import audit, clock, roles, smartpay
 from refunds.models import Refund
 from refunds.services import sending, settling
-from refunds.services.asking import FIRST_TURN_HEAD_START
 from refunds.services.errors import NoReason, NotWaiting
+from refunds.services.requesting import FIRST_TURN_HEAD_START
 from refunds.services.states import State, cancel, locked, move, retried
 
 

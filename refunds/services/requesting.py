@@ -37,7 +37,7 @@ SIMILAR_FOR_CUSTOMER = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RefundRequest:
     """What a person asks for. `request_id` is minted when the form is drawn and stays this refund's id for ever."""
 
     request_id: uuid.UUID
@@ -81,7 +81,7 @@ class Preview:
     needs_approval: bool
 
 
-def find_request(request: Request, *, by: User) -> Refund | None:
+def find_request(request: RefundRequest, *, by: User) -> Refund | None:
     """Return the refund that this very form made already, None if it has made none.
 
     Raises RequestReused where the id is that of a refund with other contents, or of another person.
@@ -89,7 +89,7 @@ def find_request(request: Request, *, by: User) -> Refund | None:
     refund = Refund.objects.filter(pk=request.request_id).first()
     if refund is None:
         return None
-    kept = Request(
+    kept = RefundRequest(
         refund.id, refund.payment_id, refund.amount, refund.reason, refund.description, refund.memo
     )
     if kept != request or refund.requested_by_id != by.pk:
@@ -100,7 +100,7 @@ def find_request(request: Request, *, by: User) -> Refund | None:
 
 
 @retried
-def was_recorded(request: Request) -> bool:
+def was_recorded(request: RefundRequest) -> bool:
     """Whether this very form made its refund, told only when nobody can still be about to record it.
 
     An earlier press may be between its row and its commit, perhaps in a process that died meanwhile: whoever is to be
@@ -111,7 +111,7 @@ def was_recorded(request: Request) -> bool:
         return Refund.objects.filter(pk=request.request_id).exists()
 
 
-def preview_refund(request: Request, *, by: User) -> Preview:
+def preview_refund(request: RefundRequest, *, by: User) -> Preview:
     """Tell what the request would do. Raises PermissionDenied and the RefundErrors of request_refund()."""
     payment = Payment.objects.select_related("order").get(pk=request.payment_id)
     _check(payment, request, by=by)
@@ -127,7 +127,7 @@ def preview_refund(request: Request, *, by: User) -> Preview:
 
 @retried
 def request_refund(
-    request: Request,
+    request: RefundRequest,
     *,
     refundable: int,
     by: User,
@@ -163,7 +163,7 @@ def request_refund(
 
 
 def refund_payment(
-    request: Request,
+    request: RefundRequest,
     *,
     refundable: int,
     by: User,
@@ -188,7 +188,12 @@ def refund_payment(
 
 @retried
 def _request_and_begin(
-    request: Request, *, refundable: int, by: User, similar_reason: str, similar_shown: Collection[str] | None
+    request: RefundRequest,
+    *,
+    refundable: int,
+    by: User,
+    similar_reason: str,
+    similar_shown: Collection[str] | None,
 ) -> tuple[Refund, Attempt | None]:
     """Commit the refund and the intent to send it as one; None where it was there before, or may not be sent now.
 
@@ -204,7 +209,7 @@ def _request_and_begin(
 
 
 @contextmanager
-def _asking(request: Request, *, by: User) -> Iterator[None]:
+def _asking(request: RefundRequest, *, by: User) -> Iterator[None]:
     """The transaction of a request."""
     try:
         with transaction.atomic(durable=True):
@@ -215,7 +220,7 @@ def _asking(request: Request, *, by: User) -> Iterator[None]:
 
 
 def _record(
-    request: Request,
+    request: RefundRequest,
     *,
     refundable: int,
     by: User,
@@ -281,7 +286,9 @@ def _record(
     return refund, True
 
 
-def _check_similar(payment: Payment, request: Request, *, reason: str, shown: Collection[str] | None) -> None:
+def _check_similar(
+    payment: Payment, request: RefundRequest, *, reason: str, shown: Collection[str] | None
+) -> None:
     """Raise where a similar refund has no reason, or was not there when the person gave theirs."""
     if reason and shown is None:
         return
@@ -369,7 +376,7 @@ def similar_refunds(payment: Payment, amount: int, *, but: uuid.UUID) -> list[Si
     return sorted(found, key=lambda similar: similar.at, reverse=True)
 
 
-def _check(payment: Payment, request: Request, *, by: User, refundable: int | None = None) -> None:
+def _check(payment: Payment, request: RefundRequest, *, by: User, refundable: int | None = None) -> None:
     """Raise what speaks against the request; `refundable` is what the person saw, None before they saw anything."""
     if not roles.may(by, roles.REQUEST_REFUND):
         raise PermissionDenied
