@@ -51,8 +51,8 @@ def proxies(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[Chec
     if settings.HTTPS and not settings.TRUSTED_PROXIES:
         return [
             Warning(
-                "TRUSTED_PROXIES is empty: the trail has the proxy's address, and all people together have the "
-                "sign-ins of one.",
+                "TRUSTED_PROXIES is empty: the trail has the proxy's address, and everybody shares one "
+                "sign-in limit.",
                 id="dashboard.W001",
             )
         ]

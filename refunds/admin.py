@@ -414,7 +414,7 @@ class AuditEntryAdmin(AuditorAdmin):
         facts = report.facts() if report else {"broken": "kept_head"}
         audit.record(request.user, "audit.verified", None, **facts)
         context = self.admin_site.each_context(request) | {
-            "title": _("監査記録の検証"),
+            "title": _("監査記録の検証結果"),
             "opts": self.opts,
             "report": report,
         }

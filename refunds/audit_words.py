@@ -13,6 +13,7 @@ from django.apps import apps
 from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from dashboard.models import User
 from refunds import bulk, jobs, roles, search
@@ -33,8 +34,8 @@ from refunds.wording import money
 
 MODELS: list[type[models.Model]] = [*apps.get_app_config("refunds").get_models(), User]
 LABELS = {
-    "absent_since": _("なしと確認した日時"),
-    "account": _("端末の利用者"),
+    "absent_since": _("返金がないと確認した日時"),
+    "account": _("サーバーのアカウント"),
     "action": _("操作"),
     "actor": _("利用者"),
     "after": _("これより後の記録"),
@@ -186,7 +187,7 @@ CODES: dict[str, dict[str, Any]] = {
     "reason": {
         **dict(Refund.Reason.choices),
         # Why sending was stopped.
-        "Smartpay: 401": _("Smartpay が秘密鍵を受け付けませんでした。"),
+        "Smartpay: 401": _("Smartpay が API キーを受け付けませんでした。"),
         "restored": _("データベースが古い状態に戻された可能性があります。"),
         # Why a sign-in was refused: see dashboard/sso.py. What is not here is the provider's own word.
         "access_denied": _("本人による取りやめ"),
@@ -218,13 +219,13 @@ CODES: dict[str, dict[str, Any]] = {
     "state": dict(Refund.State.choices),
     "status": dict(Order.Status.choices) | {search.ANY_STATUS: _("すべて(未払いを含む)")},
     "tried": {
-        "approve": _("承認"),
-        "cancel": _("中止"),
-        "pause": _("一時停止"),
-        "reject": _("却下"),
-        "resume": _("再開"),
-        "start": _("開始"),
-        "start_with_similar": _("似た返金も含めた開始"),
+        "approve": pgettext_lazy("tried", "承認"),
+        "cancel": pgettext_lazy("tried", "中止"),
+        "pause": pgettext_lazy("tried", "一時停止"),
+        "reject": pgettext_lazy("tried", "却下"),
+        "resume": pgettext_lazy("tried", "再開"),
+        "start": pgettext_lazy("tried", "開始"),
+        "start_with_similar": pgettext_lazy("tried", "似た返金も含めた開始"),
     },
     "verdict": dict(ReviewDecision.Verdict.choices),
     "why": {

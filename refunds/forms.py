@@ -73,7 +73,7 @@ class PlainText(forms.CharField):
 
     default_error_messages = {
         "control": _("使えない文字(改行・制御文字・見えない文字など)が含まれています。"),
-        "long": _("%(limit)s 文字以内で入力してください(現在 %(length)s 文字)。"),
+        "long": _("%(limit)s文字以内で入力してください(現在 %(length)s文字)。"),
     }
 
     def __init__(self, *, limit: int, lines: bool = False, **kwargs: Any) -> None:

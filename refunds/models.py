@@ -321,7 +321,7 @@ class Refund(models.Model):
         SUCCEEDED = "succeeded", _("返金済み")  # Smartpay showed it, with its id
         REJECTED = "rejected", _("返金不可")  # Smartpay refused the first attempt; nothing happened
         NOT_EXECUTED = "not_executed", _("返金不成立")  # proved absent after the window
-        CANCELLED = "cancelled", _("取り下げ")  # never sent
+        CANCELLED = "cancelled", _("取り下げ・却下など")  # never sent
 
     NEVER_SENT = (State.AWAITING_APPROVAL, State.QUEUED)
     RESERVING = (*NEVER_SENT, State.SENDING, State.UNKNOWN, State.REVIEW)
@@ -370,12 +370,12 @@ class Refund(models.Model):
         null=True,
         blank=True,
         related_name="refund_decisions",
-        verbose_name=_("承認者"),
+        verbose_name=_("承認・却下した人"),
     )
-    decided_at = models.DateTimeField(_("承認日時"), null=True, blank=True)
-    decision_note = models.TextField(_("承認メモ"), blank=True, default="")
+    decided_at = models.DateTimeField(_("承認・却下の日時"), null=True, blank=True)
+    decision_note = models.TextField(_("承認・却下のメモ"), blank=True, default="")
     cancelled_because = models.CharField(
-        _("取り下げの理由"), max_length=12, choices=Cancelled, blank=True, default=""
+        _("取り下げ・却下などの理由"), max_length=12, choices=Cancelled, blank=True, default=""
     )
 
     attempt_no = models.PositiveIntegerField(_("送信回数"), default=0)
@@ -387,7 +387,7 @@ class Refund(models.Model):
     turns = models.PositiveIntegerField(default=0)
     next_check_at = models.DateTimeField(_("次の確認"), null=True, blank=True)
     # The first complete read without it.
-    absent_since = models.DateTimeField(_("なしと確認した日時"), null=True, blank=True)
+    absent_since = models.DateTimeField(_("返金がないと確認した日時"), null=True, blank=True)
 
     smartpay_id = models.CharField(
         _("Smartpay 返金ID"), max_length=80, null=True, blank=True, db_collation=BINARY
@@ -492,13 +492,13 @@ class Attempt(models.Model):
         NONE_YET = "", _("まだありません")
         EXECUTED = "EXECUTED", _("返金済み")
         FAILED = "FAILED", _("返金不可")
-        REFUSED = "REFUSED", _("断られました")
-        NOT_SENT = "NOT_SENT", _("届いていません")
-        NOT_ACCEPTED = "NOT_ACCEPTED", _("受け付けられませんでした")
-        IN_PROGRESS = "IN_PROGRESS", _("処理中と言われました")
-        LIMITED = "LIMITED", _("混雑中と言われました")
-        CONTRADICTION = "CONTRADICTION", _("食い違いがあります")
-        AMBIGUOUS = "AMBIGUOUS", _("はっきりした応答がありません")
+        REFUSED = "REFUSED", _("拒否")
+        NOT_SENT = "NOT_SENT", _("接続できず未送信")
+        NOT_ACCEPTED = "NOT_ACCEPTED", _("受付不可")
+        IN_PROGRESS = "IN_PROGRESS", _("処理中との応答")
+        LIMITED = "LIMITED", _("混雑中との応答")
+        CONTRADICTION = "CONTRADICTION", _("申請との食い違い")
+        AMBIGUOUS = "AMBIGUOUS", _("結果の分からない応答")
 
     refund = models.ForeignKey(
         Refund, on_delete=models.PROTECT, related_name="attempts", verbose_name=_("返金")
@@ -510,12 +510,12 @@ class Attempt(models.Model):
     http_status = models.PositiveSmallIntegerField(_("HTTP"), null=True, blank=True)
     error_code = models.CharField(_("エラーコード"), max_length=64, blank=True, default="")
     error_message = models.TextField(_("エラー内容"), blank=True, default="")
-    replayed = models.BooleanField(_("再応答"), default=False)
+    replayed = models.BooleanField(_("保存済みの応答"), default=False)
     response_sha256 = models.CharField(_("応答の SHA-256"), max_length=64, blank=True, default="")
 
     class Meta:
-        verbose_name = _("送信")
-        verbose_name_plural = _("送信")
+        verbose_name = _("Smartpay への送信")
+        verbose_name_plural = _("Smartpay への送信")
         ordering = ("refund", "number")
         constraints = (models.UniqueConstraint(fields=["refund", "number"], name="attempt_one_per_number"),)
 
@@ -528,7 +528,7 @@ class Evidence(models.Model):
 
     class Detail(models.TextChoices):
         NO_LIST = "no_list", _("この支払いは返金の一覧を示さないため、返金一覧での確認を待っています")
-        FAILED = "failed", _("Smartpay は不成立と示しています")
+        FAILED = "failed", _("Smartpay は返金不可と示しています")
         DIFFERS = "differs", _("支払い・金額・通貨のいずれかが異なります")
 
     class Kind(models.TextChoices):
@@ -633,10 +633,10 @@ class Bulk(models.Model):
         null=True,
         blank=True,
         related_name="bulk_decisions",
-        verbose_name=_("承認者"),
+        verbose_name=_("承認・却下した人"),
     )
-    decided_at = models.DateTimeField(_("承認日時"), null=True, blank=True)
-    decision_note = models.TextField(_("承認メモ"), blank=True, default="")
+    decided_at = models.DateTimeField(_("承認・却下の日時"), null=True, blank=True)
+    decision_note = models.TextField(_("承認・却下のメモ"), blank=True, default="")
     paused_by = models.ForeignKey(
         settings.AUTH_USER_MODEL,
         on_delete=models.PROTECT,
@@ -798,7 +798,7 @@ class Control(models.Model):
     def why(self) -> str:
         """The reason of the last change, in words; the machine's own are told by what happened."""
         return {
-            "Smartpay: 401": str(_("Smartpay が秘密鍵を受け付けませんでした。")),
+            "Smartpay: 401": str(_("Smartpay が API キーを受け付けませんでした。")),
             "restored": str(_("データベースが古い状態に戻された可能性があります。")),
         }.get(self.reason, self.reason)
 
@@ -1057,7 +1057,7 @@ class AuditEntry(models.Model):
         REFUND_SUCCEEDED = "refund.succeeded", _("返金: 返金済み")
         REFUND_REJECTED = "refund.rejected", _("返金: 返金不可")
         REFUND_NOT_EXECUTED = "refund.not_executed", _("返金: 返金不成立")
-        REFUND_CANCELLED = "refund.cancelled", _("返金: 取り下げ")
+        REFUND_CANCELLED = "refund.cancelled", _("返金: 取り下げ・却下など")
         REFUND_OBSERVED = "refund.observed", _("返金: Smartpay での確認")
         REFUND_JUDGED = "refund.judged", _("要調査の判定")
         REFUND_RECOVERED = "refund.recovered", _("返金: 復元")

@@ -229,7 +229,7 @@ class Broken(NamedTuple):
             "text": _("監査記録 %(entry)s の各欄が、封印された内容と一致しません。"),
             "cut": _(
                 "末尾の記録が失われています。"
-                "%(at)s には %(entry)s まで封印されていましたが、今は %(other)s で終わっています。"
+                "%(at)s には %(entry)s まで封印されていましたが、いまは %(other)s で終わっています。"
             ),
             "head_gone": _("%(at)s に末尾だった監査記録 %(entry)s が失われています。"),
             "rewritten": _(
@@ -283,7 +283,7 @@ class Report:
         if self.late:
             words.append(
                 _(
-                    "封印済みの記録の間に、封印のない記録が %(count)s 件あります (最初は %(first)s)。"
+                    "封印済みの記録の間に、封印のない記録が %(count)s 件あります(最初は %(first)s)。"
                     "あとから挿入されたか、記録の確定が大きく遅れたものです。"
                 )
                 % {"count": self.late, "first": self.late_first}
@@ -291,7 +291,7 @@ class Report:
         if self.waiting:
             words.append(
                 _(
-                    "60秒を過ぎても封印されていない記録が %(count)s 件あります (最初は %(first)s)。"
+                    "60秒を過ぎても封印されていない記録が %(count)s 件あります(最初は %(first)s)。"
                     "ワーカーが動いているか確認してください。"
                 )
                 % {"count": self.waiting, "first": self.waiting_first}

@@ -85,8 +85,8 @@ def refund_export(request: HttpRequest) -> StreamingHttpResponse:
     audit.record(request.user, "refunds.exported", None, filters=_recorded(form))
     heading = [
         _("申請日時"), _("受付番号"), _("注文ID"), _("ショップ注文番号"), _("お客様名"), _("支払いID"), _("通貨"),
-        _("返金額"), _("状態"), _("理由"), _("説明"), _("申請者"), _("承認者"), _("承認日時"), _("確定日時"),
-        _("Smartpay 返金ID"), _("エラーコード"), _("エラー内容"),
+        _("返金額"), _("状態"), _("理由"), _("説明"), _("申請者"), _("承認・却下した人"), _("承認・却下の日時"),
+        _("確定日時"), _("Smartpay 返金ID"), _("エラーコード"), _("エラー内容"),
     ]  # fmt: skip
     return spreadsheet.download(_name("refunds"), heading, _refunds(request, refunds))
 

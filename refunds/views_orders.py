@@ -223,7 +223,10 @@ def why_no_refund(request: HttpRequest, order: Order, payments: list[Payment], *
         return _("Smartpay にこの注文が見つからないため返金できません。システム担当者に連絡してください。")
     if not payments:
         if order.status == Order.Status.REQUIRES_CAPTURE:
-            return _("売上がまだ確定していないため返金できません。Smartpay で注文をキャンセルしてください。")
+            return _(
+                "売上がまだ確定していないため返金できません。"
+                "取り消したいときは、返金ではなく Smartpay で注文をキャンセルします。"
+            )
         return _("支払いがないため、返金するものがありません。")
     open_ones = [payment for payment in payments if payment.refundable()]
     if open_ones:

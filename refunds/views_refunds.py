@@ -76,7 +76,7 @@ def draw_refund(
         refund.state == Refund.State.CANCELLED
         and refund.seen.exclude(status=SmartpayRefund.Status.FAILED).exists()
     ):
-        explanation = _("この返金は取り下げられましたが、Smartpay に同じ返金があります。")
+        explanation = _("この返金はこのツールから送信していませんが、Smartpay に同じ返金があります。")
         what_now = _("システム担当者に連絡してください。もう一度返金しないでください。")
     back = request.session.get("way_back") or reverse("refunds:order", args=[order.order_id])
     lists = {
@@ -151,7 +151,7 @@ def _meaning(refund: Refund) -> tuple[str, str]:
     return {
         Refund.State.AWAITING_APPROVAL: (
             _("もう一人の承認を待っています。まだ Smartpay に送られていません。"),
-            _("承認されるまで、この金額は返金可能額から差し引かれています。"),
+            _("この金額は、すでに返金可能額から差し引かれています。却下されるか期限が切れると戻ります。"),
         ),
         Refund.State.QUEUED: (
             _("受け付けました。まだ Smartpay に送られていません。"),
@@ -170,7 +170,7 @@ def _meaning(refund: Refund) -> tuple[str, str]:
             _("承認者二人が判定するまで、この支払いの返金はできません。もう一度返金しないでください。"),
         ),
         Refund.State.SUCCEEDED: (
-            _("Smartpay が返金を確認しました。"),
+            _("Smartpay で返金されたことを確認しました。"),
             _("お客様には Smartpay からメールが届きます。"),
         ),
         Refund.State.REJECTED: (

@@ -206,7 +206,7 @@ def told(browser: Client, entry: AuditEntry) -> tuple[str, list[list[str]]]:
         (
             "refund.not_executed",
             {"absent_since": "2026-11-22 15:30:01.500000+00:00"},
-            ["なしと確認した日時: 2026/11/23 00:30:01"],
+            ["返金がないと確認した日時: 2026/11/23 00:30:01"],
         ),
         ("admin.viewed", {"model": "auditentry"}, ["対象の種類: 監査記録"]),
         (

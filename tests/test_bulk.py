@@ -900,7 +900,11 @@ def test_approver_decides_on_the_page_with_a_fresh_sign_in(
     assert page in browser.get("/approvals/").content.decode()
     from_approvals = browser.get(page).content.decode()
     assert re.search(r'<a class="back link" href="/approvals/">.*承認に戻る</a>', from_approvals)
-    for consequence in ("返金は取り消せません。", "手数料は戻りません。", "次回の精算額から差し引かれます。"):
+    for consequence in (
+        "返金は取り消せません。",
+        "手数料は戻りません。",
+        "返金額は、次回の精算額から差し引かれます。",
+    ):
         assert consequence in from_approvals
     browser.get("/bulk/")
     assert re.search(r'<a class="back link" href="/bulk/">', browser.get(page).content.decode())

@@ -219,7 +219,7 @@ def test_text_that_is_too_long_is_refused_with_its_length(
     with pytest.raises(ValidationError) as refusal:
         field.clean(typed)
 
-    assert refusal.value.messages == [f"{limit} 文字以内で入力してください(現在 {length} 文字)。"]
+    assert refusal.value.messages == [f"{limit}文字以内で入力してください(現在 {length}文字)。"]
 
 
 def test_text_far_too_long_is_refused_before_it_is_normalised() -> None:
@@ -300,7 +300,7 @@ def test_description_and_memo_may_be_absent(payment: Payment) -> None:
         ),
         ({"reason": "REQUESTED_BY_CUSTOMER"}, {"reason": ["理由は「お客様からの依頼」か「不正利用」から選んでください。"]}),
         ({"description": "一\n二"}, {"description": [CONTROL]}),
-        ({"description": "字" * 81}, {"description": ["80 文字以内で入力してください(現在 81 文字)。"]}),
+        ({"description": "字" * 81}, {"description": ["80文字以内で入力してください(現在 81文字)。"]}),
         ({"memo": "一\x00二"}, {"memo": [CONTROL]}),
         (
             {"amount": "0", "reason": None, "memo": "\u202e字"},

@@ -327,7 +327,7 @@ def test_similar_refund_is_shown_and_asks_for_a_reason(
     confirm(browser, paid)
 
     page = browser.post(form_url(paid), typed(paid, amount="500"))
-    assert "返金 花子&nbsp;さんが同じ注文で" in text(page)
+    assert "返金 花子&nbsp;さんが申請した同じ注文の" in text(page)
     assert 'name="similar_reason"' in text(page)
     for empty in ("", "   "):
         refused = browser.post(form_url(paid), hidden(page) | {"confirm": "1", "similar_reason": empty})
@@ -372,7 +372,7 @@ def test_order_opens_beside_what_is_typed(browser: Client, paid: Order) -> None:
         ("amount", "千円", "数字で入力"),
         ("amount", "9" * 40, "大きすぎます"),
         ("amount", "999999999", "返金可能額は¥"),
-        ("description", "あ" * 81, "80 文字以内"),
+        ("description", "あ" * 81, "80文字以内"),
         ("description", "悪い\u202e文字", "使えない文字"),
         ("description", "改\n行", "使えない文字"),
         ("memo", "\x00", "使えない文字"),
@@ -409,7 +409,7 @@ def test_amount_that_is_too_high_is_told_with_the_other_errors(browser: Client, 
         f'<p class="error" id="id_amount_error" >返金可能額は{left}です。これを超える返金はできません。</p>'
         in shown
     )
-    assert "80 文字以内" in shown
+    assert "80文字以内" in shown
     assert AuditEntry.objects.get(action="refund.requested").data["errors"] == {
         "amount": ["too_high"],
         "description": ["long"],
@@ -689,7 +689,10 @@ def test_page_that_was_opened_meanwhile_only_asks_to_sign_in(
 
 @pytest.mark.parametrize(
     ("language", "advice"),
-    [("ja", "返金一覧で結果を確かめてください"), ("en", "check its outcome in the list of refunds")],
+    [
+        ("ja", "返金一覧か一括返金で結果を確かめてください"),
+        ("en", "check its outcome in the list of refunds"),
+    ],
 )
 def test_who_pressed_while_the_database_died_is_not_told_that_the_sign_in_ended(
     browser: Client, paid: Order, settings: Any, monkeypatch: pytest.MonkeyPatch, language: str, advice: str
@@ -829,10 +832,10 @@ def test_filters_stand_open_where_some_are_set_or_wrong_and_say_how_many(
 @pytest.mark.parametrize(
     ("typed", "filters", "said", "way_out"),
     [
-        ("未払", "", "未払いの注文に、一致するものがあります。", "未払いの注文も表示する"),
+        ("未払", "", "未払いの注文に、一致するものがあります", "条件を外して検索"),
         ("未払", "&status=succeeded", "この条件に合う注文はありません", "条件を外して検索"),
         ("未払", "&period=today", "この条件に合う注文はありません", "条件を外して検索"),
-        ("", "", "未払いの注文だけがあります。", "未払いの注文も表示する"),
+        ("", "", "未払いの注文だけがあります", "未払いの注文も表示する"),
     ],
 )
 def test_what_hides_hits_is_told_and_one_press_shows_them(
