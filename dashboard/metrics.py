@@ -30,9 +30,13 @@ STANDING = CollectorRegistry()  # the app registers here what it reads from the 
 
 @login_not_required
 def metrics(request: HttpRequest) -> HttpResponse:
-    """For Prometheus, which carries METRICS_TOKEN; for everybody else there is no such page."""
+    """For Prometheus, which carries METRICS_TOKEN; for everybody else there is no such page.
+
+    Without a token only a site without HTTPS shows it, which is one on a developer's machine.
+    """
     given = request.headers.get("Authorization", "")
-    if not (settings.METRICS_TOKEN and constant_time_compare(given, f"Bearer {settings.METRICS_TOKEN}")):
+    token = settings.METRICS_TOKEN
+    if not (constant_time_compare(given, f"Bearer {token}") if token else not settings.HTTPS):
         raise Http404
     text = generate_latest(_counted()) + generate_latest(STANDING)
     return HttpResponse(text, content_type=CONTENT_TYPE_LATEST)

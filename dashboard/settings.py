@@ -263,7 +263,7 @@ LARGER_BODIES = {"/bulk/": 6 * 1024 * 1024}  # a file of 5 MB; the form says wha
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 100
 
 # --- Eyes: logs, metrics, faults ----------------------------------------------------------------------------
-METRICS_TOKEN = env.str("METRICS_TOKEN", default="")  # without one there is no /metrics
+METRICS_TOKEN = env.str("METRICS_TOKEN", default="")  # without one there is no /metrics under HTTPS
 METRICS_LISTEN = env.str("METRICS_LISTEN", default="")  # host:port where a worker shows its own
 SENTRY_DSN = env.str("SENTRY_DSN", default="")
 structlog.configure(

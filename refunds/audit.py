@@ -90,7 +90,13 @@ def _session_hash(request: HttpRequest) -> str:
 
 def keyed_hash(text: str) -> str:
     """HMAC-SHA256 under the site's secret, in hex: equal texts can be found again, none can be guessed from it."""
-    return hmac.new(settings.SECRET_KEY.encode(), text.encode(), hashlib.sha256).hexdigest()
+    return keyed_hashes(text)[0]
+
+
+def keyed_hashes(text: str) -> list[str]:
+    """The same, then those under the secrets that the site had before and still knows."""
+    secrets = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
+    return [hmac.new(secret.encode(), text.encode(), hashlib.sha256).hexdigest() for secret in secrets]
 
 
 def record(

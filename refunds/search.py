@@ -241,6 +241,11 @@ def words(kept: Search | None) -> str:
     return audit.keyed_hash(fold(kept.text)) if kept else ""
 
 
+def hashes(text: str) -> list[str]:
+    """What words() said of a search for this text, under the site's secret of now and those before; [] for nothing."""
+    return audit.keyed_hashes(folded) if (folded := fold(as_typed(text))) else []
+
+
 def as_typed(text: str) -> str:
     """What somebody typed, as it is kept: printable characters, 200 at most, words by one blank; "" for nothing.
 

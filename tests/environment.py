@@ -19,6 +19,7 @@ os.environ.update(
     OIDC_CLIENT_ID="refund-dashboard",
     OIDC_CLIENT_SECRET="a-secret-of-the-tests",
     DEBUG="False",
+    METRICS_TOKEN="the-token-of-the-tests",
 )
 # Robots are quicker than people; the tests of the limits set their own.
 LIMITS = ("SEARCHES_PER_HOUR", "ORDERS_PER_HOUR", "REFUND_FORMS_PER_HOUR", "SIGN_INS_PER_HOUR")

@@ -57,6 +57,20 @@ def url_of(model: str, *args: Any) -> str:
     return reverse(f"admin:refunds_{model}_{'change' if args else 'changelist'}", args=args)
 
 
+def test_auditor_finds_who_looked_for_a_name(
+    browser: Client, operator: User, viewer: User, settings: Any
+) -> None:
+    sign_in(operator).post("/orders/search/", {"q": "ﾀﾅｶ 太郎"}, follow=True)
+    sign_in(viewer).post("/orders/search/", {"q": "鈴木"}, follow=True)
+    settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = "another-secret-" * 5, [settings.SECRET_KEY]
+    browser = sign_in(User.objects.get(pk=browser.session["_auth_user_id"]))
+
+    page = text(search(browser, "auditentry", "タナカ　太郎", action="orders.searched"))
+
+    assert "返金 花子" in page
+    assert "閲覧 太郎" not in page.partition("<tbody>")[2].partition("</tbody>")[0]
+
+
 def test_auditor_finds_who_refunded_an_order(browser: Client, refund: Refund, operator: User) -> None:
     found = text(search(browser, "auditentry", refund.payment.order.order_id))
     assert "返金の申請" in found

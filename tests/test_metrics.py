@@ -63,10 +63,13 @@ def test_metrics_are_nowhere_without_the_token(client: Client, auditor: User, gi
         assert each.get("/metrics", headers={"Authorization": given}).status_code == 404
 
 
-def test_metrics_are_nowhere_where_no_token_is_set(client: Client, db: None, settings: Any) -> None:
-    settings.METRICS_TOKEN = ""
+@pytest.mark.parametrize(("https", "status"), [(True, 404), (False, 200)])
+def test_metrics_without_a_token_are_shown_on_a_developers_machine_alone(
+    client: Client, db: None, settings: Any, https: bool, status: int
+) -> None:
+    settings.METRICS_TOKEN, settings.HTTPS = "", https
 
-    assert client.get("/metrics", headers={"Authorization": "Bearer "}).status_code == 404
+    assert client.get("/metrics", headers={"Authorization": "Bearer "}).status_code == status
 
 
 # --- What it tells ----------------------------------------------------------------------------------------------
