@@ -127,6 +127,9 @@ def record(
         order_id = obj.order.order_id
     elif isinstance(obj, Refund):
         order_id = obj.payment.order.order_id
+        if obj.moved_from:
+            data |= {"state_before": obj.moved_from, "state": obj.state}
+            obj.moved_from = ""  # told once
     entry = AuditEntry(
         at=at,
         actor=person,

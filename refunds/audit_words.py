@@ -23,6 +23,7 @@ from refunds.models import (
     AuditEntry,
     Bulk,
     BulkLine,
+    Control,
     Evidence,
     JobRun,
     Order,
@@ -50,6 +51,7 @@ LABELS = {
     "broken": _("異常"),
     "bulk": _("一括返金"),
     "by_review": _("要調査の判定による"),
+    "cause": _("理由"),
     "checked": _("封印を確認した件数"),
     "currency": _("通貨"),
     "customer_source": _("お客様情報の出所"),
@@ -111,6 +113,7 @@ LABELS = {
     "roles_before": _("前の役割"),
     "round": _("回"),
     "search": _("検索"),
+    "sends_before": _("直前まで送信していた"),
     "searches": _("削除した検索の件数"),
     "seconds": _("制限の期間(秒)"),
     "seen": _("データベースの外に控えた送信の番号"),
@@ -119,6 +122,7 @@ LABELS = {
     "similar": _("似た返金"),
     "smartpay_id": _("Smartpay 返金ID"),
     "state": _("状態"),
+    "state_before": _("前の状態"),
     "status": _("状態"),
     "total": _("合計"),
     "tried": _("試した操作"),
@@ -139,6 +143,7 @@ CODES: dict[str, dict[str, Any]] = {
     "action": dict(AuditEntry.Action.choices),
     "answer": dict(Attempt.Outcome.choices),
     "because": dict(Refund.Cancelled.choices),
+    "cause": dict(Control.Cause.choices),
     "broken": {
         "beginning": _("最初の記録の欠落"),
         "cut": _("末尾の記録の欠落"),
@@ -186,9 +191,6 @@ CODES: dict[str, dict[str, Any]] = {
     "period": dict(cast(Any, PeriodForm.base_fields["period"]).choices),
     "reason": {
         **dict(Refund.Reason.choices),
-        # Why sending was stopped.
-        "Smartpay: 401": _("Smartpay が API キーを受け付けませんでした。"),
-        "restored": _("データベースが古い状態に戻された可能性があります。"),
         # Why a sign-in was refused: see dashboard/sso.py. What is not here is the provider's own word.
         "access_denied": _("本人による取りやめ"),
         "alg": _("認められない署名の方式"),
@@ -217,6 +219,7 @@ CODES: dict[str, dict[str, Any]] = {
     "roles_before": roles.LABELS,
     "smartpayrefund.status": dict(SmartpayRefund.Status.choices),
     "state": dict(Refund.State.choices),
+    "state_before": dict(Refund.State.choices),
     "status": dict(Order.Status.choices) | {search.ANY_STATUS: _("すべて(未払いを含む)")},
     "tried": {
         "approve": pgettext_lazy("tried", "承認"),

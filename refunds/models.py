@@ -341,6 +341,8 @@ class Refund(models.Model):
         BALANCE = "balance", _("残額変更")
         ENTITLEMENT = "entitlement", _("権限失効")
 
+    moved_from = ""  # its state before the change in hand, for the trail
+
     id = models.UUIDField(_("受付番号"), primary_key=True, default=uuid.uuid4, editable=False)
     payment = models.ForeignKey(
         Payment, on_delete=models.PROTECT, related_name="refunds", verbose_name=_("支払い"), db_index=False
@@ -766,9 +768,18 @@ class BulkLine(models.Model):
 class Control(models.Model):
     """The switch for sending, one row: off, nothing is sent; reading and settling go on."""
 
+    class Cause(models.TextChoices):
+        PERSON = "", _("担当者の操作")  # `reason` holds their own words
+        KEY_REFUSED = "key_refused", _("Smartpay が API キーを受け付けませんでした。")
+        RESTORED = "restored", _("データベースが古い状態に戻された可能性があります。")
+
     one = models.BooleanField(primary_key=True, default=True, editable=False)
     sends_enabled = models.BooleanField(_("送信"), default=True)
     reason = models.CharField(_("理由"), max_length=200, blank=True, default="")
+    # What changed it last. In the database as well, for a version before this column, which writes the row too.
+    cause = models.CharField(
+        _("きっかけ"), max_length=16, choices=Cause, blank=True, default="", db_default=""
+    )
     changed_at = models.DateTimeField(_("変更日時"), null=True, blank=True)
     changed_by = models.ForeignKey(
         settings.AUTH_USER_MODEL,
@@ -792,15 +803,12 @@ class Control(models.Model):
         constraints = (models.CheckConstraint(condition=Q(one=True), name="control_one_row"),)
 
     def __str__(self) -> str:
-        return "on" if self.sends_enabled else f"off: {self.reason}"
+        return "on" if self.sends_enabled else f"off: {self.cause or self.reason}"
 
     @property
     def why(self) -> str:
-        """The reason of the last change, in words; the machine's own are told by what happened."""
-        return {
-            "Smartpay: 401": str(_("Smartpay が API キーを受け付けませんでした。")),
-            "restored": str(_("データベースが古い状態に戻された可能性があります。")),
-        }.get(self.reason, self.reason)
+        """The reason of the last change, in words: a person's own, or what the machine noticed."""
+        return self.get_cause_display() if self.cause else self.reason
 
     @classmethod
     def sends_are_on(cls) -> bool:

@@ -67,6 +67,12 @@ def test_four_silences_are_no_outage(payments: list[Payment], operator: User, sa
     assert refund(payments[4], operator).state == State.SUCCEEDED
 
 
+def test_what_a_person_types_is_never_taken_for_the_machines_own_word(approver: User) -> None:
+    services.set_sends(enabled=False, reason="restored", by=approver)
+
+    assert Control.objects.get().why == "restored"
+
+
 def test_reading_goes_on_while_the_breaker_is_open(
     payments: list[Payment], operator: User, sandbox: Sandbox, at: Clock
 ) -> None:
@@ -96,7 +102,7 @@ def test_nothing_is_sent_from_a_database_that_was_restored(
 
     assert (made.state, sandbox.requests("POST", "/v1/refunds")) == (State.QUEUED, [])
     assert not Control.sends_are_on()
-    assert AuditEntry.objects.get(action="sends.stopped").data["reason"] == "restored"
+    assert AuditEntry.objects.get(action="sends.stopped").data["cause"] == "restored"
     assert "ledger.restored" in caplog.text
 
 

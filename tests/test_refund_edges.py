@@ -44,6 +44,11 @@ def trail(made: Refund, action: str) -> tuple[Any, str, dict[str, Any]]:
     return entry.actor, entry.order_id, entry.data
 
 
+def from_to(before: State, after: State) -> dict[str, str]:
+    """What each entry of a change says of it."""
+    return {"state_before": before, "state": after}
+
+
 # --- What the trail keeps -----------------------------------------------------------------------------------
 
 
@@ -102,7 +107,7 @@ def test_trail_and_row_keep_who_cancelled_a_refund_when_and_why(
     assert trail(made, "refund.cancelled") == (
         person,
         payment.order.order_id,
-        {"because": because.__name__},
+        {"because": because.__name__, **from_to(State.AWAITING_APPROVAL, State.CANCELLED)},
     )
     assert (made.state, made.cancelled_because) == (State.CANCELLED, because.__name__)
     assert (made.settled_at, made.next_check_at) == (at.now, None)
@@ -117,7 +122,10 @@ def test_trail_keeps_whose_approval_found_the_balance_moved_and_nothing_is_sent(
 
     services.approve(made.pk, by=approver)
 
-    assert trail(made, "refund.cancelled")[::2] == (approver, {"because": "balance"})
+    assert trail(made, "refund.cancelled")[::2] == (
+        approver,
+        {"because": "balance", **from_to(State.AWAITING_APPROVAL, State.CANCELLED)},
+    )
     assert not Attempt.objects.exists()
 
 
@@ -130,7 +138,11 @@ def test_trail_and_row_keep_an_approval(
 
     approved = services.approve(made.pk, by=approver, note="確認済み")
 
-    assert trail(made, "refund.approved") == (approver, payment.order.order_id, {"amount": 1000})
+    assert trail(made, "refund.approved") == (
+        approver,
+        payment.order.order_id,
+        {"amount": 1000, **from_to(State.AWAITING_APPROVAL, State.QUEUED)},
+    )
     assert (approved.decided_by, approved.decided_at, approved.decision_note) == (
         approver,
         at.now,
@@ -170,7 +182,7 @@ def test_trail_keeps_each_sending_and_its_answer(
     made.refresh_from_db()
     entries = AuditEntry.objects.filter(object_id=made.pk).order_by("id").values_list("action", "data")
     assert list(entries)[1:] == [
-        ("refund.sending", {"attempt": 1}),
+        ("refund.sending", {"attempt": 1, **from_to(State.QUEUED, State.SENDING)}),
         (
             "refund.unknown",
             {
@@ -178,10 +190,18 @@ def test_trail_keeps_each_sending_and_its_answer(
                 "answer": "AMBIGUOUS",
                 "http_status": 503,
                 "error_code": made.attempts.get(number=1).error_code,
+                **from_to(State.SENDING, State.UNKNOWN),
             },
         ),
-        ("refund.sending", {"attempt": 2}),
-        ("refund.succeeded", {"smartpay_id": made.smartpay_id, "evidence": "answer"}),
+        ("refund.sending", {"attempt": 2, **from_to(State.UNKNOWN, State.SENDING)}),
+        (
+            "refund.succeeded",
+            {
+                "smartpay_id": made.smartpay_id,
+                "evidence": "answer",
+                **from_to(State.SENDING, State.SUCCEEDED),
+            },
+        ),
     ]
 
 
@@ -192,7 +212,10 @@ def test_trail_keeps_that_a_sender_died(payment: Payment, operator: User, at: Cl
 
     assert sending.take_lease(made.pk, owner="worker")
 
-    assert trail(made, "refund.unknown")[::2] == (None, {"why": "the sender died", "attempt": 1})
+    assert trail(made, "refund.unknown")[::2] == (
+        None,
+        {"why": "the sender died", "attempt": 1, **from_to(State.SENDING, State.UNKNOWN)},
+    )
 
 
 def test_trail_keeps_who_stopped_and_resumed_sending_and_why(approver: User, sandbox: Sandbox) -> None:
@@ -201,8 +224,8 @@ def test_trail_keeps_who_stopped_and_resumed_sending_and_why(approver: User, san
 
     entries = AuditEntry.objects.filter(action__startswith="sends.").order_by("id")
     assert [(entry.action, entry.actor, entry.data) for entry in entries] == [
-        ("sends.stopped", approver, {"reason": "点検"}),
-        ("sends.resumed", approver, {"reason": "終わり"}),
+        ("sends.stopped", approver, {"reason": "点検", "sends_before": True}),
+        ("sends.resumed", approver, {"reason": "終わり", "sends_before": False}),
     ]
     now = Control.objects.get()
     assert (now.sends_enabled, now.reason, now.changed_by) == (True, "終わり", approver)
@@ -720,7 +743,11 @@ def test_two_reads_prove_absence_to_the_second_and_are_kept(
 
     assert (made.state, made.settled_at) == (State.NOT_EXECUTED, at.now)
     since = first + timedelta(hours=6, minutes=30)
-    assert trail(made, "refund.not_executed") == (None, payment.order.order_id, {"absent_since": str(since)})
+    assert trail(made, "refund.not_executed") == (
+        None,
+        payment.order.order_id,
+        {"absent_since": str(since), **from_to(State.UNKNOWN, State.NOT_EXECUTED)},
+    )
     kept = made.evidence.values_list("kind", "found", "detail", "smartpay_id")
     assert set(kept) == {("read", False, "", "")}
     assert made.evidence.count() == 4
@@ -777,9 +804,12 @@ def test_evidence_keeps_what_was_shown_and_how_it_was_seen(
     ]
     entries = AuditEntry.objects.filter(object_id=made.pk).order_by("id").values_list("action", "data")
     assert list(entries)[3:] == [
-        ("refund.review", {"smartpay_id": there, "evidence": "read"}),
+        ("refund.review", {"smartpay_id": there, "evidence": "read", **from_to(State.UNKNOWN, State.REVIEW)}),
         ("refund.observed", {"smartpay_id": there, "evidence": "read"}),
-        ("refund.succeeded", {"smartpay_id": there, "evidence": "list"}),
+        (
+            "refund.succeeded",
+            {"smartpay_id": there, "evidence": "list", **from_to(State.REVIEW, State.SUCCEEDED)},
+        ),
     ]
 
 
@@ -841,7 +871,10 @@ def test_only_the_newest_that_no_longer_fit_are_cancelled_with_an_alarm(
     for each in made:
         each.refresh_from_db()
     assert [each.state for each in made] == [State.QUEUED, State.QUEUED, State.CANCELLED]
-    assert trail(third, "refund.cancelled")[::2] == (None, {"because": "balance"})
+    assert trail(third, "refund.cancelled")[::2] == (
+        None,
+        {"because": "balance", **from_to(State.QUEUED, State.CANCELLED)},
+    )
     assert caplog.text.count("'event': 'refund.no_longer_fits'") == 1
     assert str(third.pk) in caplog.text
 
@@ -893,7 +926,11 @@ def test_only_after_twelve_hours_without_a_read_people_are_asked(
     at.now = first + timedelta(hours=12, seconds=1)
     assert not look(made, at)
     assert (made.state, made.reviews) == (State.REVIEW, 1)
-    assert trail(made, "refund.review") == (None, payment.order.order_id, {"why": "unreadable"})
+    assert trail(made, "refund.review") == (
+        None,
+        payment.order.order_id,
+        {"why": "unreadable", **from_to(State.UNKNOWN, State.REVIEW)},
+    )
 
 
 def test_read_within_twelve_hours_keeps_it_with_the_machine(
@@ -1042,7 +1079,7 @@ def test_refused_key_stops_sending_once_and_says_so(payment: Payment, operator: 
     for _time in range(2):
         control.heed(smartpay.KeyRefused("401", http_status=401), made)
 
-    assert (Control.objects.get().reason, Control.objects.get().changed_by) == ("Smartpay: 401", None)
+    assert (Control.objects.get().cause, Control.objects.get().changed_by) == ("key_refused", None)
     assert AuditEntry.objects.filter(action="sends.stopped").count() == 1
 
 
@@ -1055,9 +1092,12 @@ def test_restore_is_on_the_trail_with_what_was_seen(
     services.watch()
 
     entry = AuditEntry.objects.get(action="sends.stopped")
-    assert (entry.actor, entry.data) == (None, {"reason": "restored", "attempt": newest, "seen": newest + 5})
+    assert (entry.actor, entry.data) == (
+        None,
+        {"cause": "restored", "attempt": newest, "seen": newest + 5, "sends_before": True},
+    )
     now = Control.objects.get()
-    assert (now.sends_enabled, now.reason, now.restored_at, now.changed_at) == (
+    assert (now.sends_enabled, now.cause, now.restored_at, now.changed_at) == (
         False,
         "restored",
         at.now,
@@ -1235,7 +1275,11 @@ def test_decision_is_kept_whole_and_settles_with_the_second(
     )
     judged = {"verdict": "succeeded", "smartpay_id": there, "round": 1}
     assert list(entries)[:3] == [
-        (second.pk, "refund.succeeded", {"smartpay_id": there, "by_review": True}),
+        (
+            second.pk,
+            "refund.succeeded",
+            {"smartpay_id": there, "by_review": True, **from_to(State.REVIEW, State.SUCCEEDED)},
+        ),
         (second.pk, "refund.judged", judged),
         (approver.pk, "refund.judged", judged),
     ]

@@ -41,7 +41,7 @@ def why_nothing_is_sent(now: datetime) -> str:
 def heed(answer: smartpay.SmartpayError, refund: Refund) -> None:
     """Raise the alarm where Smartpay did not take a request at all; stop sending where it refuses the key."""
     if isinstance(answer, smartpay.KeyRefused) and Control.sends_are_on():
-        set_sends(enabled=False, reason="Smartpay: 401")
+        set_sends(enabled=False, reason="", cause=Control.Cause.KEY_REFUSED)
     if isinstance(answer, smartpay.NotAccepted):
         alarm("smartpay.not_accepted", refund, http_status=answer.http_status)
     if answer.outcome in SILENT and smartpay_is_silent():
@@ -58,12 +58,14 @@ def smartpay_is_silent() -> bool:
 # --- The switch ---------------------------------------------------------------------------------------------
 
 
-def set_sends(*, enabled: bool, reason: str, by: User | None = None) -> None:
+def set_sends(
+    *, enabled: bool, reason: str, by: User | None = None, cause: Control.Cause = Control.Cause.PERSON
+) -> None:
     """Stop or resume all sending, with a reason; reading and settling go on either way.
 
     Resuming also lifts the restore fence, once all of Smartpay's refunds have been read since it rose.
 
-    `by`: None is the machine, or whoever types the command.
+    `by`: None is the machine, or whoever types the command. `cause`: what the machine noticed; `reason` is "" then.
 
     Raises: PermissionDenied, NotReconciled.
     """
@@ -79,10 +81,17 @@ def set_sends(*, enabled: bool, reason: str, by: User | None = None) -> None:
             _check_reconciled(control.restored_at)
             control.restored_at, control.restore_accepted_at = None, now
             control.cluster, _newest = _ledger()
-        control.sends_enabled, control.reason = enabled, reason[:200]
+        before = control.sends_enabled
+        control.sends_enabled, control.reason, control.cause = enabled, reason[:200], cause
         control.changed_at, control.changed_by = now, by
         control.save()
-        audit.record(by, "sends.resumed" if enabled else "sends.stopped", None, reason=control.reason)
+        audit.record(
+            by,
+            "sends.resumed" if enabled else "sends.stopped",
+            None,
+            **({"cause": cause} if cause else {"reason": control.reason}),
+            sends_before=before,
+        )
     if enabled:
         # After the commit: whoever holds a refund may be waiting for the switch.
         waiting = Refund.objects.filter(
@@ -164,9 +173,18 @@ def _raise_fence(newest: int, mark: Mark) -> None:
     if control.restored_at:
         return  # another process noticed it at the same time
     control.restored_at = control.changed_at = clock.now()
-    control.sends_enabled, control.reason, control.changed_by = False, "restored", None
+    before, control.sends_enabled = control.sends_enabled, False
+    control.cause, control.reason, control.changed_by = Control.Cause.RESTORED, "", None
     control.save()
-    audit.record(None, "sends.stopped", None, reason=control.reason, attempt=newest, seen=mark.attempt)
+    audit.record(
+        None,
+        "sends.stopped",
+        None,
+        cause=control.cause,
+        attempt=newest,
+        seen=mark.attempt,
+        sends_before=before,
+    )
     log.error("ledger.restored", alarm=True, attempt=newest, seen=mark.attempt)
 
 

@@ -139,7 +139,7 @@ def _was_given_up(error: OperationalError) -> bool:
 
 
 def move(refund: Refund, state: State) -> None:
-    refund.state = state
+    refund.moved_from, refund.state = refund.state, state
     refund.lease_until, refund.lease_owner = None, ""
 
 
