@@ -12,7 +12,8 @@ class DashboardConfig(AppConfig):
     def ready(self) -> None:
         from django.conf import settings
 
-        from dashboard import checks, sso  # noqa: F401  (registers its checks; connects its receivers)
+        from dashboard import checks  # noqa: F401  (registers its checks)
+        from dashboard.sso import sessions  # noqa: F401  (connects its receiver)
 
         if settings.SENTRY_DSN:
             from dashboard import faults  # its library is there only where it is wanted

@@ -24,7 +24,7 @@ from django.views.decorators.http import require_http_methods
 
 from dashboard import limits
 from dashboard.models import BreakGlass, SessionIndex, User
-from dashboard.sso import take_roles
+from dashboard.sso.sessions import take_roles
 from refunds import audit
 from refunds.roles import STAFF_ROLES
 

@@ -38,7 +38,7 @@ class Limit:
     action: str
 
 
-# Taken by their views, which know what is none of a person's doing: see sso.py and break_glass.py.
+# Taken by their views, which know what is none of a person's doing: see sso/views.py and break_glass.py.
 SIGN_INS = Limit("sign_ins", "SIGN_INS_PER_HOUR", "person.signed_in")
 CALLBACKS = Limit("callbacks", "SIGN_INS_PER_HOUR", "person.signed_in")
 CODES = Limit("codes", "SIGN_INS_PER_HOUR", "person.signed_in")

@@ -23,7 +23,9 @@ from django.template.loader import render_to_string
 from django.utils import translation
 from django.utils.translation import gettext as _
 
-from dashboard import break_glass, metrics, sso
+from dashboard import break_glass, metrics, parked_forms
+from dashboard.sso.sessions import end_session
+from dashboard.sso.views import recheck
 
 log = structlog.get_logger(__name__)
 
@@ -197,17 +199,17 @@ class SessionPolicy:
             session["seen_at"] = now
         if not over and now < session.get("oidc_id_token_expiration", 0):
             if request.method == "GET" and not by_script:
-                sso.take_parked(request)
+                parked_forms.take_parked(request)
             return None
         if by_script:
             return redirect_to_login(request.get_full_path())
         posted = request.method == "POST"
-        page = sso.park(request) if posted else request.get_full_path()
+        page = parked_forms.park(request) if posted else request.get_full_path()
         if over:
-            sso.end_session(request)
+            end_session(request)
             messages.info(request, f"{over} {_unsent(request)}" if posted else over)
             return redirect_to_login(page)
-        return HttpResponseRedirect(page, status=303) if posted else sso.recheck(request)
+        return HttpResponseRedirect(page, status=303) if posted else recheck(request)
 
     def over(self, request: HttpRequest, now: float) -> str:
         """Why the session has come to its end, in words, or nothing."""
@@ -226,4 +228,4 @@ def _unsent(request: HttpRequest) -> str:
         return _("ファイルは送信されていません。サインインしてから、もう一度選んでください。")
     return _(
         "入力した内容はまだ送信されていません。%(minutes)s 分以内にサインインすると、続きから確かめられます。"
-    ) % {"minutes": sso.PARKED_SECONDS // 60}
+    ) % {"minutes": parked_forms.PARKED_SECONDS // 60}

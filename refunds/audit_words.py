@@ -189,7 +189,7 @@ CODES: dict[str, dict[str, Any]] = {
         # Why sending was stopped.
         "Smartpay: 401": _("Smartpay が API キーを受け付けませんでした。"),
         "restored": _("データベースが古い状態に戻された可能性があります。"),
-        # Why a sign-in was refused: see dashboard/sso.py. What is not here is the provider's own word.
+        # Why a sign-in was refused: see dashboard/sso/. What is not here is the provider's own word.
         "access_denied": _("本人による取りやめ"),
         "alg": _("認められない署名の方式"),
         "auth_time": _("本人の再確認がない応答"),

@@ -89,7 +89,7 @@ def remember_way_back(request: HttpRequest, page: str = "") -> None:
 def parked_fields(request: HttpRequest) -> dict[str, str]:
     """The fields of a form that was put aside while the sign-in was checked; empty where there was none.
 
-    See Note [Parked forms] in dashboard/sso.py.
+    See Note [Parked forms] in dashboard/parked_forms.py.
     """
     parked: QueryDict = getattr(request, "parked")  # noqa: B009  (SessionPolicy gives it to every request)
     return {name: str(value) for name, value in parked.items()}

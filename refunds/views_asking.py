@@ -19,7 +19,8 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 
 from dashboard import limits, opened
-from dashboard.sso import PARKED_SECONDS, fresh_sign_in_required
+from dashboard.parked_forms import PARKED_SECONDS
+from dashboard.sso.decorators import fresh_sign_in_required
 from refunds import audit, clock, roles, services, smartpay
 from refunds.forms import RefundForm, SimilarForm
 from refunds.models import Order, Payment, Refund

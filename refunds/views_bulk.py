@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
 from dashboard import limits
-from dashboard.sso import fresh_sign_in_required
+from dashboard.sso.decorators import fresh_sign_in_required
 from refunds import audit, bulk, bulk_file, csv_file, paging, roles, services, spreadsheet
 from refunds.bulk import Share
 from refunds.forms import BulkUploadForm, DecisionForm, SimilarForm

@@ -14,7 +14,8 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
-from dashboard.sso import fresh_sign_in_required, posted_from
+from dashboard.parked_forms import posted_from
+from dashboard.sso.decorators import fresh_sign_in_required
 from refunds import audit, paging, roles, services, smartpay
 from refunds.forms import DecisionForm, ReviewForm, SendsForm
 from refunds.models import Refund

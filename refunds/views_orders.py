@@ -13,7 +13,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
-from dashboard.sso import posted_from
+from dashboard.parked_forms import posted_from
 from refunds import audit, paging, roles, search, services, smartpay
 from refunds.forms import OrderFilterForm, SavedSearchForm
 from refunds.models import AuditEntry, Order, Payment, Refund, SavedSearch, Search, SmartpayRefund

@@ -10,7 +10,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
-from dashboard.sso import posted_from
+from dashboard.parked_forms import posted_from
 from refunds import audit, paging, roles, services
 from refunds.forms import DecisionForm, RefundFilterForm
 from refunds.models import Control, Refund, SmartpayRefund

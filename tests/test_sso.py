@@ -25,6 +25,8 @@ from werkzeug.serving import make_server
 from dashboard import oidc_provider, sso, urls
 from dashboard.checks import issuer as check_issuer
 from dashboard.models import SeenLogoutToken, SessionIndex, User
+from dashboard.sso import backchannel, sessions
+from dashboard.sso.decorators import fresh_sign_in_required
 from refunds.models import AuditEntry
 from scripts import identity_provider
 from tests.dishonest_provider import (
@@ -53,7 +55,7 @@ def page(request: HttpRequest) -> JsonResponse:
 urlpatterns = [
     path("page/", page),
     path("page/act/", page),
-    path("page/fresh/", sso.fresh_sign_in_required(page)),
+    path("page/fresh/", fresh_sign_in_required(page)),
     *urls.urlpatterns,
 ]
 pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
@@ -1042,7 +1044,7 @@ def test_a_crash_while_sessions_end_lets_the_provider_ask_again(
     outside = Client(raise_request_exception=False)
 
     with monkeypatch.context() as broken:
-        broken.setattr(sso, "end_sessions", lambda rows: 1 / 0)
+        broken.setattr(backchannel, "end_sessions", lambda rows: 1 / 0)
         crashed = outside.post("/oidc/backchannel-logout/", token).status_code
     again = outside.post("/oidc/backchannel-logout/", token).status_code
 
@@ -1088,7 +1090,7 @@ def test_what_is_over_is_forgotten(idp: DishonestProvider, client: Client) -> No
     SessionIndex.objects.create(session_key="gone", user=User.objects.get())
     SessionIndex.objects.filter(session_key="gone").update(created_at=over)
 
-    sso.prune()
+    sessions.prune()
 
     assert [session.session_key for session in Session.objects.all()] == [client.session.session_key]
     assert [row.session_key for row in SessionIndex.objects.all()] == [client.session.session_key]

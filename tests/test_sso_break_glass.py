@@ -13,8 +13,8 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
-from dashboard import sso
 from dashboard.models import BreakGlass, SessionIndex, User
+from dashboard.sso import sessions
 from refunds import services, smartpay
 from refunds.models import AuditEntry, Payment, Refund
 from tests.conftest import Clock
@@ -146,7 +146,7 @@ def test_roles_end_with_the_minutes(client: Client) -> None:
     BreakGlass.objects.update(expires_at=timezone.now())
     issue("auditor")
 
-    sso.prune()
+    sessions.prune()
 
     assert over.user.role_names == []
     assert [person.role_names for person in User.objects.filter(is_staff=True)] == [["auditor"]]

@@ -1,0 +1,44 @@
+"""Back-channel logout: the provider ends sessions here by a request of its own, without the browsers."""
+
+import hashlib
+import time
+
+from django.contrib.auth.decorators import login_not_required
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_POST
+
+from dashboard.models import SeenLogoutToken, SessionIndex
+from dashboard.oidc_provider import UNAVAILABLE, UNPROVEN, Refused, check_token
+from dashboard.sso.sessions import LOGOUT_TOKENS_KEPT, end_sessions
+
+LOGOUT_TOKEN_CLAIMS = ["iss", "aud", "iat", "exp", "jti", "events"]
+LOGOUT_EVENT = "http://schemas.openid.net/event/backchannel-logout"
+
+
+@csrf_exempt
+@login_not_required
+@require_POST
+def backchannel_logout(request: HttpRequest) -> HttpResponse:
+    """End a person's sessions because the provider says so, whoever holds the cookies."""
+    try:
+        claims = check_token(request.POST.get("logout_token"), required=LOGOUT_TOKEN_CLAIMS, typ="logout+jwt")
+        sid, subject, events = claims.get("sid"), claims.get("sub"), claims["events"]
+        told = isinstance(events, dict) and events.get(LOGOUT_EVENT) == {}
+        names = [name for name in (sid, subject) if name is not None]
+        named = bool(names) and all(isinstance(name, str) and name for name in names)
+        if not told or not named or "nonce" in claims:  # an ID token must not pass for one
+            raise Refused(UNPROVEN, "logout_token")
+        if claims["iat"] < time.time() - LOGOUT_TOKENS_KEPT.total_seconds():
+            raise Refused(UNPROVEN, "logout_token_age")
+        jti = hashlib.sha256(claims["jti"].encode()).hexdigest()
+        rows = SessionIndex.objects.filter(user__issuer=claims["iss"])
+        # Together, or a crash between the two would have the repeat refused and nothing ended.
+        with transaction.atomic():
+            if not SeenLogoutToken.objects.get_or_create(jti=jti)[1]:
+                raise Refused(UNPROVEN, "replayed")
+            end_sessions(rows.filter(provider_session=sid) if sid else rows.filter(user__subject=subject))
+    except Refused as refusal:
+        return HttpResponse(status=503 if refusal.explanation is UNAVAILABLE else 400)
+    return HttpResponse()
