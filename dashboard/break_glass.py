@@ -88,7 +88,7 @@ def enter(request: HttpRequest) -> HttpResponse:
     wrong = request.method == "POST"
     if wrong:
         # By itself, or whoever uses up the sign-ins of an address would close this way in as well.
-        if wait := limits.taken(request, limits.CODES):
+        if wait := limits.hit(request, limits.CODES):
             return limits.too_many(request, wait)
         code = _hash(request.POST.get("code", "").strip())
         if _good().filter(code=code, used_at=None).update(used_at=timezone.now()):  # of two at once, one
@@ -102,7 +102,7 @@ def enter(request: HttpRequest) -> HttpResponse:
 def _begin(request: HttpRequest, entry: BreakGlass) -> None:
     auth.login(request, entry.user)
     request.session["break_glass"] = entry.code
-    # There is nobody to ask again; SessionPolicy ends it.
+    # There is nobody to ask again; SessionPolicyMiddleware ends it.
     request.session["oidc_id_token_expiration"] = entry.expires_at.timestamp()
     request.session.save()  # or it has no key yet
     SessionIndex.objects.create(session_key=str(request.session.session_key), user=entry.user)

@@ -66,7 +66,7 @@ LIMITED = {
 }
 
 
-class Limits:
+class RateLimitMiddleware:
     """Middleware: answers 429 at an address of the table above, but not to a page that only goes on.
 
     After LoginRequiredMiddleware, and inside RequestContext, so that the trail knows from where.
@@ -81,11 +81,11 @@ class Limits:
     def process_view(self, request: HttpRequest, *view: Any) -> HttpResponse | None:
         assert request.resolver_match is not None  # noqa: S101  (there is a view)
         limit = LIMITED.get(request.resolver_match.view_name)
-        wait = taken(request, limit) if limit and not opened.goes_on(request) else 0
+        wait = hit(request, limit) if limit and not opened.is_continuation(request) else 0
         return too_many(request, wait) if wait else None
 
 
-def taken(request: HttpRequest, limit: Limit) -> int:
+def hit(request: HttpRequest, limit: Limit) -> int:
     """Count one more; return the seconds until this person may go on, 0 where they may now.
 
     The first that is too much in a window is told to the trail and raises an alarm; those after it do neither.

@@ -25,7 +25,8 @@ SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 REQUESTS = Counter("dashboard_requests", "Requests answered, by view and status.", ["view", "status"])
 REQUEST_SECONDS = Histogram("dashboard_request_seconds", "Until the answer.", ["view"], buckets=SECONDS)
 ALARMS = Counter("dashboard_alarms", "Lines of the log that need a person, by event.", ["event"])
-STANDING = CollectorRegistry()  # the app registers here what it reads from the database at each scrape
+# The app registers here what it reads from the database at each scrape.
+DATABASE_REGISTRY = CollectorRegistry()
 
 
 @login_not_required
@@ -38,7 +39,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
     token = settings.METRICS_TOKEN
     if not (constant_time_compare(given, f"Bearer {token}") if token else not settings.HTTPS):
         raise Http404
-    text = generate_latest(_counted()) + generate_latest(STANDING)
+    text = generate_latest(_counted()) + generate_latest(DATABASE_REGISTRY)
     return HttpResponse(text, content_type=CONTENT_TYPE_LATEST)
 
 

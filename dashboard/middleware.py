@@ -36,7 +36,7 @@ type GetResponse = Callable[[HttpRequest], HttpResponseBase]
 type Address = IPv4Address | IPv6Address
 
 
-class LanguageBySwitch:
+class LanguageCookieMiddleware:
     """Japanese, until the reader chooses English: the staff are Japanese whatever their browsers ask for."""
 
     def __init__(self, get_response: GetResponse) -> None:
@@ -51,7 +51,7 @@ class LanguageBySwitch:
         return response
 
 
-class PrivatePages:
+class PrivacyHeadersMiddleware:
     """No page is kept by a browser or a proxy, used by another site, or reached by a method we do not use.
 
     Static files are answered before this and are none of its business.
@@ -69,7 +69,7 @@ class PrivatePages:
         return response
 
 
-class CallersAddress:
+class ClientAddressMiddleware:
     """Makes REMOTE_ADDR the address that our outermost proxy was called from, for the trail and the limits.
 
     Every proxy adds at the end of X-Forwarded-For who called it; what stands before, the caller may have made up. So
@@ -108,7 +108,7 @@ def address_of(text: str) -> Address | None:
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
-class Watched:
+class RequestLogMiddleware:
     """Gives each request an id, a line in the log and its place in the metrics.
 
     The id is the proxy's or our own. What is said of a request is which view answered it: an address may hold what
@@ -149,7 +149,7 @@ class Watched:
         )
 
 
-class SoundRequests:
+class BodySizeMiddleware:
     """Turns away what no page of ours sends, before anything is read of it.
 
     Larger bodies than DATA_UPLOAD_MAX_MEMORY_SIZE: Django's own limit leaves out files. Bodies without a length: Django
@@ -170,7 +170,7 @@ class SoundRequests:
         return self.get_response(request)
 
 
-class SessionPolicy:
+class SessionPolicyMiddleware:
     """Ends a session that rests or lasts too long, and asks the provider again every SSO_RECHECK_SECONDS.
 
     It works in process_view, after the CSRF check and before LoginRequiredMiddleware: a form is parked only

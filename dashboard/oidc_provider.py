@@ -1,6 +1,6 @@
 """The company's identity provider: where it answers, and which of its answers are believed.
 
-Everything that arrives from it is checked here and refused in words (`Refused`) rather than by a traceback:
+Everything that arrives from it is checked here and refused in words (`SignInFailed`) rather than by a traceback:
 a person who cannot sign in must learn what happened and what to do.
 """
 
@@ -34,7 +34,7 @@ ENDPOINTS = [
 
 
 @dataclass(frozen=True)
-class Explanation:
+class SignInProblem:
     """What a person is told when a sign-in does not come about."""
 
     status: int
@@ -44,7 +44,7 @@ class Explanation:
     ends_session: bool = True  # whether somebody who is signed in stays so
 
 
-UNAVAILABLE = Explanation(
+UNAVAILABLE = SignInProblem(
     503,
     _("会社の認証サービスが応答しません"),
     _(
@@ -54,7 +54,7 @@ UNAVAILABLE = Explanation(
     ),
     ends_session=False,  # nothing was said about the person; the check is still due
 )
-MISCONFIGURED = Explanation(
+MISCONFIGURED = SignInProblem(
     503,
     _("サインインの設定に誤りがあります"),
     _(
@@ -64,7 +64,7 @@ MISCONFIGURED = Explanation(
     ),
     ends_session=False,  # nothing was said about the person
 )
-STALE = Explanation(
+STALE = SignInProblem(
     400,
     _("このサインインは続けられません"),
     _(
@@ -74,7 +74,7 @@ STALE = Explanation(
     ),
     ends_session=False,  # anybody can make a browser open such an address
 )
-CANCELLED = Explanation(
+CANCELLED = SignInProblem(
     403,
     _("サインインが取り消されました"),
     _(
@@ -82,7 +82,7 @@ CANCELLED = Explanation(
         "もう一度サインインするか、社内の認証サービスの管理者に連絡してください。"
     ),
 )
-UNPROVEN = Explanation(
+UNPROVEN = SignInProblem(
     400,
     _("サインインを確認できませんでした"),
     _(
@@ -91,7 +91,7 @@ UNPROVEN = Explanation(
         "続く場合は、時刻を添えて社内の認証サービスの管理者に連絡してください。"
     ),
 )
-SUSPENDED = Explanation(
+SUSPENDED = SignInProblem(
     403,
     _("このアカウントは利用を停止されています"),
     _(
@@ -99,8 +99,8 @@ SUSPENDED = Explanation(
         "心当たりがない場合は、上長または社内の認証サービスの管理者に連絡してください。"
     ),
 )
-NO_ROLE = Explanation(403, _("利用する権限がありません"), "", template="site/no_role.html")
-NOT_FRESH = Explanation(
+NO_ROLE = SignInProblem(403, _("利用する権限がありません"), "", template="site/no_role.html")
+NOT_FRESH = SignInProblem(
     403,
     _("ご本人の再確認ができませんでした"),
     _(
@@ -110,7 +110,7 @@ NOT_FRESH = Explanation(
     ),
     ends_session=False,
 )
-WITHOUT_PROVIDER = Explanation(
+WITHOUT_PROVIDER = SignInProblem(
     403,
     _("緊急用サインインではこの操作はできません"),
     _(
@@ -124,12 +124,12 @@ WITHOUT_PROVIDER = Explanation(
 REFUSES_US = {"invalid_request", "invalid_scope", "unauthorized_client", "unsupported_response_type"}
 
 
-class Refused(Exception):
+class SignInFailed(Exception):
     """A sign-in did not come about. `reason` goes to the audit trail: a word, never a name, mail or token."""
 
-    def __init__(self, explanation: Explanation, reason: str, username: str = "") -> None:
+    def __init__(self, problem: SignInProblem, reason: str, username: str = "") -> None:
         super().__init__(reason)
-        self.explanation = explanation
+        self.problem = problem
         self.reason = reason
         self.username = username
 
@@ -172,10 +172,10 @@ def issuer_fault(issuer: str, *, https: bool) -> str:
 def provider() -> Provider:
     """Read the discovery document, once an hour and not before somebody signs in.
 
-    Raises: Refused.
+    Raises: SignInFailed.
     """
     if fault := issuer_fault(settings.OIDC_ISSUER, https=settings.HTTPS):
-        raise Refused(UNAVAILABLE, fault)
+        raise SignInFailed(UNAVAILABLE, fault)
     key = f"oidc-discovery:{settings.OIDC_ISSUER}"
     document = cache.get(key)
     if document is None:
@@ -188,16 +188,16 @@ def provider() -> Provider:
 
 def _provider(document: dict[str, Any]) -> Provider:
     if document.get("issuer") != settings.OIDC_ISSUER:
-        raise Refused(UNAVAILABLE, "discovery_issuer")
+        raise SignInFailed(UNAVAILABLE, "discovery_issuer")
     endpoints = {name: document.get(name, "") for name in ENDPOINTS}
     for name, address in endpoints.items():
         optional = name == "end_session_endpoint" and address == ""
         if not optional and not _is_as_safe_as_issuer(address):
-            raise Refused(UNAVAILABLE, f"discovery_{name}")
+            raise SignInFailed(UNAVAILABLE, f"discovery_{name}")
     offered = document.get("id_token_signing_alg_values_supported", ["RS256"])
     algorithms = frozenset(ALGORITHMS).intersection(offered)
     if not algorithms:
-        raise Refused(UNAVAILABLE, "discovery_algorithms")
+        raise SignInFailed(UNAVAILABLE, "discovery_algorithms")
     methods = document.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
     return Provider(
         **endpoints,
@@ -221,11 +221,11 @@ def _is_at_issuer(address: str) -> bool:
 
 
 def ask(
-    method: str, url: str, *, rejected: Callable[[str], Refused] | None = None, **kwargs: Any
+    method: str, url: str, *, rejected: Callable[[str], SignInFailed] | None = None, **kwargs: Any
 ) -> dict[str, Any]:
     """Call the provider and return its JSON object; what an OAuth error means is the caller's to say.
 
-    Raises: Refused.
+    Raises: SignInFailed.
     """
     try:
         with requests.Session() as http:
@@ -241,12 +241,12 @@ def ask(
         if rejected and response.status_code in {400, 401} and (error := _oauth_error(response)):
             raise rejected(error)
         if response.status_code != 200:
-            raise Refused(UNAVAILABLE, f"provider_{response.status_code}")
+            raise SignInFailed(UNAVAILABLE, f"provider_{response.status_code}")
         answer = response.json()
     except (requests.RequestException, ValueError) as error:
-        raise Refused(UNAVAILABLE, type(error).__name__) from error
+        raise SignInFailed(UNAVAILABLE, type(error).__name__) from error
     if not isinstance(answer, dict):
-        raise Refused(UNAVAILABLE, "provider_json")
+        raise SignInFailed(UNAVAILABLE, "provider_json")
     return answer
 
 
@@ -264,17 +264,17 @@ def check_token(token: object, *, required: list[str], typ: str = "") -> dict[st
         required: claims without which the token is refused; PyJWT checks others only where they are present.
         typ: the `typ` that the header must have, where one kind of token must not pass for another.
 
-    Raises: Refused.
+    Raises: SignInFailed.
     Source: OpenID Connect Core 1.0, 3.1.3.7; Back-Channel Logout 1.0, 2.6.
     """
     if not isinstance(token, str):
-        raise Refused(UNPROVEN, "token_missing")
+        raise SignInFailed(UNPROVEN, "token_missing")
     try:
         header = jwt.get_unverified_header(token)
         if header.get("alg") not in provider().algorithms:
-            raise Refused(UNPROVEN, "alg")
+            raise SignInFailed(UNPROVEN, "alg")
         if typ and str(header.get("typ", "")).lower() != typ:
-            raise Refused(UNPROVEN, "typ")
+            raise SignInFailed(UNPROVEN, "typ")
         claims = jwt.decode(
             token,
             _signing_key(header),
@@ -285,10 +285,10 @@ def check_token(token: object, *, required: list[str], typ: str = "") -> dict[st
             options={"require": required},
         )
     except jwt.PyJWTError as error:
-        raise Refused(UNPROVEN, type(error).__name__) from error
+        raise SignInFailed(UNPROVEN, type(error).__name__) from error
     several_audiences = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
     if (several_audiences or "azp" in claims) and claims.get("azp") != settings.OIDC_RP_CLIENT_ID:
-        raise Refused(UNPROVEN, "azp")
+        raise SignInFailed(UNPROVEN, "azp")
     return claims
 
 
@@ -306,7 +306,7 @@ def _signing_key(header: dict[str, Any]) -> jwt.PyJWK:
         cache.set(f"oidc-keys:{uri}", known, KEYS_SECONDS)
         fitting = _fitting(known, header)
     if len(fitting) != 1:
-        raise Refused(UNPROVEN, "key_unknown")
+        raise SignInFailed(UNPROVEN, "key_unknown")
     return jwt.PyJWK(fitting[0], algorithm=header["alg"])
 
 

@@ -14,7 +14,7 @@ def was_opened(request: HttpRequest) -> bool:
     return request.path in request.session.get("opened", [])
 
 
-def goes_on(request: HttpRequest) -> bool:
+def is_continuation(request: HttpRequest) -> bool:
     """Whether this is no other look at what the page of this address has shown in this session.
 
     Whatever else stands in the address may ask for another part of it.

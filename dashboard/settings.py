@@ -54,19 +54,19 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.csp.ContentSecurityPolicyMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "dashboard.middleware.CallersAddress",
-    "dashboard.middleware.Watched",
-    "dashboard.middleware.PrivatePages",
+    "dashboard.middleware.ClientAddressMiddleware",
+    "dashboard.middleware.RequestLogMiddleware",
+    "dashboard.middleware.PrivacyHeadersMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
-    "dashboard.middleware.LanguageBySwitch",
-    "dashboard.middleware.SoundRequests",  # its page speaks the reader's language
+    "dashboard.middleware.LanguageCookieMiddleware",
+    "dashboard.middleware.BodySizeMiddleware",  # its page speaks the reader's language
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "dashboard.middleware.SessionPolicy",  # before the next: it parks a form whose session has ended
+    "dashboard.middleware.SessionPolicyMiddleware",  # before the next: it parks a form whose session has ended
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "refunds.audit.RequestContext",
-    "dashboard.limits.Limits",
+    "dashboard.limits.RateLimitMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]

@@ -48,7 +48,8 @@ def server_error(request: HttpRequest) -> HttpResponse:
     """Drawn without the request: what is broken may be the database, or whatever pages show around themselves."""
     told = {
         "at": timezone.localtime(),
-        "request_id": structlog.contextvars.get_contextvars().get("request_id", ""),  # of Watched
+        # RequestLogMiddleware has bound it.
+        "request_id": structlog.contextvars.get_contextvars().get("request_id", ""),
     }
     return HttpResponse(render_to_string("500.html", told), status=500)
 

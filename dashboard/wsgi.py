@@ -9,7 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.wsgi import get_wsgi_application
 from django.db import connection
 
-from dashboard import garbage
+from dashboard import gc_tuning
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "dashboard.settings")
 
@@ -24,6 +24,6 @@ if connection.vendor == "postgresql" and not settings.DATABASE_POOLED:
 if faults := [str(message) for message in run_checks() if message.is_serious()]:
     raise ImproperlyConfigured("; ".join(faults))
 
-garbage.seek_rarely()
+gc_tuning.raise_thresholds()
 gc.collect()
 gc.freeze()  # what is loaded by now stays for good

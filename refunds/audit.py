@@ -52,7 +52,8 @@ class RequestContext:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         token = _origin.set(
             Origin(
-                request_id=structlog.contextvars.get_contextvars().get("request_id", ""),  # of Watched
+                # RequestLogMiddleware has bound it.
+                request_id=structlog.contextvars.get_contextvars().get("request_id", ""),
                 ip=_address(request),
                 session=_session_hash(request),
             )

@@ -69,7 +69,7 @@ def person(request: HttpRequest) -> User:
 
 def viewed(request: HttpRequest, action: str, obj: Model) -> None:
     """Record that somebody looks at this, unless their page only goes on: see dashboard/opened.py."""
-    if not opened.goes_on(request):
+    if not opened.is_continuation(request):
         audit.record(request.user, action, obj)
         opened.remember(request)
 
@@ -91,7 +91,7 @@ def parked_fields(request: HttpRequest) -> dict[str, str]:
 
     See Note [Parked forms] in dashboard/parked_forms.py.
     """
-    parked: QueryDict = getattr(request, "parked")  # noqa: B009  (SessionPolicy gives it to every request)
+    parked: QueryDict = getattr(request, "parked")  # noqa: B009  (SessionPolicyMiddleware gives it to every request)
     return {name: str(value) for name, value in parked.items()}
 
 

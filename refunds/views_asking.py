@@ -52,11 +52,11 @@ def not_too_often(view: Callable[[HttpRequest, str], HttpResponseBase]) -> Calla
         if "drop" in request.POST:  # shows nothing and asks nobody
             return view(request, order_id)
         unjudged = request.method != "POST" or "all" in request.POST or "back" in request.POST
-        wait = limits.taken(request, limits.ORDERS if unjudged else limits.REFUND_FORMS)
+        wait = limits.hit(request, limits.ORDERS if unjudged else limits.REFUND_FORMS)
         if not wait:
             return view(request, order_id)
         # A customer's name is on it: past the limit it is drawn for whom it was drawn before.
-        seen = opened.goes_on(request)
+        seen = opened.is_continuation(request)
         return _as_typed(request, order_id, wait) if seen else limits.too_many(request, wait)
 
     return inner

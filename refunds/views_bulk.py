@@ -38,7 +38,7 @@ def bulk_list(request: HttpRequest) -> HttpResponseBase:
 
 @permission_required(roles.REQUEST_REFUND, raise_exception=True)
 def _upload(request: HttpRequest) -> HttpResponse:
-    if wait := limits.taken(request, limits.REFUND_FORMS):
+    if wait := limits.hit(request, limits.REFUND_FORMS):
         return limits.too_many(request, wait)
     form = BulkUploadForm(request.POST, request.FILES)
     if not form.is_valid():

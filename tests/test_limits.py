@@ -81,7 +81,7 @@ def test_limit_holds_over_connections(settings: Any) -> None:
         request.user = person
         try:
             together.wait()
-            waits.extend(limits.taken(request, limits.SEARCHES) for _ in range(10))
+            waits.extend(limits.hit(request, limits.SEARCHES) for _ in range(10))
         finally:
             connections.close_all()
 
@@ -141,8 +141,7 @@ def test_human_pace_is_no_haste(operator: User, settings: Any, clock: time_machi
     for second in range(0, 3600, 25):
         clock.move_to(NOON + second)
         waits += [
-            limits.taken(request, each)
-            for each in (limits.SEARCHES, limits.LISTS, limits.ORDERS, limits.LISTS)
+            limits.hit(request, each) for each in (limits.SEARCHES, limits.LISTS, limits.ORDERS, limits.LISTS)
         ]
 
     assert set(waits) == {0}
@@ -162,7 +161,7 @@ def test_counting_is_one_query(operator: User, few: None) -> None:
     with CaptureQueriesContext(
         connection,
     ) as queries:
-        limits.taken(request, limits.SEARCHES)
+        limits.hit(request, limits.SEARCHES)
 
     assert len(queries) == 1
 

@@ -10,7 +10,7 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
 from dashboard.models import SeenLogoutToken, SessionIndex
-from dashboard.oidc_provider import UNAVAILABLE, UNPROVEN, Refused, check_token
+from dashboard.oidc_provider import UNAVAILABLE, UNPROVEN, SignInFailed, check_token
 from dashboard.sso.sessions import LOGOUT_TOKENS_KEPT, end_sessions
 
 LOGOUT_TOKEN_CLAIMS = ["iss", "aud", "iat", "exp", "jti", "events"]
@@ -29,16 +29,16 @@ def backchannel_logout(request: HttpRequest) -> HttpResponse:
         names = [name for name in (sid, subject) if name is not None]
         named = bool(names) and all(isinstance(name, str) and name for name in names)
         if not told or not named or "nonce" in claims:  # an ID token must not pass for one
-            raise Refused(UNPROVEN, "logout_token")
+            raise SignInFailed(UNPROVEN, "logout_token")
         if claims["iat"] < time.time() - LOGOUT_TOKENS_KEPT.total_seconds():
-            raise Refused(UNPROVEN, "logout_token_age")
+            raise SignInFailed(UNPROVEN, "logout_token_age")
         jti = hashlib.sha256(claims["jti"].encode()).hexdigest()
         rows = SessionIndex.objects.filter(user__issuer=claims["iss"])
         # Together, or a crash between the two would have the repeat refused and nothing ended.
         with transaction.atomic():
             if not SeenLogoutToken.objects.get_or_create(jti=jti)[1]:
-                raise Refused(UNPROVEN, "replayed")
+                raise SignInFailed(UNPROVEN, "replayed")
             end_sessions(rows.filter(provider_session=sid) if sid else rows.filter(user__subject=subject))
-    except Refused as refusal:
-        return HttpResponse(status=503 if refusal.explanation is UNAVAILABLE else 400)
+    except SignInFailed as error:
+        return HttpResponse(status=503 if error.problem is UNAVAILABLE else 400)
     return HttpResponse()

@@ -20,7 +20,7 @@ from dashboard.oidc_provider import (
     STALE,
     SUSPENDED,
     UNPROVEN,
-    Refused,
+    SignInFailed,
     ask,
     check_token,
     provider,
@@ -32,7 +32,7 @@ from refunds.roles import ROLES, STAFF_ROLES
 ID_TOKEN_CLAIMS = ["iss", "sub", "aud", "exp", "iat", "nonce"]
 
 
-class Strict:
+class StrictSettingsMixin:
     """Answers the library's questions for settings: from discovery, or as a rule that no deployment may soften."""
 
     @staticmethod
@@ -52,8 +52,8 @@ class Strict:
         return import_from_settings(attr, *args)
 
 
-class StrictOIDCBackend(Strict, OIDCAuthenticationBackend):  # type: ignore[misc]
-    """Turns an authorization code into a person, or raises Refused. It never returns None.
+class StrictOIDCBackend(StrictSettingsMixin, OIDCAuthenticationBackend):  # type: ignore[misc]
+    """Turns an authorization code into a person, or raises SignInFailed. It never returns None.
 
     (Django would announce a None with the nonce and the code verifier among the "credentials".)
     """
@@ -86,24 +86,24 @@ class StrictOIDCBackend(Strict, OIDCAuthenticationBackend):  # type: ignore[misc
             auth=credentials,
             rejected=lambda error: (
                 # A code that was used, or is too old. Of all else another code would hear the same.
-                Refused(STALE, "code")
+                SignInFailed(STALE, "code")
                 if error == "invalid_grant"
-                else Refused(MISCONFIGURED, f"token_{error}")
+                else SignInFailed(MISCONFIGURED, f"token_{error}")
             ),
         )
 
     def verify_token(self, token: object, **kwargs: Any) -> dict[str, Any]:
         claims = check_token(token, required=ID_TOKEN_CLAIMS)
         if not kwargs.get("nonce") or claims["nonce"] != kwargs["nonce"]:
-            raise Refused(UNPROVEN, "nonce")
+            raise SignInFailed(UNPROVEN, "nonce")
         if not claims["sub"] or len(claims["sub"]) > 255 or not claims["sub"].isprintable():
-            raise Refused(UNPROVEN, "sub")
+            raise SignInFailed(UNPROVEN, "sub")
         return claims
 
     def get_userinfo(self, access_token: str, id_token: str, payload: dict[str, Any]) -> dict[str, Any]:
         info = ask("GET", provider().userinfo_endpoint, headers={"Authorization": f"Bearer {access_token}"})
         if info.get("sub") != payload["sub"]:
-            raise Refused(UNPROVEN, "userinfo_sub")
+            raise SignInFailed(UNPROVEN, "userinfo_sub")
         return info
 
     def get_or_create_user(self, access_token: str, id_token: str, payload: dict[str, Any]) -> User:
@@ -115,7 +115,7 @@ class StrictOIDCBackend(Strict, OIDCAuthenticationBackend):  # type: ignore[misc
 def sync_user(claims: dict[str, Any]) -> User:
     """Make our record of a person equal to the provider's, and return it. Roles are set, never added.
 
-    Raises: Refused.
+    Raises: SignInFailed.
     """
     issuer, subject = claims["iss"], claims["sub"]
     username = hashlib.sha256(json.dumps([issuer, subject]).encode()).hexdigest()[:32]
@@ -135,14 +135,14 @@ def sync_user(claims: dict[str, Any]) -> User:
                     roles_before=user.role_names,
                 )
             take_roles(people)
-        raise Refused(NO_ROLE, "no_role", username)
+        raise SignInFailed(NO_ROLE, "no_role", username)
     with transaction.atomic():
         # The database lets one of two simultaneous first sign-ins create the person; the other finds it.
         user, is_new = User.objects.get_or_create(
             issuer=issuer, subject=subject, defaults={"username": username, "password": make_password(None)}
         )
         if not user.is_active:
-            raise Refused(SUSPENDED, "deactivated", username)
+            raise SignInFailed(SUSPENDED, "deactivated", username)
         known_as = user.name
         user.name = _text(claims.get("name") or claims.get("preferred_username"), 150)
         user.email = _text(claims.get("email"), 254)

@@ -13,7 +13,7 @@ from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.shortcuts import render
 from django.urls import reverse
 
-from dashboard.oidc_provider import Refused
+from dashboard.oidc_provider import SignInFailed
 from dashboard.parked_forms import park
 from dashboard.sso.sessions import end_session
 
@@ -22,27 +22,25 @@ log = structlog.get_logger(__name__)
 type View = Callable[..., HttpResponseBase]
 
 
-def explained(view: View) -> View:
+def explain_failed_sign_in(view: View) -> View:
     """Draw a refused sign-in as a page, tell the audit trail, and leave nobody signed in who was refused."""
 
     @wraps(view)
     def inner(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         try:
             return view(request, *args, **kwargs)
-        except Refused as refusal:
-            explanation = refusal.explanation
-            credentials = {"reason": refusal.reason}
-            if refusal.username:
-                credentials["username"] = refusal.username
-            log.warning("sign_in_refused", reason=refusal.reason)
+        except SignInFailed as error:
+            problem = error.problem
+            credentials = {"reason": error.reason}
+            if error.username:
+                credentials["username"] = error.username
+            log.warning("sign_in_refused", reason=error.reason)
             # What nobody began here can be sent by anybody, as often as they like: the log is enough.
-            if refusal.reason != "state":
+            if error.reason != "state":
                 user_login_failed.send(sender=__name__, credentials=credentials, request=request)
-            if explanation.ends_session and request.user.is_authenticated:
+            if problem.ends_session and request.user.is_authenticated:
                 end_session(request)
-            return render(
-                request, explanation.template, {"explanation": explanation}, status=explanation.status
-            )
+            return render(request, problem.template, {"explanation": problem}, status=problem.status)
 
     return inner
 

@@ -24,7 +24,7 @@ SessionStore = import_module(settings.SESSION_ENGINE).SessionStore
 
 @receiver(user_logged_in, dispatch_uid="dashboard.sso")
 def begin_session(sender: object, request: HttpRequest, user: User, **kwargs: Any) -> None:
-    """Start the clocks that SessionPolicy reads."""
+    """Start the clocks that SessionPolicyMiddleware reads."""
     now = time.time()
     request.session["signed_in_at"] = request.session["seen_at"] = now
     request.session["oidc_id_token_expiration"] = now + settings.SSO_RECHECK_SECONDS  # the library's name

@@ -36,11 +36,11 @@ from dashboard.oidc_provider import (
     UNAVAILABLE,
     UNPROVEN,
     WITHOUT_PROVIDER,
-    Refused,
+    SignInFailed,
     provider,
 )
-from dashboard.sso.backend import Strict, StrictOIDCBackend
-from dashboard.sso.decorators import explained
+from dashboard.sso.backend import StrictOIDCBackend, StrictSettingsMixin
+from dashboard.sso.decorators import explain_failed_sign_in
 from dashboard.sso.sessions import end_session
 
 NEEDS_A_PERSON = {"login_required", "interaction_required", "consent_required", "account_selection_required"}
@@ -48,7 +48,7 @@ NEEDS_A_PERSON = {"login_required", "interaction_required", "consent_required", 
 log = structlog.get_logger(__name__)
 
 
-class Authenticate(Strict, OIDCAuthenticationRequestView):  # type: ignore[misc]
+class Authenticate(StrictSettingsMixin, OIDCAuthenticationRequestView):  # type: ignore[misc]
     """Send a person to the provider."""
 
     def get(self, request: HttpRequest) -> HttpResponseBase:
@@ -91,7 +91,7 @@ class StepUp(Authenticate):
 # more without it. No ID token is kept here: for hours it would lie in the database, with a name and a mail in it. So
 # one is asked for when somebody leaves: silently, once the session here is over, and without the scopes of name and
 # mail. It goes into the address of the provider's own sign-out, and nowhere else.
-class Farewell(Authenticate):
+class LogoutHintRequest(Authenticate):
     """Ask the provider for an ID token to sign out with. See Note [Signing out there]."""
 
     def remember(self, request: HttpRequest) -> dict[str, Any]:
@@ -101,14 +101,14 @@ class Farewell(Authenticate):
         return {"prompt": "none", "scope": "openid"}
 
 
-class Callback(Strict, OIDCAuthenticationCallbackView):  # type: ignore[misc]
+class Callback(StrictSettingsMixin, OIDCAuthenticationCallbackView):  # type: ignore[misc]
     """Receive a person back from the provider."""
 
     def get(self, request: HttpRequest) -> HttpResponseBase:
         state = request.GET.get("state", "")
         states = request.session.get("oidc_states", {})
         if state not in states:
-            raise Refused(STALE, "state")
+            raise SignInFailed(STALE, "state")
         self.begun = states[state]
         if "leaving" in self.begun:
             return self.leave(request)
@@ -119,7 +119,7 @@ class Callback(Strict, OIDCAuthenticationCallbackView):  # type: ignore[misc]
         del states[state]
         request.session.modified = True
         if foreign or not error:
-            raise Refused(UNPROVEN, "iss" if foreign else "code_missing")
+            raise SignInFailed(UNPROVEN, "iss" if foreign else "code_missing")
         if error in NEEDS_A_PERSON and "silent" in self.begun:
             end_session(request)
             messages.info(
@@ -128,8 +128,8 @@ class Callback(Strict, OIDCAuthenticationCallbackView):  # type: ignore[misc]
             return redirect_to_login(self.begun["next"])
         reason = error if re.fullmatch(r"[a-z_]{1,40}", error) else "provider_error"
         if error in REFUSES_US:
-            raise Refused(MISCONFIGURED, reason)
-        raise Refused(CANCELLED if error == "access_denied" else UNAVAILABLE, reason)
+            raise SignInFailed(MISCONFIGURED, reason)
+        raise SignInFailed(CANCELLED if error == "access_denied" else UNAVAILABLE, reason)
 
     def is_foreign(self, request: HttpRequest) -> bool:
         """RFC 9207: an answer of another provider, which would have us take its code to ours."""
@@ -142,7 +142,7 @@ class Callback(Strict, OIDCAuthenticationCallbackView):  # type: ignore[misc]
         if request.GET.get("error") == "login_required":  # there they are signed out already
             return HttpResponseRedirect(reverse("signed_out"))
         hint = ""
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(SignInFailed):
             if "code" in request.GET and not self.is_foreign(request):
                 hint = self.id_token(request)
         return leave_provider(request, hint)
@@ -170,7 +170,7 @@ class Callback(Strict, OIDCAuthenticationCallbackView):  # type: ignore[misc]
         auth_time = told if type(told) is int and told <= time.time() + LEEWAY else 0
         if "fresh_since" in self.begun:
             if auth_time < self.begun["fresh_since"] - LEEWAY:
-                raise Refused(NOT_FRESH, "auth_time", self.user.username)
+                raise SignInFailed(NOT_FRESH, "auth_time", self.user.username)
             request.session.cycle_key()  # who has proven more than before gets another key than before
         response: HttpResponseBase = super().login_success()
         request.session["auth_time"] = auth_time
@@ -200,9 +200,9 @@ class Logout(OIDCLogoutView):  # type: ignore[misc]
         request.session.flush()  # parked forms go as well: this is the end of somebody's work at this screen
         if not known_there:
             return HttpResponseRedirect(reverse("signed_out"))
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(SignInFailed):
             if provider().can_be_left() and provider().can_be_asked_on_leaving():
-                return Farewell().get(request)
+                return LogoutHintRequest().get(request)
         return leave_provider(request)
 
 
@@ -217,44 +217,44 @@ def leave_provider(request: HttpRequest, hint: str = "") -> HttpResponseBase:
                 **({"id_token_hint": hint} if hint else {}),
             }
             return HttpResponseRedirect(f"{there}{'&' if '?' in there else '?'}{urlencode(query)}")
-    except Refused as refusal:
-        log.warning("sign_out_here_only", reason=refusal.reason)
+    except SignInFailed as error:
+        log.warning("sign_out_here_only", reason=error.reason)
     return HttpResponseRedirect(reverse("signed_out") + "?here=only")
 
 
-@explained
+@explain_failed_sign_in
 def step_up(request: HttpRequest) -> HttpResponseBase:
     """Ask for the person again, if there is somebody to ask."""
     if "break_glass" in request.session:
-        raise Refused(WITHOUT_PROVIDER, "break_glass", request.user.get_username())
+        raise SignInFailed(WITHOUT_PROVIDER, "break_glass", request.user.get_username())
     response: HttpResponseBase = StepUp.as_view()(request)
     return response
 
 
 @login_not_required
-@explained
+@explain_failed_sign_in
 def authenticate(request: HttpRequest) -> HttpResponseBase:
     """Begin a sign-in where somebody pressed our button; another site leads to the button, and counts for nothing."""
     if request.headers.get("Sec-Fetch-Site", "none") not in {"same-origin", "none"}:
         return redirect_to_login(get_next_url(request, "next") or settings.LOGIN_REDIRECT_URL)
-    if wait := limits.taken(request, limits.SIGN_INS):
+    if wait := limits.hit(request, limits.SIGN_INS):
         return limits.too_many(request, wait)
     response: HttpResponseBase = Authenticate.as_view()(request)
     return response
 
 
 @login_not_required
-@explained
+@explain_failed_sign_in
 def callback(request: HttpRequest) -> HttpResponseBase:
     """What was begun here was counted then; what was not may be a picture on another site, a hundred times."""
     if request.GET.get("state") not in request.session.get("oidc_states", {}):
         if request.headers.get("Sec-Fetch-Mode", "navigate") != "navigate":
-            raise Refused(STALE, "state")
-        if wait := limits.taken(request, limits.CALLBACKS):
+            raise SignInFailed(STALE, "state")
+        if wait := limits.hit(request, limits.CALLBACKS):
             return limits.too_many(request, wait)
     response: HttpResponseBase = Callback.as_view()(request)
     return response
 
 
-recheck = explained(Recheck.as_view())
+recheck = explain_failed_sign_in(Recheck.as_view())
 logout = login_not_required(Logout.as_view())
