@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, ip_network
 from typing import Any
 
 import structlog
@@ -20,6 +20,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from dashboard import opened
+from dashboard.client_address import client_address
 from dashboard.models import Count
 from refunds import audit
 
@@ -136,9 +137,8 @@ def _counted(limit: Limit, who: str, now: float) -> dict[int, tuple[int, int]]:
 def _who(request: HttpRequest) -> str:
     if request.user.is_authenticated:
         return f"person:{request.user.pk}"
-    try:
-        address = ip_address(request.META.get("REMOTE_ADDR", "").partition("%")[0])
-    except ValueError:  # a socket's file
+    address = client_address(request)
+    if address is None:
         return "address:"
     # One customer of a provider has a whole /64 of IPv6, and may choose anew for each request.
     return (

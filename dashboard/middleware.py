@@ -4,7 +4,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv6Address
 from typing import Any
 
 import structlog
@@ -24,6 +24,7 @@ from django.utils import translation
 from django.utils.translation import gettext as _
 
 from dashboard import break_glass, metrics, parked_forms
+from dashboard.client_address import Address, client_address, parse
 from dashboard.sso.sessions import end_session
 from dashboard.sso.views import recheck
 
@@ -33,7 +34,6 @@ METHODS = ["GET", "HEAD", "POST", "OPTIONS"]
 UNUSED = ["camera", "display-capture", "geolocation", "microphone", "payment", "usb"]
 
 type GetResponse = Callable[[HttpRequest], HttpResponseBase]
-type Address = IPv4Address | IPv6Address
 
 
 class LanguageCookieMiddleware:
@@ -80,11 +80,11 @@ class ClientAddressMiddleware:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        caller = address_of(request.META["REMOTE_ADDR"])
+        caller = without_mapping(client_address(request))
         if not self.is_ours(caller):
             request.META.pop("HTTP_X_REQUEST_ID", None)
         for hop in reversed(request.headers.get("X-Forwarded-For", "").split(",")):
-            before = address_of(hop)
+            before = without_mapping(parse(hop))
             if before is None or not self.is_ours(caller):
                 break
             caller = before
@@ -96,15 +96,12 @@ class ClientAddressMiddleware:
         return address is not None and any(address in network for network in settings.TRUSTED_PROXIES)
 
 
-def address_of(text: str) -> Address | None:
-    """The address; None for what is none, such as a socket's file.
+def without_mapping(address: Address | None) -> Address | None:
+    """Return ::ffff:192.0.2.1 as 192.0.2.1, and any other address as it is.
 
-    A socket that speaks both calls 192.0.2.1 ::ffff:192.0.2.1: all such together would be one network of IPv6.
+    A socket for both versions of IP reports IPv4 clients in the longer form, and the limits, which count a /64 of IPv6
+    as one client, would count all of them together.
     """
-    try:
-        address = ip_address(text.strip())
-    except ValueError:
-        return None
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
