@@ -4,7 +4,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class DashboardConfig(AppConfig):
-    """The site around the app: people and how they sign in."""
+    """The site around the app: its users, and how they sign in."""
 
     name = "dashboard"
     verbose_name = _("利用者")
@@ -16,7 +16,7 @@ class DashboardConfig(AppConfig):
         from dashboard.sso import sessions  # noqa: F401  (connects its receiver)
 
         if settings.SENTRY_DSN:
-            from dashboard import faults  # its library is there only where it is wanted
+            from dashboard import faults  # sentry_sdk is installed only where it is wanted
 
             faults.report_to(settings.SENTRY_DSN)
 

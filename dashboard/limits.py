@@ -1,7 +1,7 @@
-"""How often somebody may do something: counted in the database, so that it holds over all processes and machines.
+"""Rate limits, counted in the database so that they hold across all processes and machines.
 
-Windows are fixed: an hour, and a fifth of the hour's number in each minute. One statement counts both. A person is
-counted by who they are, whoever is not signed in by their address.
+Windows are fixed: an hour, and a minute in which a fifth of the hour's number is allowed. One statement counts both.
+People who are signed in are counted by their id, all others by their address.
 """
 
 import time
@@ -25,14 +25,19 @@ from dashboard.models import Count
 from refunds import audit
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
-LONGEST_ECHO = 200  # characters of a search that come back; its box takes no more
+LONGEST_ECHO = 200  # characters of a search that the page shows again; the search box takes no more
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """`name`: of what is counted. `setting`: how often in an hour; None is no limit. `action`: the trail's word."""
+    """A kind of request that is counted.
+
+    name: in the counter's key and in the log.
+    setting: the name of the setting with the number allowed in an hour; None there means no limit.
+    action: the audit action that is recorded, as refused, when the limit is reached.
+    """
 
     name: str
     setting: str
@@ -68,9 +73,9 @@ LIMITED = {
 
 
 class RateLimitMiddleware:
-    """Middleware: answers 429 at an address of the table above, but not to a page that only goes on.
+    """Middleware: answers 429 at the addresses in LIMITED, except to a page that only renews itself.
 
-    After LoginRequiredMiddleware, and inside RequestContext, so that the trail knows from where.
+    It stands after LoginRequiredMiddleware, and inside RequestContext so that the audit entry has the address.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
@@ -87,9 +92,10 @@ class RateLimitMiddleware:
 
 
 def hit(request: HttpRequest, limit: Limit) -> int:
-    """Count one more; return the seconds until this person may go on, 0 where they may now.
+    """Count one more request; return the seconds until the caller may go on, 0 if it is within the limit.
 
-    The first that is too much in a window is told to the trail and raises an alarm; those after it do neither.
+    The first request above the limit in a window is recorded on the audit trail and raises an alarm. Later ones in that
+    window do neither.
     """
     per_hour: int | None = getattr(settings, limit.setting)
     if per_hour is None:
@@ -112,9 +118,10 @@ def hit(request: HttpRequest, limit: Limit) -> int:
 
 
 def _counted(limit: Limit, who: str, now: float) -> dict[int, tuple[int, int]]:
-    """Count one more in both windows: seconds of the window -> when it began, and how often until now.
+    """Count one more request in both windows; return {window's seconds: (its beginning, requests so far)}.
 
-    A machine whose clock is behind another's goes on in the later window, or the two would begin it in turns.
+    A machine whose clock is behind counts in the later window that another machine has begun. Otherwise the two would
+    keep resetting the window in turns.
     """
     keys = {f"{limit.name}:{seconds}:{who}": seconds for seconds in (MINUTE, HOUR)}
     begun = [(key, int(now // seconds) * seconds) for key, seconds in keys.items()]
@@ -129,7 +136,7 @@ def _counted(limit: Limit, who: str, now: float) -> dict[int, tuple[int, int]]:
             [value for each in begun for value in each],
         )
         counted = {keys[key]: (began, times) for key, began, times in cursor.fetchall()}
-    if who.startswith("address:") and counted[HOUR][1] == 1:  # people are few, addresses are without end
+    if who.startswith("address:") and counted[HOUR][1] == 1:  # people are few, addresses unlimited
         Count.objects.filter(began__lt=now - DAY).delete()
     return counted
 
@@ -140,7 +147,7 @@ def _who(request: HttpRequest) -> str:
     address = client_address(request)
     if address is None:
         return "address:"
-    # One customer of a provider has a whole /64 of IPv6, and may choose anew for each request.
+    # One customer of an internet provider has a whole /64 of IPv6 and can use another address for each request.
     return (
         f"address:{ip_network((address, 64), strict=False) if isinstance(address, IPv6Address) else address}"
     )
@@ -159,7 +166,7 @@ def retry_after(page: HttpResponse, wait: int) -> HttpResponse:
 
 
 def too_many(request: HttpRequest, wait: int) -> HttpResponse:
-    """429, in words; with what was typed into the search box."""
+    """Return a 429 page that says when to go on; to a person signed in it shows again what they searched for."""
     context = {"explanation": explanation(wait)}
     if request.user.is_authenticated:
         context["typed"] = (request.POST.get("q") or request.GET.get("q", ""))[:LONGEST_ECHO]

@@ -1,6 +1,6 @@
-"""/metrics: what this machine did, counted as it happens, and how things stand, asked anew each time.
+"""/metrics: counters of what this machine has done, and the present state, read from the database at each scrape.
 
-A label is one of a few words of ours: never an id, nor anything that somebody typed.
+Every label takes one of a few values that we define: never an id, nor anything that somebody typed.
 """
 
 import os
@@ -31,9 +31,9 @@ DATABASE_REGISTRY = CollectorRegistry()
 
 @login_not_required
 def metrics(request: HttpRequest) -> HttpResponse:
-    """For Prometheus, which carries METRICS_TOKEN; for everybody else there is no such page.
+    """Answer Prometheus, which sends METRICS_TOKEN as a bearer token. Raises Http404 for everybody else.
 
-    Without a token only a site without HTTPS shows it, which is one on a developer's machine.
+    Where METRICS_TOKEN is empty, a site without HTTPS, on a developer's machine, answers everybody; any other nobody.
     """
     given = request.headers.get("Authorization", "")
     token = settings.METRICS_TOKEN
@@ -44,7 +44,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
 
 
 def _counted() -> CollectorRegistry:
-    """What was counted by all processes of this web server, where deploy/gunicorn.conf.py has them write it down."""
+    """Return the counters of all processes of a server set up by deploy/gunicorn.conf.py, else of this process."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return REGISTRY
     registry = CollectorRegistry()
@@ -53,7 +53,7 @@ def _counted() -> CollectorRegistry:
 
 
 def listen() -> None:
-    """Show what this process counts at METRICS_LISTEN, if that is set: a worker has no pages."""
+    """Serve the counters of this process at METRICS_LISTEN, if that is set: a worker serves no pages."""
     if settings.METRICS_LISTEN:
         address, _, port = settings.METRICS_LISTEN.rpartition(":")
         start_http_server(int(port), address)

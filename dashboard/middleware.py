@@ -1,4 +1,4 @@
-"""What holds for every page: it is watched, it is private, and its reader is asked for again from time to time."""
+"""Middlewares for every page: client address, request log, privacy headers, language, body size, session policy."""
 
 import re
 import time
@@ -37,7 +37,10 @@ type GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
 
 class LanguageCookieMiddleware:
-    """Japanese, until the reader chooses English: the staff are Japanese whatever their browsers ask for."""
+    """Sets the language from the cookie that the language switch writes; without one it is Japanese.
+
+    Accept-Language is ignored: the staff are Japanese, whatever their browsers ask for.
+    """
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
@@ -52,9 +55,9 @@ class LanguageCookieMiddleware:
 
 
 class PrivacyHeadersMiddleware:
-    """No page is kept by a browser or a proxy, used by another site, or reached by a method we do not use.
+    """Adds headers that keep pages out of caches and other sites, and answers 405 to methods that the site never uses.
 
-    Static files are answered before this and are none of its business.
+    WhiteNoise answers static files before the request gets here.
     """
 
     def __init__(self, get_response: GetResponse) -> None:
@@ -70,10 +73,10 @@ class PrivacyHeadersMiddleware:
 
 
 class ClientAddressMiddleware:
-    """Makes REMOTE_ADDR the address that our outermost proxy was called from, for the trail and the limits.
+    """Sets REMOTE_ADDR to the address that called our outermost proxy, for the audit trail and the limits.
 
-    Every proxy adds at the end of X-Forwarded-For who called it; what stands before, the caller may have made up. So
-    is the request's id, unless a proxy of ours gave it.
+    Every proxy appends its caller's address to X-Forwarded-For. The caller may have made up the addresses before that
+    one, and also X-Request-Id, which is therefore dropped unless one of our proxies sent it.
     """
 
     def __init__(self, get_response: GetResponse) -> None:
@@ -106,10 +109,10 @@ def without_mapping(address: Address | None) -> Address | None:
 
 
 class RequestLogMiddleware:
-    """Gives each request an id, a line in the log and its place in the metrics.
+    """Gives each request an id, one line in the log, and its count and duration in the metrics.
 
-    The id is the proxy's or our own. What is said of a request is which view answered it: an address may hold what
-    somebody typed. An export is measured until its first byte.
+    The id is the proxy's or a new one. The line names the view and not the path, since a path may hold what somebody
+    typed. A streamed export is timed until its first byte.
     """
 
     def __init__(self, get_response: GetResponse) -> None:
@@ -139,7 +142,10 @@ class RequestLogMiddleware:
         return response
 
     def process_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """Whatever is logged from here on names the object of the page, where its id can be nothing else."""
+        """Bind the UUIDs in the URL to all lines logged from here on: `refund_id` as `refund`, for instance.
+
+        Only UUIDs, since any other value in a URL may be something that somebody typed.
+        """
         ids = {name: str(value) for name, value in kwargs.items() if isinstance(value, uuid.UUID)}
         structlog.contextvars.bind_contextvars(
             **{name.removesuffix("_id"): value for name, value in ids.items()}
@@ -147,10 +153,12 @@ class RequestLogMiddleware:
 
 
 class BodySizeMiddleware:
-    """Turns away what no page of ours sends, before anything is read of it.
+    """Refuses bodies that no page of ours sends, before any of it is read.
 
-    Larger bodies than DATA_UPLOAD_MAX_MEMORY_SIZE: Django's own limit leaves out files. Bodies without a length: Django
-    reads nothing of them, and would miss the form's token.
+    413: larger than DATA_UPLOAD_MAX_MEMORY_SIZE, or than LARGER_BODIES allows the path. Django's own limit does not
+    count files.
+    411: of unknown length (Transfer-Encoding). Django reads nothing of such a body and would miss the form's token.
+    400: with a Content-Length that is no number.
     """
 
     def __init__(self, get_response: GetResponse) -> None:
@@ -168,10 +176,10 @@ class BodySizeMiddleware:
 
 
 class SessionPolicyMiddleware:
-    """Ends a session that rests or lasts too long, and asks the provider again every SSO_RECHECK_SECONDS.
+    """Ends a session that is idle or lasts too long, and asks the provider again every SSO_RECHECK_SECONDS.
 
-    It works in process_view, after the CSRF check and before LoginRequiredMiddleware: a form is parked only
-    if it is ours, and a session that it ends is met by the sign-in page.
+    It works in process_view, after the CSRF check and before LoginRequiredMiddleware. So it parks only forms of our
+    own, and a person whose session it ends is taken to the sign-in page.
     """
 
     def __init__(self, get_response: GetResponse) -> None:
@@ -186,9 +194,9 @@ class SessionPolicyMiddleware:
     ) -> HttpResponseBase | None:
         if not getattr(view, "login_required", True) or not request.user.is_authenticated:
             return None
-        # A script asks, not a person. It cannot be taken to the provider, so that its page has to be loaded anew.
+        # A script sent this. It cannot follow a redirect to the provider, so its page has to be loaded again.
         by_script = request.headers.get("Sec-Fetch-Dest") == "empty"
-        # No sign of life, or a page that renews itself would keep a forgotten screen signed in.
+        # A page that renews itself does not count as activity: it would keep an unattended screen signed in.
         by_itself = by_script or "renew" in request.GET
         session, now = request.session, time.time()
         over = self.over(request, now)
@@ -209,7 +217,7 @@ class SessionPolicyMiddleware:
         return HttpResponseRedirect(page, status=303) if posted else recheck(request)
 
     def over(self, request: HttpRequest, now: float) -> str:
-        """Why the session has come to its end, in words, or nothing."""
+        """Return the reason why the session has ended, for the person; empty if it goes on."""
         if "break_glass" in request.session and break_glass.is_over(request.session["break_glass"]):
             return _("緊急用サインインの期限が切れたため、サインアウトしました。")
         if now - request.session.get("signed_in_at", 0) > settings.SSO_ABSOLUTE_SECONDS:
@@ -220,7 +228,7 @@ class SessionPolicyMiddleware:
 
 
 def _unsent(request: HttpRequest) -> str:
-    """What became of a form that met the end of a session, in words. A file is not kept. See Note [Parked forms]."""
+    """Say what happened to a form that was posted after the session ended. Files are lost. See Note [Parked forms]."""
     if request.FILES:
         return _("ファイルは送信されていません。サインインしてから、もう一度選んでください。")
     return _(

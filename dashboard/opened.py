@@ -1,12 +1,12 @@
-"""The pages that a session has open, so that one that goes on with itself is told from another look.
+"""The pages that a session has opened, so that renewing one is not counted and recorded as opening another.
 
-A page with a refund under way renews itself (`?renew=1`), and a form that is refused is drawn again. Neither shows
-anybody what they have not seen. That a page was seen is the session's to say, since anybody can write `?renew=1`.
+A page with a refund under way renews itself (`?renew=1`), and a form that is refused is drawn again. Neither shows the
+person anything new. The session says whether the page was seen before, since anybody can add `?renew=1`.
 """
 
 from django.http import HttpRequest
 
-MOST_PAGES = 50  # the oldest makes room, and is then another look
+MOST_PAGES = 50  # the oldest is dropped, and counts as opened anew the next time
 RENEWING = {"refunds:refund", "refunds:bulk"}  # pages that renew themselves
 
 
@@ -15,9 +15,9 @@ def was_opened(request: HttpRequest) -> bool:
 
 
 def is_continuation(request: HttpRequest) -> bool:
-    """Whether this is no other look at what the page of this address has shown in this session.
+    """Return whether this request only renews or redraws a page that this session has already seen.
 
-    Whatever else stands in the address may ask for another part of it.
+    Any other parameter in the address may ask for another part of the page.
     """
     if request.method == "POST":
         again = not request.GET
@@ -28,7 +28,10 @@ def is_continuation(request: HttpRequest) -> bool:
 
 
 def remember(request: HttpRequest) -> None:
-    """Call it where the page is drawn. An address that names no object shows now this, now that: it is not kept."""
+    """Remember that this session has seen the page; call it where the page is drawn.
+
+    An address that names no object, such as a list's, is not kept: it shows something else each time.
+    """
     names_it = request.resolver_match is not None and bool(request.resolver_match.kwargs)
     if names_it and not was_opened(request):
         request.session["opened"] = [*request.session.get("opened", []), request.path][-MOST_PAGES:]

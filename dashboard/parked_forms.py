@@ -1,4 +1,4 @@
-"""Forms that arrive when their sender must first be asked for again: kept, and shown once more on their page."""
+"""Parked forms: what a person posted when they had to sign in again first is kept, and shown again on its page."""
 
 import time
 from collections.abc import Callable
@@ -25,14 +25,14 @@ type View = Callable[..., HttpResponseBase]
 
 
 # Note [Parked forms]
-# A form may arrive when its sender must first be asked for again at the provider. Sending it afterwards by
-# ourselves would move money without a person looking on; refusing it would lose what was typed. So its fields are
-# kept in the session, for ten minutes and for this person, and the page that held the form finds them in
-# `request.parked` when it is next drawn. Nothing is sent until the person presses the button again.
+# A form may arrive when the provider must first authenticate the person again. Carrying it out afterwards by itself
+# would move money with nobody watching; refusing it would lose what was typed. So its fields are kept in the session,
+# for ten minutes and for this person, and the page that holds the form finds them in `request.parked` when it is next
+# drawn. Nothing is carried out until the person presses the button again.
 def park(request: HttpRequest) -> str:
-    """Keep the fields of a posted form; return the address of the page that held it. See Note [Parked forms].
+    """Keep the fields of a posted form; return the path of the page that holds it. See Note [Parked forms].
 
-    Call it after the CSRF check: another site must not be able to fill in a form here.
+    Call it after the CSRF check, so that no other site can fill in a form here.
     """
     page = request.get_full_path()
     held_by = request.headers.get("Referer", "")
@@ -56,7 +56,7 @@ def park(request: HttpRequest) -> str:
 
 
 def _page_with_form(request: HttpRequest, page: str) -> str:
-    """The page itself, or the one that holds the form where it is the address of a view for posts alone."""
+    """Return the page that holds the form if `page` is the path of a view made by posted_from(); otherwise `page`."""
     try:
         there = resolve(urlsplit(page).path)
     except Resolver404:
@@ -66,10 +66,10 @@ def _page_with_form(request: HttpRequest, page: str) -> str:
 
 
 def posted_from(page: Callable[..., str]) -> Callable[[View], View]:
-    """Make a view for posts alone, whose form is on another page: `page(request, …)` returns the address of that.
+    """Make a view accept posts only and redirect GET to the page with its form, whose path `page(request, …)` returns.
 
-    A post that is refused leaves the view's own address in the browser. Whoever opens it again, or has to sign in
-    first, comes to the page with the form.
+    A refused post leaves the view's own address in the browser. A person who opens it again, or has to sign in first,
+    comes to the page with the form.
     """
 
     def decorate(view: View) -> View:
@@ -88,7 +88,7 @@ def posted_from(page: Callable[..., str]) -> Callable[[View], View]:
 
 
 def take_parked(request: HttpRequest) -> None:
-    """Hand parked fields to the page that is being drawn, once."""
+    """Move the fields parked for this page into `request.parked`, and tell the person. They are handed over once."""
     parked = request.session.get("parked")
     if not parked or request.get_full_path() not in parked:
         return

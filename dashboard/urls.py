@@ -11,7 +11,9 @@ from dashboard.sso import views as sso_views
 
 urlpatterns = [
     path("", include("refunds.urls")),
-    path("admin/logout/", sso_views.logout),  # before the admin's own, which leaves the provider signed in
+    path(
+        "admin/logout/", sso_views.logout
+    ),  # before the admin's own, which does not sign out at the provider
     path("admin/", admin.site.urls),
     path("oidc/authenticate/", sso_views.authenticate, name="oidc_authentication_init"),
     path("oidc/callback/", sso_views.callback, name="oidc_authentication_callback"),

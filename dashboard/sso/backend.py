@@ -1,4 +1,4 @@
-"""The authentication backend: an authorization code -> a person, with the roles that the provider gives them."""
+"""The authentication backend: an authorization code -> a user, with the roles that the provider's claims give."""
 
 import hashlib
 import json
@@ -33,14 +33,14 @@ ID_TOKEN_CLAIMS = ["iss", "sub", "aud", "exp", "iat", "nonce"]
 
 
 class StrictSettingsMixin:
-    """Answers the library's questions for settings: from discovery, or as a rule that no deployment may soften."""
+    """Overrides the library's settings: with endpoints from discovery, and with rules that no deployment may relax."""
 
     @staticmethod
     def get_settings(attr: str, *args: Any) -> Any:
         match attr:
             case "OIDC_OP_AUTHORIZATION_ENDPOINT":
                 return provider().authorization_endpoint
-            case "OIDC_RP_SCOPES":  # some providers refuse a scope that they do not know
+            case "OIDC_RP_SCOPES":  # some providers refuse a scope that they do not support
                 roles = {settings.OIDC_ROLES_CLAIM} & provider().scopes
                 return " ".join(["openid", "profile", "email", *roles])
             case "OIDC_USE_PKCE" | "OIDC_USE_NONCE":
@@ -53,22 +53,24 @@ class StrictSettingsMixin:
 
 
 class StrictOIDCBackend(StrictSettingsMixin, OIDCAuthenticationBackend):  # type: ignore[misc]
-    """Turns an authorization code into a person, or raises SignInFailed. It never returns None.
+    """Turns an authorization code into a User, or raises SignInFailed. It never returns None.
 
-    (Django would announce a None with the nonce and the code verifier among the "credentials".)
+    For a None, Django would send user_login_failed with the nonce and the code verifier among the "credentials".
     """
 
-    get_user = ModelBackend.get_user  # the library's own keeps people in who were deactivated
+    get_user = ModelBackend.get_user  # the library's own lets deactivated people stay signed in
 
     def __init__(self) -> None:
-        # Not the library's: Django makes a backend for every request, and no page may wait for discovery.
+        # Not super().__init__(), which reads the endpoints: Django makes a backend for every request, and no page may
+        # wait for discovery.
         self.OIDC_RP_CLIENT_ID = settings.OIDC_RP_CLIENT_ID
         self.OIDC_RP_CLIENT_SECRET = settings.OIDC_RP_CLIENT_SECRET
 
     def get_all_permissions(self, user: Any, obj: Any = None) -> set[str]:
-        """Those of the person's roles, by the table that the database's groups are made equal to; nobody has others.
+        """Return the permissions of the person's roles, from the table in refunds/roles.py.
 
-        Asked for by every page: Django's own way takes two more statements.
+        `migrate` makes the groups in the database equal to that table, and nobody has permissions of their own. Every
+        page asks for them, and Django's own way takes two more statements.
         """
         if obj is not None or not user.is_active or user.is_anonymous:
             return set()
@@ -77,7 +79,7 @@ class StrictOIDCBackend(StrictSettingsMixin, OIDCAuthenticationBackend):  # type
     def get_token(self, payload: dict[str, str]) -> dict[str, Any]:
         credentials = None
         if provider().basic_auth:
-            # RFC 6749, 2.3.1: form-encoded first, or a secret with a colon in it is split at the wrong place.
+            # RFC 6749, 2.3.1: both are form-encoded first, so that a colon in one cannot split the pair wrongly.
             credentials = (quote_plus(payload.pop("client_id")), quote_plus(payload.pop("client_secret")))
         return ask(
             "POST",
@@ -85,7 +87,7 @@ class StrictOIDCBackend(StrictSettingsMixin, OIDCAuthenticationBackend):  # type
             data=payload,
             auth=credentials,
             rejected=lambda error: (
-                # A code that was used, or is too old. Of all else another code would hear the same.
+                # "invalid_grant": the code was used, or is too old. After any other error a new code would fail too.
                 SignInFailed(STALE, "code")
                 if error == "invalid_grant"
                 else SignInFailed(MISCONFIGURED, f"token_{error}")
@@ -113,9 +115,10 @@ class StrictOIDCBackend(StrictSettingsMixin, OIDCAuthenticationBackend):  # type
 
 
 def sync_user(claims: dict[str, Any]) -> User:
-    """Make our record of a person equal to the provider's, and return it. Roles are set, never added.
+    """Create or update the user whom the provider's claims describe, and return it. Their roles replace the old ones.
 
-    Raises: SignInFailed.
+    Raises: SignInFailed, if the claims give no role, or the user was deactivated here. Without a role, the user also
+    loses the old ones, and all their sessions end.
     """
     issuer, subject = claims["iss"], claims["sub"]
     username = hashlib.sha256(json.dumps([issuer, subject]).encode()).hexdigest()[:32]
@@ -137,7 +140,7 @@ def sync_user(claims: dict[str, Any]) -> User:
             take_roles(people)
         raise SignInFailed(NO_ROLE, "no_role", username)
     with transaction.atomic():
-        # The database lets one of two simultaneous first sign-ins create the person; the other finds it.
+        # Of two simultaneous first sign-ins, the unique constraint lets one create the user; the other finds it.
         user, is_new = User.objects.get_or_create(
             issuer=issuer, subject=subject, defaults={"username": username, "password": make_password(None)}
         )
@@ -162,5 +165,5 @@ def sync_user(claims: dict[str, Any]) -> User:
 
 
 def _text(value: object, length: int) -> str:
-    """A claim as one line of text: PostgreSQL takes no NUL, and no name needs a line break."""
+    """Return a claim as one line of text: PostgreSQL accepts no NUL, and no name needs a line break."""
     return "".join(c for c in value if c.isprintable())[:length] if isinstance(value, str) else ""

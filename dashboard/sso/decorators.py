@@ -1,4 +1,4 @@
-"""Decorators of views: a sign-in that is refused becomes a page, and some views need a fresh one."""
+"""View decorators: explain a failed sign-in on a page; require a recent sign-in."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ type View = Callable[..., HttpResponseBase]
 
 
 def explain_failed_sign_in(view: View) -> View:
-    """Draw a refused sign-in as a page, tell the audit trail, and leave nobody signed in who was refused."""
+    """Make a view answer SignInFailed with a page, record it on the audit trail, and end the session if it must end."""
 
     @wraps(view)
     def inner(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
@@ -35,7 +35,7 @@ def explain_failed_sign_in(view: View) -> View:
             if error.username:
                 credentials["username"] = error.username
             log.warning("sign_in_refused", reason=error.reason)
-            # What nobody began here can be sent by anybody, as often as they like: the log is enough.
+            # Anybody can send an answer to a sign-in that was not begun here, any number of times. The log is enough.
             if error.reason != "state":
                 user_login_failed.send(sender=__name__, credentials=credentials, request=request)
             if problem.ends_session and request.user.is_authenticated:
@@ -46,11 +46,14 @@ def explain_failed_sign_in(view: View) -> View:
 
 
 def fresh_sign_in_required(view: View) -> View:
-    """Let a view be reached only within SSO_STEP_UP_SECONDS of the provider having asked for the person."""
+    """Let a view run only if the provider authenticated the person within the last SSO_STEP_UP_SECONDS.
+
+    Otherwise the person is sent to the provider first; a posted form is parked meanwhile. See Note [Parked forms].
+    """
 
     @wraps(view)
     def inner(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        # One by break-glass has no `auth_time`, so it is never fresh.
+        # A break-glass session has no `auth_time`, so it is never fresh.
         if time.time() - request.session.get("auth_time", 0) <= settings.SSO_STEP_UP_SECONDS:
             return view(request, *args, **kwargs)
         page = park(request) if request.method == "POST" else request.get_full_path()

@@ -1,4 +1,4 @@
-"""Sessions of the people who signed in: how they begin, and how they end before their time."""
+"""Sessions: what is set when they begin, and how they are ended early."""
 
 import time
 from datetime import timedelta
@@ -16,7 +16,7 @@ from django.utils import timezone
 from dashboard.models import BreakGlass, SeenLogoutToken, SessionIndex, User
 from dashboard.oidc_provider import LEEWAY
 
-# One that is older is refused for its age, so that it need not be remembered.
+# An older logout token is refused for its age, so its id need not be kept any longer.
 LOGOUT_TOKENS_KEPT = timedelta(days=1)
 
 SessionStore = import_module(settings.SESSION_ENGINE).SessionStore
@@ -24,14 +24,14 @@ SessionStore = import_module(settings.SESSION_ENGINE).SessionStore
 
 @receiver(user_logged_in, dispatch_uid="dashboard.sso")
 def begin_session(sender: object, request: HttpRequest, user: User, **kwargs: Any) -> None:
-    """Start the clocks that SessionPolicyMiddleware reads."""
+    """Set the times that SessionPolicyMiddleware reads."""
     now = time.time()
     request.session["signed_in_at"] = request.session["seen_at"] = now
-    request.session["oidc_id_token_expiration"] = now + settings.SSO_RECHECK_SECONDS  # the library's name
+    request.session["oidc_id_token_expiration"] = now + settings.SSO_RECHECK_SECONDS  # the library's key
 
 
 def end_session(request: HttpRequest) -> None:
-    """Sign a person out here. What was parked stays, for the same person only."""
+    """Sign the person out here. Parked forms stay in the session, and open only for the same person."""
     parked = request.session.get("parked")
     SessionIndex.objects.filter(session_key=request.session.session_key).delete()
     auth.logout(request)
@@ -40,22 +40,24 @@ def end_session(request: HttpRequest) -> None:
 
 
 def end_sessions(rows: QuerySet[SessionIndex]) -> None:
-    """End sessions that others hold, at once."""
+    """Delete these sessions at once, whoever holds their cookies."""
     for row in rows:
         SessionStore(row.session_key).delete()
         row.delete()
 
 
 def take_roles(people: QuerySet[User]) -> None:
-    """Let these people do nothing any more, at once."""
+    """Take all roles from these people and end their sessions, at once."""
     User.groups.through.objects.filter(user__in=people).delete()
     people.update(is_staff=False, is_superuser=False)
     end_sessions(SessionIndex.objects.filter(user__in=people))
 
 
 def prune() -> None:
-    """Forget what is over: sessions, also of whoever only looked in, logout tokens that would be refused again, and
-    the roles of whom break-glass let in."""
+    """Delete what has expired: sessions (also those of visitors who never signed in), their index, and logout tokens.
+
+    People whose break-glass access has expired lose their roles.
+    """
     now = timezone.now()
     take_roles(User.objects.filter(pk__in=BreakGlass.objects.filter(expires_at__lte=now).values("user")))
     SessionStore.clear_expired()

@@ -1,4 +1,4 @@
-"""The pages of signing in and out: to the provider, and back from it."""
+"""Views of signing in and out: they send the browser to the provider, and receive it back."""
 
 import contextlib
 import re
@@ -49,11 +49,11 @@ log = structlog.get_logger(__name__)
 
 
 class Authenticate(StrictSettingsMixin, OIDCAuthenticationRequestView):  # type: ignore[misc]
-    """Send a person to the provider."""
+    """Redirect to the provider's sign-in."""
 
     def get(self, request: HttpRequest) -> HttpResponseBase:
         response: HttpResponseRedirect = super().get(request)
-        # Beside the state, not beside the session: two tabs must not land on one another's page.
+        # Kept with the state, not once for the session: two tabs must not land on each other's page.
         state = parse_qs(urlsplit(response.url).query)["state"][0]
         request.session["oidc_states"][state] |= self.remember(request)
         request.session.modified = True
@@ -67,7 +67,7 @@ class Authenticate(StrictSettingsMixin, OIDCAuthenticationRequestView):  # type:
 
 
 class Recheck(Authenticate):
-    """Ask the provider, unseen by the person, whether they still are who they were and may what they might."""
+    """Ask the provider silently (`prompt=none`) whether the person is still signed in, and with which roles."""
 
     def remember(self, request: HttpRequest) -> dict[str, Any]:
         return {"next": request.get_full_path(), "silent": True}
@@ -77,7 +77,10 @@ class Recheck(Authenticate):
 
 
 class StepUp(Authenticate):
-    """Have the provider ask for the person again, now. Judged by its `auth_time`, never by what we asked for."""
+    """Have the provider authenticate the person again, now.
+
+    Callback judges by the `auth_time` in the answer, since a provider may ignore the parameters sent here.
+    """
 
     def remember(self, request: HttpRequest) -> dict[str, Any]:
         return {**super().remember(request), "fresh_since": time.time()}
@@ -86,13 +89,13 @@ class StepUp(Authenticate):
         return {"prompt": "login", "max_age": "0"}
 
 
-# Note [Signing out there]
-# Some providers end their session only for whoever shows an ID token (`id_token_hint`); others ask the person once
-# more without it. No ID token is kept here: for hours it would lie in the database, with a name and a mail in it. So
-# one is asked for when somebody leaves: silently, once the session here is over, and without the scopes of name and
-# mail. It goes into the address of the provider's own sign-out, and nowhere else.
+# Note [Signing out at the provider]
+# Some providers end their session only if they are shown an ID token (`id_token_hint`); others, without it, ask the
+# person to confirm. The site keeps no ID token, because it would lie in the database for hours with a name and a mail
+# address in it. So it requests one when somebody signs out: silently (`prompt=none`), after the session here has ended,
+# and without the scopes of name and mail. The token goes into the URL of the provider's sign-out, and nowhere else.
 class LogoutHintRequest(Authenticate):
-    """Ask the provider for an ID token to sign out with. See Note [Signing out there]."""
+    """Ask the provider for an ID token to sign out with. See Note [Signing out at the provider]."""
 
     def remember(self, request: HttpRequest) -> dict[str, Any]:
         return {"leaving": True}
@@ -102,7 +105,7 @@ class LogoutHintRequest(Authenticate):
 
 
 class Callback(StrictSettingsMixin, OIDCAuthenticationCallbackView):  # type: ignore[misc]
-    """Receive a person back from the provider."""
+    """Receive the provider's answer to Authenticate, Recheck, StepUp or LogoutHintRequest."""
 
     def get(self, request: HttpRequest) -> HttpResponseBase:
         state = request.GET.get("state", "")
@@ -132,14 +135,14 @@ class Callback(StrictSettingsMixin, OIDCAuthenticationCallbackView):  # type: ig
         raise SignInFailed(CANCELLED if error == "access_denied" else UNAVAILABLE, reason)
 
     def is_foreign(self, request: HttpRequest) -> bool:
-        """RFC 9207: an answer of another provider, which would have us take its code to ours."""
+        """Return whether another provider sent this answer, to have its code redeemed at ours (RFC 9207)."""
         issuer = request.GET.get("iss")
         return issuer != settings.OIDC_ISSUER and (issuer is not None or provider().names_itself)
 
     def leave(self, request: HttpRequest) -> HttpResponseBase:
-        """Go on to the provider's sign-out, with an ID token if it gave one. See Note [Signing out there]."""
-        end_session(request)  # in another tab somebody may have signed in meanwhile
-        if request.GET.get("error") == "login_required":  # there they are signed out already
+        """Redirect to the provider's sign-out, with its ID token, if any. See Note [Signing out at the provider]."""
+        end_session(request)  # somebody may have signed in meanwhile in another tab
+        if request.GET.get("error") == "login_required":  # the person is already signed out there
             return HttpResponseRedirect(reverse("signed_out"))
         hint = ""
         with contextlib.suppress(SignInFailed):
@@ -148,7 +151,7 @@ class Callback(StrictSettingsMixin, OIDCAuthenticationCallbackView):  # type: ig
         return leave_provider(request, hint)
 
     def id_token(self, request: HttpRequest) -> str:
-        """The ID token of this answer. Nobody here believes it: it goes back to whom it came from."""
+        """Return the ID token of this answer, or "". It is not verified, since it only goes back to the provider."""
         tokens = StrictOIDCBackend().get_token(
             {
                 "client_id": settings.OIDC_RP_CLIENT_ID,
@@ -166,16 +169,16 @@ class Callback(StrictSettingsMixin, OIDCAuthenticationCallbackView):  # type: ig
         request, claims = self.request, self.request.id_token
         before = request.session.session_key
         told = claims.get("auth_time")
-        # Of a time to come (in milliseconds, say) each sign-in would be fresh for ever.
+        # An `auth_time` in the future (given in milliseconds, for instance) would make the sign-in fresh for ever.
         auth_time = told if type(told) is int and told <= time.time() + LEEWAY else 0
         if "fresh_since" in self.begun:
             if auth_time < self.begun["fresh_since"] - LEEWAY:
                 raise SignInFailed(NOT_FRESH, "auth_time", self.user.username)
-            request.session.cycle_key()  # who has proven more than before gets another key than before
+            request.session.cycle_key()  # a new key for a session that may do more than before
         response: HttpResponseBase = super().login_success()
         request.session["auth_time"] = auth_time
         if not request.session.session_key:
-            request.session.save()  # whoever takes over from another person begins without one
+            request.session.save()  # a session taken over from another person has no key yet
         old = timezone.now() - timedelta(seconds=settings.SSO_ABSOLUTE_SECONDS)
         SessionIndex.objects.filter(Q(session_key=before) | Q(created_at__lt=old)).delete()
         SessionIndex.objects.update_or_create(
@@ -190,14 +193,14 @@ class Callback(StrictSettingsMixin, OIDCAuthenticationCallbackView):  # type: ig
 
 
 class Logout(OIDCLogoutView):  # type: ignore[misc]
-    """Sign out here and, where the provider offers it, there."""
+    """Sign out here and, if the provider offers it, there."""
 
-    http_method_names = ["post"]  # a link on another site must not sign anybody out
+    http_method_names = ["post"]  # so that no link on another site signs anybody out
 
     def post(self, request: HttpRequest) -> HttpResponseBase:
         known_there = "break_glass" not in request.session
         end_session(request)
-        request.session.flush()  # parked forms go as well: this is the end of somebody's work at this screen
+        request.session.flush()  # parked forms too: the person is leaving this screen
         if not known_there:
             return HttpResponseRedirect(reverse("signed_out"))
         with contextlib.suppress(SignInFailed):
@@ -207,7 +210,10 @@ class Logout(OIDCLogoutView):  # type: ignore[misc]
 
 
 def leave_provider(request: HttpRequest, hint: str = "") -> HttpResponseBase:
-    """Take the browser to the provider's sign-out; where there is none for us, say that it was signed out here only."""
+    """Redirect to the provider's sign-out. If it has none that the site may use, say that the sign-out was here only.
+
+    hint: an ID token, or "".
+    """
     try:
         if provider().can_be_left():
             there = provider().end_session_endpoint
@@ -224,7 +230,7 @@ def leave_provider(request: HttpRequest, hint: str = "") -> HttpResponseBase:
 
 @explain_failed_sign_in
 def step_up(request: HttpRequest) -> HttpResponseBase:
-    """Ask for the person again, if there is somebody to ask."""
+    """Have the provider authenticate the person again. A break-glass session has no provider, so it is refused."""
     if "break_glass" in request.session:
         raise SignInFailed(WITHOUT_PROVIDER, "break_glass", request.user.get_username())
     response: HttpResponseBase = StepUp.as_view()(request)
@@ -234,7 +240,10 @@ def step_up(request: HttpRequest) -> HttpResponseBase:
 @login_not_required
 @explain_failed_sign_in
 def authenticate(request: HttpRequest) -> HttpResponseBase:
-    """Begin a sign-in where somebody pressed our button; another site leads to the button, and counts for nothing."""
+    """Begin a sign-in when somebody pressed the button on our sign-in page, and count it against the address.
+
+    A request that another site made the browser send leads to that page instead, and is not counted.
+    """
     if request.headers.get("Sec-Fetch-Site", "none") not in {"same-origin", "none"}:
         return redirect_to_login(get_next_url(request, "next") or settings.LOGIN_REDIRECT_URL)
     if wait := limits.hit(request, limits.SIGN_INS):
@@ -246,7 +255,11 @@ def authenticate(request: HttpRequest) -> HttpResponseBase:
 @login_not_required
 @explain_failed_sign_in
 def callback(request: HttpRequest) -> HttpResponseBase:
-    """What was begun here was counted then; what was not may be a picture on another site, a hundred times."""
+    """Receive the provider's answer. One that belongs to a sign-in begun here was counted then.
+
+    Any other counts against the address, since another site can make a browser send it. Such a site can embed it as an
+    image a hundred times; what is no navigation is refused without being counted.
+    """
     if request.GET.get("state") not in request.session.get("oidc_states", {}):
         if request.headers.get("Sec-Fetch-Mode", "navigate") != "navigate":
             raise SignInFailed(STALE, "state")
