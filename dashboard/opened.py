@@ -4,10 +4,17 @@ A page with a refund under way renews itself (`?renew=1`), and a form that is re
 person anything new. The session says whether the page was seen before, since anybody can add `?renew=1`.
 """
 
-from django.http import HttpRequest
+from collections.abc import Callable
+
+from django.http import HttpRequest, HttpResponseBase
 
 MOST_PAGES = 50  # the oldest is dropped, and counts as opened anew the next time
-RENEWING = {"refunds:refund", "refunds:bulk"}  # pages that renew themselves
+
+
+def renews_itself[View: Callable[..., HttpResponseBase]](view: View) -> View:
+    """Mark a view whose page renews itself with `?renew=1`."""
+    view.renews_itself = True  # type: ignore[attr-defined]
+    return view
 
 
 def was_opened(request: HttpRequest) -> bool:
@@ -22,8 +29,8 @@ def is_continuation(request: HttpRequest) -> bool:
     if request.method == "POST":
         again = not request.GET
     else:
-        page = request.resolver_match and request.resolver_match.view_name
-        again = page in RENEWING and list(request.GET) == ["renew"]
+        view = request.resolver_match and request.resolver_match.func
+        again = getattr(view, "renews_itself", False) and list(request.GET) == ["renew"]
     return again and was_opened(request)
 
 

@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
-from dashboard import limits
+from dashboard import limits, opened
 from dashboard.sso.decorators import fresh_sign_in_required
 from refunds import audit, bulk, bulk_file, csv_file, paging, roles, services, spreadsheet
 from refunds.bulk import Share
@@ -88,6 +88,8 @@ def bulk_template(request: HttpRequest) -> HttpResponseBase:
     return spreadsheet.download("bulk-refund-template.csv", heading, examples)
 
 
+@limits.limited(limits.ORDERS)
+@opened.renews_itself
 @require_http_methods(["GET", "HEAD", "POST"])
 @may_see
 def bulk_detail(request: HttpRequest, bulk_id: uuid.UUID) -> HttpResponseBase:

@@ -11,6 +11,7 @@ from django.db import connection, connections
 from django.http import HttpRequest
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.urls import get_resolver, resolve
 
 from dashboard import limits
 from dashboard.models import Count, User
@@ -254,17 +255,52 @@ def test_name_on_the_form_is_none_that_the_limit_gives_away(
     assert not any("秘密" in text(answer) for answer in (*opened, *posted))
 
 
-def test_every_address_with_a_limit_is_there() -> None:
-    from django.urls import get_resolver
+LIMITED = {
+    "/orders/": limits.LISTS,
+    "/orders/search/": limits.SEARCHES,
+    "/orders/export/": limits.LISTS,
+    "/orders/order_test_1/": limits.ORDERS,
+    "/refunds/": limits.LISTS,
+    "/refunds/export/": limits.LISTS,
+    "/refunds/00000000-0000-4000-8000-000000000000/": limits.ORDERS,
+    "/refunds/00000000-0000-4000-8000-000000000000/decide/": limits.ORDERS,
+    "/refunds/00000000-0000-4000-8000-000000000000/review/": limits.ORDERS,
+    "/approvals/": limits.LISTS,
+    "/bulk/00000000-0000-4000-8000-000000000000/": limits.ORDERS,
+    "/admin/refunds/order/": limits.LISTS,
+    "/admin/refunds/order/1/change/": limits.ORDERS,
+    "/admin/refunds/search/": limits.LISTS,
+}
 
-    def names(resolver: Any, before: str = "") -> Iterator[str]:
+
+@pytest.mark.parametrize("method", ["get", "post"])
+@pytest.mark.parametrize("address", LIMITED)
+def test_every_limited_address_answers_429(
+    auditor: User, settings: Any, clock: Any, address: str, method: str
+) -> None:
+    limit = LIMITED[address]
+    browser = sign_in(auditor)
+    ask = getattr(browser, method)
+    assert ask(address).status_code != 429
+    setattr(settings, limit.setting, 0)
+
+    answer = ask(address)
+
+    assert (answer.status_code, answer["Retry-After"]) == (429, "3600")
+    [entry] = AuditEntry.objects.filter(data__why="limit", data__seconds=3600)
+    assert (entry.actor, entry.action, entry.data["limit"]) == (auditor, limit.action, limit.name)
+
+
+def test_no_other_address_has_a_limit_that_the_middleware_counts() -> None:
+    def limited(resolver: Any, before: str = "") -> Iterator[tuple[str, limits.Limit]]:
         for each in resolver.url_patterns:
             if hasattr(each, "url_patterns"):
-                yield from names(each, before + (f"{each.namespace}:" if each.namespace else ""))
-            else:
-                yield before + (each.name or "")
+                yield from limited(each, before + (f"{each.namespace}:" if each.namespace else ""))
+            elif limit := getattr(each.callback, "rate_limit", None):
+                yield before + each.name, limit
 
-    assert set(limits.LIMITED) <= set(names(get_resolver()))
+    expected = {resolve(address).view_name: limit for address, limit in LIMITED.items()}
+    assert dict(limited(get_resolver())) == expected
 
 
 # --- The refund form ----------------------------------------------------------------------------------------
