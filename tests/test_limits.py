@@ -1,4 +1,4 @@
-"""How often one may: over processes and machines, for each by themselves, and told in words."""
+"""Rate limits: shared by all processes and machines, counted per person or address, and explained on the page."""
 
 import threading
 import time
@@ -34,7 +34,7 @@ def clock() -> Iterator[time_machine.Traveller]:
 
 @pytest.fixture
 def few(settings: Any) -> None:
-    """Five in an hour, so one in a minute."""
+    """Allow five in an hour, and so one in a minute."""
     for setting in ("SEARCHES_PER_HOUR", "ORDERS_PER_HOUR", "REFUND_FORMS_PER_HOUR", "SIGN_INS_PER_HOUR"):
         setattr(settings, setting, 5)
 
@@ -62,7 +62,7 @@ def test_a_fifth_in_a_minute_and_all_in_an_hour(
     for minute in range(61):
         clock.move_to(NOON + minute * 60)
         answers.append([search(browser).status_code for _ in range(3)])
-        browser = sign_in(operator)  # nobody's session lasts the hour
+        browser = sign_in(operator)  # no session lasts for the whole hour
 
     assert answers[:5] == [[302, 302, 429]] * 3 + [[302, 429, 429], [429] * 3]
     assert answers[5:60] == [[429] * 3] * 55
@@ -72,7 +72,7 @@ def test_a_fifth_in_a_minute_and_all_in_an_hour(
 @pytest.mark.postgresql  # SQLite lets one write at a time; tests/test_attacks.py asks two processes
 @pytest.mark.django_db(transaction=True)
 def test_limit_holds_over_connections(settings: Any) -> None:
-    """Eight connections at once, as of eight processes: each counts on from what the others have counted."""
+    """Eight connections count at once, as eight processes would, and no count is lost."""
     settings.SEARCHES_PER_HOUR = 100
     person, together = make_user("operator"), threading.Barrier(8)
     waits: list[int] = []
@@ -181,7 +181,7 @@ def test_page_says_when_to_go_on_and_has_what_was_typed(
     assert "から続けられます" in text(answers[0])
     assert 'value="田中 &quot;太郎&quot;"' in text(answers[0])
     assert "操作は行われていません" in text(answers[0])
-    [entry] = refused()  # one for the window, however often it is tried
+    [entry] = refused()  # one in a window, after any number of tries
     assert (entry.actor, entry.action) == (operator, "orders.searched")
     assert "田中" not in entry.text
     alarms = [record for record in caplog.messages if "limit.reached" in record]
@@ -340,7 +340,7 @@ def test_button_pressed_again_leads_to_the_refund_that_was_made(
     settings: Any,
     clock: Any,
 ) -> None:
-    """Whoever is told to wait must not believe that nothing was sent."""
+    """A person who is told to wait must not be told that nothing was sent when the refund was made."""
     settings.REFUND_FORMS_PER_HOUR = 10
     browser = sign_in(operator)
     page = browser.post(form_url(paid), typed(paid))
@@ -385,7 +385,7 @@ def test_no_other_site_uses_up_the_sign_ins_of_an_address(few: None, clock: Any,
     assert {answer.status_code for answer in answers[:2]} <= {200, 302, 400}
     assert (
         Client().get("/oidc/authenticate/").status_code == 503
-    )  # there is no provider, which is not the limit's word
+    )  # from the missing provider, not from the limit
     assert Client().post("/break-glass/", {"code": "wrong"}).status_code == 403
 
 

@@ -1,4 +1,4 @@
-"""Break glass: the way in while the identity provider is dead. One code, one person, minutes, on the record."""
+"""Break-glass access while the identity provider is down: one code, one person, some minutes, on the trail."""
 
 import json
 import threading
@@ -28,7 +28,7 @@ PAGE = "/break-glass/"
 
 
 def issue(role: str = "operator", **options: Any) -> str:
-    """What `manage.py break_glass` prints as the code."""
+    """Run `manage.py break_glass` and return the code that it prints."""
     printed = StringIO()
     told = {"name": "返金 花子", "role": role, "reason": "認証サービスの障害 INC-12"}
     call_command("break_glass", **(told | options), stdout=printed)
@@ -214,7 +214,7 @@ def test_auditor_reads_the_trail(client: Client) -> None:
     assert client.get("/admin/refunds/auditentry/").status_code == 200
 
 
-@pytest.mark.postgresql  # SQLite in memory has one connection, and no race to lose
+@pytest.mark.postgresql  # SQLite in memory has one connection, so there is no race
 @pytest.mark.django_db(transaction=True)
 def test_of_two_at_once_one_is_let_in() -> None:
     code, together = issue(), threading.Barrier(4)
