@@ -21,9 +21,9 @@ def main() -> None:
             os.environ[name] = value
     from django.core.management import execute_from_command_line
 
-    from dashboard import garbage
+    from dashboard import gc_tuning
 
-    garbage.seek_rarely()
+    gc_tuning.raise_thresholds()
     execute_from_command_line(sys.argv)
 
 

@@ -1,4 +1,4 @@
-"""The admin's door: the one sign-in of the site, for whom their role lets in."""
+"""The admin site: it uses the site's single sign-on and opens only to roles that may see it."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ PASSWORD_PAGES = {"password_change", "password_change_done"}
 
 
 class AuditorSite(admin.AdminSite):
-    """What is registered here is read-only for everybody: see refunds/admin.py."""
+    """The admin, where every registered model is read-only for everybody: see refunds/admin.py."""
 
     site_title = _("返金ダッシュボード")
     site_header = _("返金ダッシュボード — 監査")
@@ -24,12 +24,15 @@ class AuditorSite(admin.AdminSite):
     enable_nav_sidebar = False
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
-        """Without Django's pages for passwords: there are none."""
+        """Return Django's URLs without the password pages: nobody has a password."""
         return [each for each in super().get_urls() if getattr(each, "name", None) not in PASSWORD_PAGES]
 
-    @method_decorator(login_not_required)  # it is the way there
+    @method_decorator(login_not_required)
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """There is no password form: who is not signed in goes to the company's sign-in, others have no access."""
+        """Redirect to the company's sign-in instead of showing a password form.
+
+        Raises PermissionDenied for a person who is signed in: their role does not open the admin.
+        """
         if request.user.is_authenticated:
             raise PermissionDenied
         return redirect_to_login(request.GET.get(REDIRECT_FIELD_NAME, "/admin/"))

@@ -4,7 +4,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class DashboardConfig(AppConfig):
-    """The site around the app: people and how they sign in."""
+    """The site around the app: its users, and how they sign in."""
 
     name = "dashboard"
     verbose_name = _("利用者")
@@ -12,10 +12,11 @@ class DashboardConfig(AppConfig):
     def ready(self) -> None:
         from django.conf import settings
 
-        from dashboard import checks, sso  # noqa: F401  (registers its checks; connects its receivers)
+        from dashboard import checks  # noqa: F401  (registers its checks)
+        from dashboard.sso import sessions  # noqa: F401  (connects its receiver)
 
         if settings.SENTRY_DSN:
-            from dashboard import faults  # its library is there only where it is wanted
+            from dashboard import faults  # sentry_sdk is installed only where it is wanted
 
             faults.report_to(settings.SENTRY_DSN)
 

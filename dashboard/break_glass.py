@@ -1,8 +1,9 @@
-"""Break glass: a way in while the identity provider is dead, for one person, for minutes.
+"""Break-glass access: one person signs in for some minutes while the identity provider is down.
 
-Whoever has a shell on the server lets somebody in (`manage.py break_glass`). Nobody vouches for that person, and the
-same human could be let in twice. So they are nobody's second person: they cannot be an approver, and since their
-sign-in is never fresh, they decide nothing and ask for nothing above REFUND_APPROVAL_ABOVE.
+An administrator with a shell on the server issues a code (`manage.py break_glass`). No identity provider vouches for
+the person, and one human could be let in twice. So such a person never counts as the second person of a refund: they
+cannot be an approver, and since their sign-in is never fresh, they can neither decide a refund nor request one above
+REFUND_APPROVAL_ABOVE.
 """
 
 import hashlib
@@ -24,11 +25,11 @@ from django.views.decorators.http import require_http_methods
 
 from dashboard import limits
 from dashboard.models import BreakGlass, SessionIndex, User
-from dashboard.sso import take_roles
+from dashboard.sso.sessions import take_roles
 from refunds import audit
 from refunds.roles import STAFF_ROLES
 
-ISSUER = "break-glass"  # no provider's: those are web addresses
+ISSUER = "break-glass"  # of no provider: a provider's issuer is a URL
 ROLES = ["viewer", "operator", "auditor"]
 MOST_MINUTES = 60
 
@@ -36,9 +37,13 @@ log = structlog.get_logger(__name__)
 
 
 def issue(*, name: str, role: str, minutes: int, **told: Any) -> str:
-    """Let somebody in once, until so many minutes from now; return the code that they type.
+    """Create a person and a code that signs them in once; return the code.
 
-    `told`: what the trail shall know besides.
+    Args:
+        minutes: until the code and the person's session end, 1 to MOST_MINUTES.
+        told: further data for the audit entry.
+
+    Raises: ValueError for another role or number of minutes.
     """
     if role not in ROLES or not 1 <= minutes <= MOST_MINUTES:
         raise ValueError(f"one of {', '.join(ROLES)}; from 1 to {MOST_MINUTES} minutes")
@@ -62,9 +67,11 @@ def issue(*, name: str, role: str, minutes: int, **told: Any) -> str:
 
 
 def end_all(**told: Any) -> int:
-    """Put an end to every code, session and role by break-glass, at once; return how many codes were still good.
+    """End every break-glass code, session and role at once; return how many codes were still valid.
 
-    What such a person asked for and is not sent yet is not sent any more.
+    Refunds that such people requested and that are not sent yet are no longer sent.
+
+    told: further data for the audit entry.
     """
     with transaction.atomic():
         ended = _good().update(expires_at=timezone.now())
@@ -75,23 +82,28 @@ def end_all(**told: Any) -> int:
 
 
 def is_over(code: str) -> bool:
-    """Whether a session that was begun by this code has come to its end."""
+    """Return whether the time of this code, and so of the session that it began, has run out."""
     return not _good().filter(code=code).exists()
 
 
 @login_not_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def enter(request: HttpRequest) -> HttpResponse:
-    """Where the code is typed: in no address, and so in no log. There is no such page unless a code waits for it."""
+    """Show the form for the code, and sign in the person who posts a valid one.
+
+    The code is posted, so that it appears in no address and no log. The page answers 404 while no unused code is valid.
+    """
     if not _good().filter(used_at=None).exists():
         raise Http404
     wrong = request.method == "POST"
     if wrong:
-        # By itself, or whoever uses up the sign-ins of an address would close this way in as well.
-        if wait := limits.taken(request, limits.CODES):
+        # A limit of its own: if it were shared, using up the sign-ins of an address would block this way in too.
+        if wait := limits.hit(request, limits.CODES):
             return limits.too_many(request, wait)
         code = _hash(request.POST.get("code", "").strip())
-        if _good().filter(code=code, used_at=None).update(used_at=timezone.now()):  # of two at once, one
+        if (
+            _good().filter(code=code, used_at=None).update(used_at=timezone.now())
+        ):  # of two simultaneous posts, one wins
             _begin(request, BreakGlass.objects.select_related("user").get(code=code))
             return redirect("/")
         audit.record(None, "person.signed_in", None, refused=True, reason="break_glass_code")
@@ -102,9 +114,9 @@ def enter(request: HttpRequest) -> HttpResponse:
 def _begin(request: HttpRequest, entry: BreakGlass) -> None:
     auth.login(request, entry.user)
     request.session["break_glass"] = entry.code
-    # There is nobody to ask again; SessionPolicy ends it.
+    # No provider can be asked again, so SessionPolicyMiddleware must not ask: it ends the session at this time.
     request.session["oidc_id_token_expiration"] = entry.expires_at.timestamp()
-    request.session.save()  # or it has no key yet
+    request.session.save()  # gives the session its key
     SessionIndex.objects.create(session_key=str(request.session.session_key), user=entry.user)
     log.warning("break_glass.used", alarm=True, person=entry.user.pk)
 

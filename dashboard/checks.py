@@ -1,4 +1,4 @@
-"""System checks of the site: settings under which it must not be let near money."""
+"""System checks of the site: they refuse settings under which it must not handle money."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,10 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from dashboard.oidc_provider import issuer_fault
 from refunds.roles import ROLES
 
-SECRET_LENGTH, SECRET_LETTERS = 50, 5  # at least; the second: different ones. As Django's own check --deploy
+SECRET_LENGTH, SECRET_LETTERS = (
+    50,
+    5,
+)  # minimum length and number of different characters, as in Django's check --deploy
 
 
 @register
@@ -21,7 +24,7 @@ def issuer(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[Check
 
 @register
 def roles(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """Of two roles with one value only one would ever be given, and to people who were meant to have the other."""
+    """Refuse two roles with one claim value: people meant to have one of them would be given the other."""
     values = settings.OIDC_ROLE_VALUES
     if set(values.values()) == set(ROLES) and all(value.strip() for value in values):
         return []
@@ -30,7 +33,7 @@ def roles(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckM
 
 @register
 def secret(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """Whoever guesses it signs in as anybody. Django warns of it, and only where it is asked for by `--deploy`."""
+    """Refuse a weak SECRET_KEY: whoever guesses it can sign in as anybody. Django only warns, under `--deploy`."""
     key = settings.SECRET_KEY
     weak = len(key) < SECRET_LENGTH or len(set(key)) < SECRET_LETTERS or key.startswith("django-insecure-")
     if settings.HTTPS and weak:
@@ -47,7 +50,7 @@ def debug(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckM
 
 @register(Tags.security, deploy=True)
 def proxies(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """HTTPS is ended by a proxy: the address that calls is the proxy's, unless the proxy is believed."""
+    """Warn where a proxy ends HTTPS but is not trusted: every request then seems to come from the proxy's address."""
     if settings.HTTPS and not settings.TRUSTED_PROXIES:
         return [
             Warning(

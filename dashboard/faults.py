@@ -1,6 +1,7 @@
-"""Faults and alarms told to a Sentry, where SENTRY_DSN names one: of what kind, where in the code, for which request.
+"""Errors and alarms are reported to Sentry if SENTRY_DSN is set: their kind, place in the code, and request.
 
-What leaves is composed anew from what may leave. To take out what may not would miss what a later version adds.
+Each report is built anew from the fields that may leave the company. Removing the fields that may not would miss those
+that a later version of sentry_sdk adds.
 """
 
 import re
@@ -15,7 +16,10 @@ IDS = ("request_id", "person", "refund", "bulk")
 
 
 def report_to(dsn: str, transport: type[Transport] | None = None) -> None:
-    """`send_default_pii` is left at its default, which is no; naming it is deprecated. composed() has the last word."""
+    """Start reporting to this DSN; `transport` replaces HTTP in tests.
+
+    `send_default_pii` keeps its default, False, because naming it is deprecated. composed() decides what leaves.
+    """
     sentry_sdk.init(
         dsn,
         transport=transport,
@@ -24,14 +28,14 @@ def report_to(dsn: str, transport: type[Transport] | None = None) -> None:
         include_source_context=False,
         max_request_body_size="never",
         max_breadcrumbs=0,
-        trace_propagation_targets=[],  # or Smartpay would get headers of its making with every refund
+        trace_propagation_targets=[],  # otherwise sentry_sdk adds headers to every request to Smartpay
         auto_session_tracking=False,
         send_client_reports=False,
     )
 
 
 def composed(event: Event, hint: Hint) -> Event:
-    """The event that leaves: an exception's class and places without its words, our own event's name, our ids."""
+    """Return the event to send: an exception's class and frames without its message, our event's name, our ids."""
     told: Event = {"level": event.get("level", "error")}
     if "event_id" in event:
         told["event_id"] = event["event_id"]

@@ -1,14 +1,14 @@
-"""How often somebody may do something: counted in the database, so that it holds over all processes and machines.
+"""Rate limits, counted in the database so that they hold across all processes and machines.
 
-Windows are fixed: an hour, and a fifth of the hour's number in each minute. One statement counts both. A person is
-counted by who they are, whoever is not signed in by their address.
+Windows are fixed: an hour, and a minute in which a fifth of the hour's number is allowed. One statement counts both.
+People who are signed in are counted by their id, all others by their address.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, ip_network
 from typing import Any
 
 import structlog
@@ -20,56 +20,59 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from dashboard import opened
+from dashboard.client_address import client_address
 from dashboard.models import Count
 from refunds import audit
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
-LONGEST_ECHO = 200  # characters of a search that come back; its box takes no more
+LONGEST_ECHO = 200  # characters of a search that the page shows again; the search box takes no more
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """`name`: of what is counted. `setting`: how often in an hour; None is no limit. `action`: the trail's word."""
+    """A kind of request that is counted.
+
+    name: in the counter's key and in the log.
+    setting: the name of the setting with the number allowed in an hour; None there means no limit.
+    action: the audit action that is recorded, as refused, when the limit is reached.
+    """
 
     name: str
     setting: str
     action: str
 
 
-# Taken by their views, which know what is none of a person's doing: see sso.py and break_glass.py.
+# The first three are counted by their views, which leave out requests that another site made: see sso/views.py and
+# break_glass.py.
 SIGN_INS = Limit("sign_ins", "SIGN_INS_PER_HOUR", "person.signed_in")
 CALLBACKS = Limit("callbacks", "SIGN_INS_PER_HOUR", "person.signed_in")
 CODES = Limit("codes", "SIGN_INS_PER_HOUR", "person.signed_in")
 SEARCHES = Limit("searches", "SEARCHES_PER_HOUR", "orders.searched")
 LISTS = Limit("lists", "SEARCHES_PER_HOUR", "orders.listed")
 ORDERS = Limit("orders", "ORDERS_PER_HOUR", "order.viewed")
-REFUND_FORMS = Limit("refund_forms", "REFUND_FORMS_PER_HOUR", "refund.requested")  # taken by its view
-
-# Whatever shows names, but for one's own start page. Webhooks are signed, and Smartpay sends many.
-LIMITED = {
-    "refunds:order_search": SEARCHES,
-    "refunds:order_list": LISTS,
-    "refunds:refund_list": LISTS,
-    "refunds:approvals": LISTS,
-    "refunds:order_export": LISTS,
-    "refunds:refund_export": LISTS,
-    "refunds:order": ORDERS,
-    "refunds:refund": ORDERS,
-    "refunds:bulk": ORDERS,
-    "refunds:refund_decide": ORDERS,
-    "refunds:refund_review": ORDERS,
-    "admin:refunds_order_changelist": LISTS,
-    "admin:refunds_search_changelist": LISTS,
-    "admin:refunds_order_change": ORDERS,
-}
+REFUND_FORMS = Limit("refund_forms", "REFUND_FORMS_PER_HOUR", "refund.requested")  # counted by its view
 
 
-class Limits:
-    """Middleware: answers 429 at an address of the table above, but not to a page that only goes on.
+def limited[View: Callable[..., Any]](limit: Limit) -> Callable[[View], View]:
+    """Return a decorator for views: RateLimitMiddleware counts the requests for the view against this limit.
 
-    After LoginRequiredMiddleware, and inside RequestContext, so that the trail knows from where.
+    Every view that shows names needs it, except a person's own start page. Webhooks have no limit: they are signed, and
+    Smartpay sends many.
+    """
+
+    def decorate(view: View) -> View:
+        view.rate_limit = limit  # type: ignore[attr-defined]
+        return view
+
+    return decorate
+
+
+class RateLimitMiddleware:
+    """Middleware: answers 429 at the views that are `limited`, except to a page that only renews itself.
+
+    It stands after LoginRequiredMiddleware, and inside RequestContext so that the audit entry has the address.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
@@ -78,17 +81,19 @@ class Limits:
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         return self.get_response(request)
 
-    def process_view(self, request: HttpRequest, *view: Any) -> HttpResponse | None:
-        assert request.resolver_match is not None  # noqa: S101  (there is a view)
-        limit = LIMITED.get(request.resolver_match.view_name)
-        wait = taken(request, limit) if limit and not opened.goes_on(request) else 0
+    def process_view(
+        self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
+    ) -> HttpResponse | None:
+        limit: Limit | None = getattr(view, "rate_limit", None)
+        wait = hit(request, limit) if limit and not opened.is_continuation(request) else 0
         return too_many(request, wait) if wait else None
 
 
-def taken(request: HttpRequest, limit: Limit) -> int:
-    """Count one more; return the seconds until this person may go on, 0 where they may now.
+def hit(request: HttpRequest, limit: Limit) -> int:
+    """Count one more request; return the seconds until the caller may go on, 0 if it is within the limit.
 
-    The first that is too much in a window is told to the trail and raises an alarm; those after it do neither.
+    The first request above the limit in a window is recorded on the audit trail and raises an alarm. Later ones in that
+    window do neither.
     """
     per_hour: int | None = getattr(settings, limit.setting)
     if per_hour is None:
@@ -111,9 +116,10 @@ def taken(request: HttpRequest, limit: Limit) -> int:
 
 
 def _counted(limit: Limit, who: str, now: float) -> dict[int, tuple[int, int]]:
-    """Count one more in both windows: seconds of the window -> when it began, and how often until now.
+    """Count one more request in both windows; return {window's seconds: (its beginning, requests so far)}.
 
-    A machine whose clock is behind another's goes on in the later window, or the two would begin it in turns.
+    A machine whose clock is behind counts in the later window that another machine has begun. Otherwise the two would
+    keep resetting the window in turns.
     """
     keys = {f"{limit.name}:{seconds}:{who}": seconds for seconds in (MINUTE, HOUR)}
     begun = [(key, int(now // seconds) * seconds) for key, seconds in keys.items()]
@@ -128,7 +134,7 @@ def _counted(limit: Limit, who: str, now: float) -> dict[int, tuple[int, int]]:
             [value for each in begun for value in each],
         )
         counted = {keys[key]: (began, times) for key, began, times in cursor.fetchall()}
-    if who.startswith("address:") and counted[HOUR][1] == 1:  # people are few, addresses are without end
+    if who.startswith("address:") and counted[HOUR][1] == 1:  # people are few, addresses unlimited
         Count.objects.filter(began__lt=now - DAY).delete()
     return counted
 
@@ -136,11 +142,10 @@ def _counted(limit: Limit, who: str, now: float) -> dict[int, tuple[int, int]]:
 def _who(request: HttpRequest) -> str:
     if request.user.is_authenticated:
         return f"person:{request.user.pk}"
-    try:
-        address = ip_address(request.META.get("REMOTE_ADDR", "").partition("%")[0])
-    except ValueError:  # a socket's file
+    address = client_address(request)
+    if address is None:
         return "address:"
-    # One customer of a provider has a whole /64 of IPv6, and may choose anew for each request.
+    # One customer of an internet provider has a whole /64 of IPv6 and can use another address for each request.
     return (
         f"address:{ip_network((address, 64), strict=False) if isinstance(address, IPv6Address) else address}"
     )
@@ -159,7 +164,7 @@ def retry_after(page: HttpResponse, wait: int) -> HttpResponse:
 
 
 def too_many(request: HttpRequest, wait: int) -> HttpResponse:
-    """429, in words; with what was typed into the search box."""
+    """Return a 429 page that says when to go on; to a person signed in it shows again what they searched for."""
     context = {"explanation": explanation(wait)}
     if request.user.is_authenticated:
         context["typed"] = (request.POST.get("q") or request.GET.get("q", ""))[:LONGEST_ECHO]

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, with ids, never with names, mails or keys."""
+"""Logging: one JSON object a line, with ids but never names, mail addresses or keys."""
 
 import re
 import traceback
@@ -14,21 +14,21 @@ SHARED: list[Processor] = [
     structlog.stdlib.add_logger_name,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
-SHORTEST_SECRET = 6  # characters; a shorter one would black out half of every line
-# What gives a person or a key away by its form. Our own words are ASCII: what is not was typed by somebody.
+SHORTEST_SECRET = 6  # characters; redacting a shorter one would remove half of every line
+# Text that looks like personal data or a key. Our own log messages are ASCII, so anything else was typed by somebody.
 REVEALING = re.compile(
-    r"""[^\s"'<>=?&/]+(?:@|%40)[^\s"'<>=?&/]+"""  # a mail
-    r"|(?:%[89a-fA-F][0-9a-fA-F]){2,}"  # what is not ASCII, as an address carries it
+    r"""[^\s"'<>=?&/]+(?:@|%40)[^\s"'<>=?&/]+"""  # a mail address
+    r"|(?:%[89a-fA-F][0-9a-fA-F]){2,}"  # non-ASCII text, percent-encoded in a URL
     r"|sk_(?:test|live)_\w+"  # Smartpay's secret key
     r"|\beyJ[\w-]+\.[\w-]+\.[\w-]*"  # a signed token
-    r"|(?<=://)[^\s/@]+(?=@)"  # a password in an address
+    r"|(?<=://)[^\s/@]+(?=@)"  # a password in a URL
     r"|(?i:(?<=bearer )|(?<=basic ))\S+"
     r"|[^\x00-\x7f]+"
 )
 
 
 def configuration(level: str, secrets: Iterable[str]) -> dict[str, Any]:
-    """The LOGGING of the site and of its web server. `secrets` are blacked out wherever they stand."""
+    """Return LOGGING for the site and its web server. `secrets` are redacted wherever they appear in a line."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -52,33 +52,35 @@ def configuration(level: str, secrets: Iterable[str]) -> dict[str, Any]:
             "django.request": {"level": "ERROR"},
             "urllib3": {"level": "ERROR"},
             "mozilla_django_oidc": {"level": "WARNING"},
-            "procrastinate": {"level": "WARNING"},  # a line for each job and each look into the queue
-            "werkzeug": {"level": "WARNING"},  # the pretended provider: addresses, tokens and all
+            "procrastinate": {"level": "WARNING"},  # otherwise a line for each job and each poll of the queue
+            "werkzeug": {
+                "level": "WARNING"
+            },  # the development identity provider logs URLs with tokens in them
         },
     }
 
 
 def counted(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
-    """An alarm is in the metrics too, by its event: whoever reads no logs is told by Prometheus."""
+    """Count a line with `alarm` in the metrics, by its event, so that Prometheus can alert without the logs."""
     if line.get("alarm"):
-        from dashboard.metrics import ALARMS  # reads the settings, which this module is a part of
+        from dashboard.metrics import ALARMS  # it reads the settings, which import this module
 
         ALARMS.labels(line["event"]).inc()
     return line
 
 
 def without_address(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
-    """Django ends its lines with the address asked for, in which people type names. The view is in our own line."""
+    """Cut the requested path off Django's own lines: people type names into it. Our own line names the view."""
     if str(line.get("logger", "")).startswith("django."):
         line["event"] = re.sub(r": /.*", "", str(line["event"]), flags=re.DOTALL)
     return line
 
 
 class Redaction:
-    """The last look at a line before it is written, also at those of libraries. What we log ourselves needs none."""
+    """Processor: redacts every line before it is written. Our own lines need none of it; those of libraries may."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        # The longest first: one may be a part of another.
+        # The longest first, since one secret may be part of another.
         known = sorted({each for each in secrets if len(each) >= SHORTEST_SECRET}, key=len, reverse=True)
         self._pattern = re.compile("|".join([*map(re.escape, known), REVEALING.pattern]))
 
@@ -99,11 +101,10 @@ class Redaction:
 
 
 def place_and_kind(exc_info: ExcInfo) -> str:
-    """Render a traceback without the exceptions' own words: a line for each, then a line for each place, innermost
-    first.
+    """Render a traceback without exception messages: for each exception its class, then its frames, innermost first.
 
-    A database's error repeats the row that it refused, with a customer's name in it; others repeat an address, or
-    what was typed. The class and the lines passed through are enough to find the fault.
+    A database error repeats the row that was refused, with a customer's name in it. Other messages repeat a URL, or
+    what somebody typed. The classes and frames are enough to find the fault.
     """
     lines: list[str] = []
     error: BaseException | None = exc_info[1]

@@ -1,6 +1,6 @@
-"""/metrics: what this machine did, counted as it happens, and how things stand, asked anew each time.
+"""/metrics: counters of what this machine has done, and the present state, read from the database at each scrape.
 
-A label is one of a few words of ours: never an id, nor anything that somebody typed.
+Every label takes one of a few values that we define: never an id, nor anything that somebody typed.
 """
 
 import os
@@ -25,25 +25,26 @@ SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 REQUESTS = Counter("dashboard_requests", "Requests answered, by view and status.", ["view", "status"])
 REQUEST_SECONDS = Histogram("dashboard_request_seconds", "Until the answer.", ["view"], buckets=SECONDS)
 ALARMS = Counter("dashboard_alarms", "Lines of the log that need a person, by event.", ["event"])
-STANDING = CollectorRegistry()  # the app registers here what it reads from the database at each scrape
+# The app registers here what it reads from the database at each scrape.
+DATABASE_REGISTRY = CollectorRegistry()
 
 
 @login_not_required
 def metrics(request: HttpRequest) -> HttpResponse:
-    """For Prometheus, which carries METRICS_TOKEN; for everybody else there is no such page.
+    """Answer Prometheus, which sends METRICS_TOKEN as a bearer token. Raises Http404 for everybody else.
 
-    Without a token only a site without HTTPS shows it, which is one on a developer's machine.
+    Where METRICS_TOKEN is empty, a site without HTTPS, on a developer's machine, answers everybody; any other nobody.
     """
     given = request.headers.get("Authorization", "")
     token = settings.METRICS_TOKEN
     if not (constant_time_compare(given, f"Bearer {token}") if token else not settings.HTTPS):
         raise Http404
-    text = generate_latest(_counted()) + generate_latest(STANDING)
+    text = generate_latest(_counted()) + generate_latest(DATABASE_REGISTRY)
     return HttpResponse(text, content_type=CONTENT_TYPE_LATEST)
 
 
 def _counted() -> CollectorRegistry:
-    """What was counted by all processes of this web server, where deploy/gunicorn.conf.py has them write it down."""
+    """Return the counters of all processes of a server set up by deploy/gunicorn.conf.py, else of this process."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return REGISTRY
     registry = CollectorRegistry()
@@ -52,7 +53,7 @@ def _counted() -> CollectorRegistry:
 
 
 def listen() -> None:
-    """Show what this process counts at METRICS_LISTEN, if that is set: a worker has no pages."""
+    """Serve the counters of this process at METRICS_LISTEN, if that is set: a worker serves no pages."""
     if settings.METRICS_LISTEN:
         address, _, port = settings.METRICS_LISTEN.rpartition(":")
         start_http_server(int(port), address)

@@ -1,10 +1,10 @@
-"""What holds for every page: it is watched, it is private, and its reader is asked for again from time to time."""
+"""Middlewares for every page: client address, request log, privacy headers, language, body size, session policy."""
 
 import re
 import time
 import uuid
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv6Address
 from typing import Any
 
 import structlog
@@ -23,7 +23,10 @@ from django.template.loader import render_to_string
 from django.utils import translation
 from django.utils.translation import gettext as _
 
-from dashboard import break_glass, metrics, sso
+from dashboard import break_glass, metrics, parked_forms
+from dashboard.client_address import Address, client_address, parse
+from dashboard.sso.sessions import end_session
+from dashboard.sso.views import recheck
 
 log = structlog.get_logger(__name__)
 
@@ -31,11 +34,13 @@ METHODS = ["GET", "HEAD", "POST", "OPTIONS"]
 UNUSED = ["camera", "display-capture", "geolocation", "microphone", "payment", "usb"]
 
 type GetResponse = Callable[[HttpRequest], HttpResponseBase]
-type Address = IPv4Address | IPv6Address
 
 
-class LanguageBySwitch:
-    """Japanese, until the reader chooses English: the staff are Japanese whatever their browsers ask for."""
+class LanguageCookieMiddleware:
+    """Sets the language from the cookie that the language switch writes; without one it is Japanese.
+
+    Accept-Language is ignored: the staff are Japanese, whatever their browsers ask for.
+    """
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
@@ -49,10 +54,10 @@ class LanguageBySwitch:
         return response
 
 
-class PrivatePages:
-    """No page is kept by a browser or a proxy, used by another site, or reached by a method we do not use.
+class PrivacyHeadersMiddleware:
+    """Adds headers that keep pages out of caches and other sites, and answers 405 to methods that the site never uses.
 
-    Static files are answered before this and are none of its business.
+    WhiteNoise answers static files before the request gets here.
     """
 
     def __init__(self, get_response: GetResponse) -> None:
@@ -67,22 +72,22 @@ class PrivatePages:
         return response
 
 
-class CallersAddress:
-    """Makes REMOTE_ADDR the address that our outermost proxy was called from, for the trail and the limits.
+class ClientAddressMiddleware:
+    """Sets REMOTE_ADDR to the address that called our outermost proxy, for the audit trail and the limits.
 
-    Every proxy adds at the end of X-Forwarded-For who called it; what stands before, the caller may have made up. So
-    is the request's id, unless a proxy of ours gave it.
+    Every proxy appends its caller's address to X-Forwarded-For. The caller may have made up the addresses before that
+    one, and also X-Request-Id, which is therefore dropped unless one of our proxies sent it.
     """
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        caller = address_of(request.META["REMOTE_ADDR"])
+        caller = without_mapping(client_address(request))
         if not self.is_ours(caller):
             request.META.pop("HTTP_X_REQUEST_ID", None)
         for hop in reversed(request.headers.get("X-Forwarded-For", "").split(",")):
-            before = address_of(hop)
+            before = without_mapping(parse(hop))
             if before is None or not self.is_ours(caller):
                 break
             caller = before
@@ -94,23 +99,20 @@ class CallersAddress:
         return address is not None and any(address in network for network in settings.TRUSTED_PROXIES)
 
 
-def address_of(text: str) -> Address | None:
-    """The address; None for what is none, such as a socket's file.
+def without_mapping(address: Address | None) -> Address | None:
+    """Return ::ffff:192.0.2.1 as 192.0.2.1, and any other address as it is.
 
-    A socket that speaks both calls 192.0.2.1 ::ffff:192.0.2.1: all such together would be one network of IPv6.
+    A socket for both versions of IP reports IPv4 clients in the longer form, and the limits, which count a /64 of IPv6
+    as one client, would count all of them together.
     """
-    try:
-        address = ip_address(text.strip())
-    except ValueError:
-        return None
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
-class Watched:
-    """Gives each request an id, a line in the log and its place in the metrics.
+class RequestLogMiddleware:
+    """Gives each request an id, one line in the log, and its count and duration in the metrics.
 
-    The id is the proxy's or our own. What is said of a request is which view answered it: an address may hold what
-    somebody typed. An export is measured until its first byte.
+    The id is the proxy's or a new one. The line names the view and not the path, since a path may hold what somebody
+    typed. A streamed export is timed until its first byte.
     """
 
     def __init__(self, get_response: GetResponse) -> None:
@@ -140,18 +142,23 @@ class Watched:
         return response
 
     def process_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """Whatever is logged from here on names the object of the page, where its id can be nothing else."""
+        """Bind the UUIDs in the URL to all lines logged from here on: `refund_id` as `refund`, for instance.
+
+        Only UUIDs, since any other value in a URL may be something that somebody typed.
+        """
         ids = {name: str(value) for name, value in kwargs.items() if isinstance(value, uuid.UUID)}
         structlog.contextvars.bind_contextvars(
             **{name.removesuffix("_id"): value for name, value in ids.items()}
         )
 
 
-class SoundRequests:
-    """Turns away what no page of ours sends, before anything is read of it.
+class BodySizeMiddleware:
+    """Refuses bodies that no page of ours sends, before any of it is read.
 
-    Larger bodies than DATA_UPLOAD_MAX_MEMORY_SIZE: Django's own limit leaves out files. Bodies without a length: Django
-    reads nothing of them, and would miss the form's token.
+    413: larger than DATA_UPLOAD_MAX_MEMORY_SIZE, or than LARGER_BODIES allows the path. Django's own limit does not
+    count files.
+    411: of unknown length (Transfer-Encoding). Django reads nothing of such a body and would miss the form's token.
+    400: with a Content-Length that is no number.
     """
 
     def __init__(self, get_response: GetResponse) -> None:
@@ -168,11 +175,11 @@ class SoundRequests:
         return self.get_response(request)
 
 
-class SessionPolicy:
-    """Ends a session that rests or lasts too long, and asks the provider again every SSO_RECHECK_SECONDS.
+class SessionPolicyMiddleware:
+    """Ends a session that is idle or lasts too long, and asks the provider again every SSO_RECHECK_SECONDS.
 
-    It works in process_view, after the CSRF check and before LoginRequiredMiddleware: a form is parked only
-    if it is ours, and a session that it ends is met by the sign-in page.
+    It works in process_view, after the CSRF check and before LoginRequiredMiddleware. So it parks only forms of our
+    own, and a person whose session it ends is taken to the sign-in page.
     """
 
     def __init__(self, get_response: GetResponse) -> None:
@@ -187,9 +194,9 @@ class SessionPolicy:
     ) -> HttpResponseBase | None:
         if not getattr(view, "login_required", True) or not request.user.is_authenticated:
             return None
-        # A script asks, not a person. It cannot be taken to the provider, so that its page has to be loaded anew.
+        # A script sent this. It cannot follow a redirect to the provider, so its page has to be loaded again.
         by_script = request.headers.get("Sec-Fetch-Dest") == "empty"
-        # No sign of life, or a page that renews itself would keep a forgotten screen signed in.
+        # A page that renews itself does not count as activity: it would keep an unattended screen signed in.
         by_itself = by_script or "renew" in request.GET
         session, now = request.session, time.time()
         over = self.over(request, now)
@@ -197,20 +204,20 @@ class SessionPolicy:
             session["seen_at"] = now
         if not over and now < session.get("oidc_id_token_expiration", 0):
             if request.method == "GET" and not by_script:
-                sso.take_parked(request)
+                parked_forms.take_parked(request)
             return None
         if by_script:
             return redirect_to_login(request.get_full_path())
         posted = request.method == "POST"
-        page = sso.park(request) if posted else request.get_full_path()
+        page = parked_forms.park(request) if posted else request.get_full_path()
         if over:
-            sso.end_session(request)
+            end_session(request)
             messages.info(request, f"{over} {_unsent(request)}" if posted else over)
             return redirect_to_login(page)
-        return HttpResponseRedirect(page, status=303) if posted else sso.recheck(request)
+        return HttpResponseRedirect(page, status=303) if posted else recheck(request)
 
     def over(self, request: HttpRequest, now: float) -> str:
-        """Why the session has come to its end, in words, or nothing."""
+        """Return the reason why the session has ended, for the person; empty if it goes on."""
         if "break_glass" in request.session and break_glass.is_over(request.session["break_glass"]):
             return _("緊急用サインインの期限が切れたため、サインアウトしました。")
         if now - request.session.get("signed_in_at", 0) > settings.SSO_ABSOLUTE_SECONDS:
@@ -221,9 +228,9 @@ class SessionPolicy:
 
 
 def _unsent(request: HttpRequest) -> str:
-    """What became of a form that met the end of a session, in words. A file is not kept. See Note [Parked forms]."""
+    """Say what happened to a form that was posted after the session ended. Files are lost. See Note [Parked forms]."""
     if request.FILES:
         return _("ファイルは送信されていません。サインインしてから、もう一度選んでください。")
     return _(
         "入力した内容はまだ送信されていません。%(minutes)s 分以内にサインインすると、続きから確かめられます。"
-    ) % {"minutes": sso.PARKED_SECONDS // 60}
+    ) % {"minutes": parked_forms.PARKED_SECONDS // 60}

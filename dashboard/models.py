@@ -1,4 +1,4 @@
-"""The people of the site. Their roles are Django groups, set anew from the company's claims at each sign-in."""
+"""Users of the site. Their roles are Django groups, set from the provider's claims at each sign-in."""
 
 from functools import cached_property
 
@@ -10,8 +10,8 @@ from django.utils.translation import gettext_lazy as _
 class User(AbstractUser):
     """A person as the identity provider knows them.
 
-    Recognised by issuer and subject, never by e-mail: mails are reassigned, and an equal mail from
-    another issuer would be another person.
+    A person is recognised by issuer and subject, never by mail address: addresses are reassigned, and the same address
+    from another issuer may be another person.
     """
 
     first_name = None  # type: ignore[assignment]  # Japanese names have no "first" and "last": `name` is shown as it came
@@ -40,12 +40,12 @@ class User(AbstractUser):
 
     @cached_property
     def role_names(self) -> list[str]:
-        """ "operator", "auditor", …: read once for each request that asks."""
+        """The names of the person's roles ("auditor", "operator", …), sorted; read once per instance."""
         return sorted(self.groups.values_list("name", flat=True))
 
 
 class SessionIndex(models.Model):
-    """Whose session is whose, so that the provider can end it, and so that a lost role ends them all."""
+    """Maps sessions to people, so that the provider can end a session, and a lost role ends all of a person's."""
 
     session_key = models.CharField(max_length=40, primary_key=True)
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="+")
@@ -57,7 +57,7 @@ class SessionIndex(models.Model):
 
 
 class SeenLogoutToken(models.Model):
-    """A logout token that was obeyed; it is obeyed once."""
+    """A logout token that was carried out; it is refused a second time."""
 
     jti = models.CharField(max_length=64, primary_key=True)  # sha256 of the claim, which may be of any length
     seen_at = models.DateTimeField(auto_now_add=True)
@@ -67,7 +67,7 @@ class SeenLogoutToken(models.Model):
 
 
 class BreakGlass(models.Model):
-    """One person's way in while the identity provider is dead, for minutes: see dashboard/break_glass.py."""
+    """One person's temporary access while the identity provider is down: see dashboard/break_glass.py."""
 
     code = models.CharField(max_length=64, primary_key=True)  # sha256 of what was printed
     user = models.OneToOneField(User, on_delete=models.PROTECT, related_name="+")
@@ -79,7 +79,7 @@ class BreakGlass(models.Model):
 
 
 class Count(models.Model):
-    """How often somebody did something in a window of time: see dashboard/limits.py."""
+    """A counter of requests in one window of time: see dashboard/limits.py."""
 
     key = models.CharField(max_length=80, primary_key=True)
     began = models.BigIntegerField()  # the window, as seconds since 1970

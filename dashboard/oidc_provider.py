@@ -1,7 +1,7 @@
-"""The company's identity provider: where it answers, and which of its answers are believed.
+"""The company's identity provider: its endpoints, the calls to it, and the checks of its tokens.
 
-Everything that arrives from it is checked here and refused in words (`Refused`) rather than by a traceback:
-a person who cannot sign in must learn what happened and what to do.
+Every answer of the provider is checked here. A wrong one raises SignInFailed, with a page that tells the person what
+happened and what to do, instead of a traceback.
 """
 
 import re
@@ -17,12 +17,12 @@ from django.core.cache import cache
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-TIMEOUT = (3.05, 5)  # seconds to connect, and between two bytes
+TIMEOUT = (3.05, 5)  # seconds: to connect, and between two bytes
 DISCOVERY_SECONDS = 3600
-KEYS_SECONDS = 300  # how long a key that the provider takes back may still be believed
-KEYS_AGAIN_SECONDS = 60  # between two looks for a key that is not among those known
+KEYS_SECONDS = 300  # how long a key that the provider has withdrawn may still be accepted
+KEYS_AGAIN_SECONDS = 60  # seconds between two requests for the keys because of an unknown one
 LEEWAY = 30  # seconds by which two clocks may differ
-# Asymmetric only: whoever can check an HMAC can also forge one, and "none" is no signature.
+# Asymmetric only: with the key that checks an HMAC one can also forge it, and "none" is no signature.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 ENDPOINTS = [
     "authorization_endpoint",
@@ -34,17 +34,17 @@ ENDPOINTS = [
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """What a person is told when a sign-in does not come about."""
+class SignInProblem:
+    """The page that a person is shown when a sign-in fails."""
 
     status: int
     title: str | Promise
     text: str | Promise
     template: str = "site/sign_in_failed.html"
-    ends_session: bool = True  # whether somebody who is signed in stays so
+    ends_session: bool = True  # whether a person who is signed in is signed out
 
 
-UNAVAILABLE = Explanation(
+UNAVAILABLE = SignInProblem(
     503,
     _("会社の認証サービスが応答しません"),
     _(
@@ -54,7 +54,7 @@ UNAVAILABLE = Explanation(
     ),
     ends_session=False,  # nothing was said about the person; the check is still due
 )
-MISCONFIGURED = Explanation(
+MISCONFIGURED = SignInProblem(
     503,
     _("サインインの設定に誤りがあります"),
     _(
@@ -64,7 +64,7 @@ MISCONFIGURED = Explanation(
     ),
     ends_session=False,  # nothing was said about the person
 )
-STALE = Explanation(
+STALE = SignInProblem(
     400,
     _("このサインインは続けられません"),
     _(
@@ -74,7 +74,7 @@ STALE = Explanation(
     ),
     ends_session=False,  # anybody can make a browser open such an address
 )
-CANCELLED = Explanation(
+CANCELLED = SignInProblem(
     403,
     _("サインインが取り消されました"),
     _(
@@ -82,7 +82,7 @@ CANCELLED = Explanation(
         "もう一度サインインするか、社内の認証サービスの管理者に連絡してください。"
     ),
 )
-UNPROVEN = Explanation(
+UNPROVEN = SignInProblem(
     400,
     _("サインインを確認できませんでした"),
     _(
@@ -91,7 +91,7 @@ UNPROVEN = Explanation(
         "続く場合は、時刻を添えて社内の認証サービスの管理者に連絡してください。"
     ),
 )
-SUSPENDED = Explanation(
+SUSPENDED = SignInProblem(
     403,
     _("このアカウントは利用を停止されています"),
     _(
@@ -99,8 +99,8 @@ SUSPENDED = Explanation(
         "心当たりがない場合は、上長または社内の認証サービスの管理者に連絡してください。"
     ),
 )
-NO_ROLE = Explanation(403, _("利用する権限がありません"), "", template="site/no_role.html")
-NOT_FRESH = Explanation(
+NO_ROLE = SignInProblem(403, _("利用する権限がありません"), "", template="site/no_role.html")
+NOT_FRESH = SignInProblem(
     403,
     _("ご本人の再確認ができませんでした"),
     _(
@@ -110,7 +110,7 @@ NOT_FRESH = Explanation(
     ),
     ends_session=False,
 )
-WITHOUT_PROVIDER = Explanation(
+WITHOUT_PROVIDER = SignInProblem(
     403,
     _("緊急用サインインではこの操作はできません"),
     _(
@@ -120,23 +120,28 @@ WITHOUT_PROVIDER = Explanation(
     ),
     ends_session=False,
 )
-# RFC 6749, 4.1.2.1: it is the dashboard that the provider refuses, not the person.
+# RFC 6749, 4.1.2.1: errors with which the provider refuses the dashboard, not the person.
 REFUSES_US = {"invalid_request", "invalid_scope", "unauthorized_client", "unsupported_response_type"}
 
 
-class Refused(Exception):
-    """A sign-in did not come about. `reason` goes to the audit trail: a word, never a name, mail or token."""
+class SignInFailed(Exception):
+    """A sign-in failed.
 
-    def __init__(self, explanation: Explanation, reason: str, username: str = "") -> None:
+    problem: the page to show.
+    reason: for the audit trail and the log; a word, never a name, mail address or token.
+    username: of the person, if the provider has proven who it is.
+    """
+
+    def __init__(self, problem: SignInProblem, reason: str, username: str = "") -> None:
         super().__init__(reason)
-        self.explanation = explanation
+        self.problem = problem
         self.reason = reason
         self.username = username
 
 
 @dataclass(frozen=True)
 class Provider:
-    """What the provider's discovery document says of it."""
+    """The parts of the provider's discovery document that the site uses."""
 
     authorization_endpoint: str
     token_endpoint: str
@@ -145,11 +150,16 @@ class Provider:
     end_session_endpoint: str
     algorithms: frozenset[str]
     scopes: frozenset[str]
-    basic_auth: bool  # how the client shows its secret: in a header, else among the fields
-    names_itself: bool  # RFC 9207: its answers carry `iss`
+    basic_auth: (
+        bool  # whether the client secret is sent in the Authorization header; otherwise it is a form field
+    )
+    names_itself: bool  # whether its answers carry `iss` (RFC 9207)
 
     def can_be_left(self) -> bool:
-        """Whether it offers to sign people out, and where a form may be answered from: the CSP names its origin."""
+        """Return whether the browser can be sent to the provider's sign-out after the form was posted.
+
+        The CSP (form-action) allows a form to be redirected to the issuer's origin only.
+        """
         return _is_at_issuer(self.end_session_endpoint)
 
     def can_be_asked_on_leaving(self) -> bool:
@@ -157,7 +167,7 @@ class Provider:
 
 
 def issuer_fault(issuer: str, *, https: bool) -> str:
-    """Say why nobody may be believed on this issuer's word, or nothing."""
+    """Return why this issuer must not be trusted, for the administrator; empty if it may be."""
     parts = urlsplit(issuer)
     if not parts.hostname or parts.scheme not in {"http", "https"}:
         return "OIDC_ISSUER is not a web address."
@@ -170,12 +180,12 @@ def issuer_fault(issuer: str, *, https: bool) -> str:
 
 
 def provider() -> Provider:
-    """Read the discovery document, once an hour and not before somebody signs in.
+    """Return the provider, from its discovery document. It is read when first needed, and again after an hour.
 
-    Raises: Refused.
+    Raises: SignInFailed.
     """
     if fault := issuer_fault(settings.OIDC_ISSUER, https=settings.HTTPS):
-        raise Refused(UNAVAILABLE, fault)
+        raise SignInFailed(UNAVAILABLE, fault)
     key = f"oidc-discovery:{settings.OIDC_ISSUER}"
     document = cache.get(key)
     if document is None:
@@ -188,16 +198,16 @@ def provider() -> Provider:
 
 def _provider(document: dict[str, Any]) -> Provider:
     if document.get("issuer") != settings.OIDC_ISSUER:
-        raise Refused(UNAVAILABLE, "discovery_issuer")
+        raise SignInFailed(UNAVAILABLE, "discovery_issuer")
     endpoints = {name: document.get(name, "") for name in ENDPOINTS}
     for name, address in endpoints.items():
         optional = name == "end_session_endpoint" and address == ""
         if not optional and not _is_as_safe_as_issuer(address):
-            raise Refused(UNAVAILABLE, f"discovery_{name}")
+            raise SignInFailed(UNAVAILABLE, f"discovery_{name}")
     offered = document.get("id_token_signing_alg_values_supported", ["RS256"])
     algorithms = frozenset(ALGORITHMS).intersection(offered)
     if not algorithms:
-        raise Refused(UNAVAILABLE, "discovery_algorithms")
+        raise SignInFailed(UNAVAILABLE, "discovery_algorithms")
     methods = document.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
     return Provider(
         **endpoints,
@@ -221,60 +231,65 @@ def _is_at_issuer(address: str) -> bool:
 
 
 def ask(
-    method: str, url: str, *, rejected: Callable[[str], Refused] | None = None, **kwargs: Any
+    method: str, url: str, *, rejected: Callable[[str], SignInFailed] | None = None, **kwargs: Any
 ) -> dict[str, Any]:
-    """Call the provider and return its JSON object; what an OAuth error means is the caller's to say.
+    """Call the provider and return its JSON object.
 
-    Raises: Refused.
+    rejected: turns an OAuth error code of a 400 or 401 answer into the exception to raise.
+
+    Raises: SignInFailed; of UNAVAILABLE for every answer that is no 200 with a JSON object and that `rejected` does not
+    handle, and for errors of the network.
     """
     try:
         with requests.Session() as http:
-            http.trust_env = False  # no proxy or .netrc of the surroundings gets to see the client's secret
+            http.trust_env = (
+                False  # so that no proxy or .netrc of the environment is used with the client secret
+            )
             response = http.request(
                 method,
                 url,
                 timeout=TIMEOUT,
-                allow_redirects=False,  # a secret is sent to the address that discovery named, nowhere else
+                allow_redirects=False,  # the secret is sent only to the address in the discovery document
                 verify=settings.OIDC_CA_BUNDLE or True,
                 **kwargs,
             )
         if rejected and response.status_code in {400, 401} and (error := _oauth_error(response)):
             raise rejected(error)
         if response.status_code != 200:
-            raise Refused(UNAVAILABLE, f"provider_{response.status_code}")
+            raise SignInFailed(UNAVAILABLE, f"provider_{response.status_code}")
         answer = response.json()
     except (requests.RequestException, ValueError) as error:
-        raise Refused(UNAVAILABLE, type(error).__name__) from error
+        raise SignInFailed(UNAVAILABLE, type(error).__name__) from error
     if not isinstance(answer, dict):
-        raise Refused(UNAVAILABLE, "provider_json")
+        raise SignInFailed(UNAVAILABLE, "provider_json")
     return answer
 
 
 def _oauth_error(response: requests.Response) -> str:
-    """The word by which an endpoint of OAuth says why not (RFC 6749, 5.2), if it says one."""
+    """Return the error code of an OAuth error answer (RFC 6749, 5.2), or "" if it has none."""
     answer = response.json()
     error = answer.get("error") if isinstance(answer, dict) else None
     return error if isinstance(error, str) and re.fullmatch(r"[a-z_]{1,40}", error) else ""
 
 
 def check_token(token: object, *, required: list[str], typ: str = "") -> dict[str, Any]:
-    """Return the claims of a token that the provider signed for us, and that holds now.
+    """Return the claims of a token, after checking that the provider signed it for us and that it is valid now.
 
     Args:
-        required: claims without which the token is refused; PyJWT checks others only where they are present.
-        typ: the `typ` that the header must have, where one kind of token must not pass for another.
+        required: claims that the token must have; PyJWT checks any others only if they are present.
+        typ: the `typ` that the header must have, in lower case, so that no other kind of token is accepted.
 
-    Raises: Refused.
+    Raises: SignInFailed.
     Source: OpenID Connect Core 1.0, 3.1.3.7; Back-Channel Logout 1.0, 2.6.
     """
     if not isinstance(token, str):
-        raise Refused(UNPROVEN, "token_missing")
+        raise SignInFailed(UNPROVEN, "token_missing")
     try:
         header = jwt.get_unverified_header(token)
         if header.get("alg") not in provider().algorithms:
-            raise Refused(UNPROVEN, "alg")
+            raise SignInFailed(UNPROVEN, "alg")
         if typ and str(header.get("typ", "")).lower() != typ:
-            raise Refused(UNPROVEN, "typ")
+            raise SignInFailed(UNPROVEN, "typ")
         claims = jwt.decode(
             token,
             _signing_key(header),
@@ -285,17 +300,19 @@ def check_token(token: object, *, required: list[str], typ: str = "") -> dict[st
             options={"require": required},
         )
     except jwt.PyJWTError as error:
-        raise Refused(UNPROVEN, type(error).__name__) from error
+        raise SignInFailed(UNPROVEN, type(error).__name__) from error
     several_audiences = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
     if (several_audiences or "azp" in claims) and claims.get("azp") != settings.OIDC_RP_CLIENT_ID:
-        raise Refused(UNPROVEN, "azp")
+        raise SignInFailed(UNPROVEN, "azp")
     return claims
 
 
 def _signing_key(header: dict[str, Any]) -> jwt.PyJWK:
-    """The one published key that the header points at. A key that the token itself brings is never seen.
+    """Return the one published key that the header names. A key inside the token itself is never used.
 
-    Anybody can send a token that points at a key of nobody, so that the provider is asked for it once a minute only.
+    Anybody can send a token that names an unknown key, so the provider is asked for its keys again only once a minute.
+
+    Raises: SignInFailed.
     """
     uri = provider().jwks_uri
     known = cache.get(f"oidc-keys:{uri}")
@@ -306,7 +323,7 @@ def _signing_key(header: dict[str, Any]) -> jwt.PyJWK:
         cache.set(f"oidc-keys:{uri}", known, KEYS_SECONDS)
         fitting = _fitting(known, header)
     if len(fitting) != 1:
-        raise Refused(UNPROVEN, "key_unknown")
+        raise SignInFailed(UNPROVEN, "key_unknown")
     return jwt.PyJWK(fitting[0], algorithm=header["alg"])
 
 

@@ -1,34 +1,44 @@
-"""The pages that a session has open, so that one that goes on with itself is told from another look.
+"""The pages that a session has opened, so that renewing one is not counted and recorded as opening another.
 
-A page with a refund under way renews itself (`?renew=1`), and a form that is refused is drawn again. Neither shows
-anybody what they have not seen. That a page was seen is the session's to say, since anybody can write `?renew=1`.
+A page with a refund under way renews itself (`?renew=1`), and a form that is refused is drawn again. Neither shows the
+person anything new. The session says whether the page was seen before, since anybody can add `?renew=1`.
 """
 
-from django.http import HttpRequest
+from collections.abc import Callable
 
-MOST_PAGES = 50  # the oldest makes room, and is then another look
-RENEWING = {"refunds:refund", "refunds:bulk"}  # pages that renew themselves
+from django.http import HttpRequest, HttpResponseBase
+
+MOST_PAGES = 50  # the oldest is dropped, and counts as opened anew the next time
+
+
+def renews_itself[View: Callable[..., HttpResponseBase]](view: View) -> View:
+    """Mark a view whose page renews itself with `?renew=1`."""
+    view.renews_itself = True  # type: ignore[attr-defined]
+    return view
 
 
 def was_opened(request: HttpRequest) -> bool:
     return request.path in request.session.get("opened", [])
 
 
-def goes_on(request: HttpRequest) -> bool:
-    """Whether this is no other look at what the page of this address has shown in this session.
+def is_continuation(request: HttpRequest) -> bool:
+    """Return whether this request only renews or redraws a page that this session has already seen.
 
-    Whatever else stands in the address may ask for another part of it.
+    Any other parameter in the address may ask for another part of the page.
     """
     if request.method == "POST":
         again = not request.GET
     else:
-        page = request.resolver_match and request.resolver_match.view_name
-        again = page in RENEWING and list(request.GET) == ["renew"]
+        view = request.resolver_match and request.resolver_match.func
+        again = getattr(view, "renews_itself", False) and list(request.GET) == ["renew"]
     return again and was_opened(request)
 
 
 def remember(request: HttpRequest) -> None:
-    """Call it where the page is drawn. An address that names no object shows now this, now that: it is not kept."""
+    """Remember that this session has seen the page; call it where the page is drawn.
+
+    An address that names no object, such as a list's, is not kept: it shows something else each time.
+    """
     names_it = request.resolver_match is not None and bool(request.resolver_match.kwargs)
     if names_it and not was_opened(request):
         request.session["opened"] = [*request.session.get("opened", []), request.path][-MOST_PAGES:]

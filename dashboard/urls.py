@@ -5,17 +5,21 @@ from django.contrib.auth.decorators import login_not_required
 from django.urls import include, path
 from django.views.i18n import set_language
 
-from dashboard import break_glass, metrics, sso, views
+from dashboard import break_glass, metrics, views
+from dashboard.sso import backchannel
+from dashboard.sso import views as sso_views
 
 urlpatterns = [
     path("", include("refunds.urls")),
-    path("admin/logout/", sso.logout),  # before the admin's own, which leaves the provider signed in
+    path(
+        "admin/logout/", sso_views.logout
+    ),  # before the admin's own, which does not sign out at the provider
     path("admin/", admin.site.urls),
-    path("oidc/authenticate/", sso.authenticate, name="oidc_authentication_init"),
-    path("oidc/callback/", sso.callback, name="oidc_authentication_callback"),
-    path("oidc/step-up/", sso.step_up, name="oidc_step_up"),
-    path("oidc/logout/", sso.logout, name="oidc_logout"),
-    path("oidc/backchannel-logout/", sso.backchannel_logout, name="oidc_backchannel_logout"),
+    path("oidc/authenticate/", sso_views.authenticate, name="oidc_authentication_init"),
+    path("oidc/callback/", sso_views.callback, name="oidc_authentication_callback"),
+    path("oidc/step-up/", sso_views.step_up, name="oidc_step_up"),
+    path("oidc/logout/", sso_views.logout, name="oidc_logout"),
+    path("oidc/backchannel-logout/", backchannel.backchannel_logout, name="oidc_backchannel_logout"),
     path("sign-in/", views.sign_in, name="sign_in"),
     path("signed-out/", views.signed_out, name="signed_out"),
     path("break-glass/", break_glass.enter, name="break_glass"),

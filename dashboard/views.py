@@ -1,4 +1,4 @@
-"""The pages around the app: signing in and out, health, and forms that came without token or lost their session."""
+"""Pages around the app: sign-in, sign-out, health, and errors such as a missing CSRF token or a lost session."""
 
 import structlog
 from django.conf import settings
@@ -20,7 +20,7 @@ from mozilla_django_oidc.views import get_next_url
 def sign_in(request: HttpRequest) -> HttpResponse:
     page = get_next_url(request, "next") or "/"
     if request.user.is_authenticated:
-        return HttpResponseRedirect(page)  # as it is: redirect() would look for a view of that name
+        return HttpResponseRedirect(page)  # not redirect(), which would try the path as a view's name first
     address = reverse("oidc_authentication_init") + "?" + urlencode({"next": page})
     return render(request, "site/sign_in.html", {"authenticate": address})
 
@@ -37,7 +37,10 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Django's draws the page with its reader, who is not known yet when it is the host's name that is wrong."""
+    """Answer 400 without request.user, which is missing when the host name is what is wrong. Django's own needs it.
+
+    A session that ended during the request also comes here: see session_interrupted().
+    """
     if isinstance(exception, SessionInterrupted):
         with translation.override(getattr(request, "LANGUAGE_CODE", settings.LANGUAGE_CODE)):
             return session_interrupted(request) if _is_gone(exception) else server_error(request)
@@ -45,35 +48,36 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """Drawn without the request: what is broken may be the database, or whatever pages show around themselves."""
+    """Answer 500 without context processors: they, or the database that they read, may be what is broken."""
     told = {
         "at": timezone.localtime(),
-        "request_id": structlog.contextvars.get_contextvars().get("request_id", ""),  # of Watched
+        # RequestLogMiddleware has bound it.
+        "request_id": structlog.contextvars.get_contextvars().get("request_id", ""),
     }
     return HttpResponse(render_to_string("500.html", told), status=500)
 
 
 def _is_gone(interrupted: SessionInterrupted) -> bool:
-    """Whether the session is no more; Django says the same of a database that died before it was saved."""
+    """Return whether the session was deleted. Django raises the same error when the database fails while saving it."""
     update_error = interrupted.__context__
     return update_error is not None and isinstance(update_error.__context__, ObjectNotUpdated)
 
 
 def session_interrupted(request: HttpRequest) -> HttpResponse:
-    """The session ended while its request was under way, which is noticed after the view: what was sent may be done."""
+    """Answer 409: the session ended during the request. Django notices after the view, so a post may have worked."""
     page = render_to_string("site/session_interrupted.html", {"posted": request.method == "POST"})
     return HttpResponse(page, status=409)
 
 
 @login_not_required
 def healthz(request: HttpRequest) -> HttpResponse:
-    """Alive: asks nothing of the database, or a slow database would have us restarted."""
+    """Answer that the process is alive, without a query: otherwise a slow database would get it restarted."""
     return plain("ok")
 
 
 @login_not_required
 def readyz(request: HttpRequest) -> HttpResponse:
-    """Able to serve: not told to leave, and the database answers and has this version's tables."""
+    """Answer 200 if the process can serve: not draining, and the database answers and has all migrations. Else 503."""
     if (settings.STATE_DIR / "draining").exists():
         return plain("draining", status=503)
     try:

@@ -1,6 +1,6 @@
 """The web server: `python -m gunicorn -c deploy/gunicorn.conf.py dashboard.wsgi`
 
-Restart it to change anything: neither HUP nor USR2 reads the settings anew.
+To change a setting, restart it: neither HUP nor USR2 reads the settings again.
 """
 
 import os
@@ -12,12 +12,13 @@ from dashboard.settings import LOGGING, SMARTPAY_DEADLINE, STATE_DIR
 
 worker_class = "gthread"
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
-threads = 8  # each; a person who refunds holds one for as long as Smartpay takes
-timeout = 60  # seconds without a sign of life from a worker; a slow request is none
-# A refund reads and sends: two calls. What is not done by then is killed, and left for a worker to settle.
+threads = 8  # of each worker; a request that refunds holds one for as long as Smartpay takes
+timeout = 60  # seconds without a heartbeat until a worker is killed; a slow request does not stop it
+# Seconds. A refund makes two calls, one to read and one to send. A request that has not finished by then is killed, and
+# a background worker settles its refund.
 graceful_timeout = int(2 * SMARTPAY_DEADLINE + 10)
 control_socket_disable = True
-# The site's own lines tell of requests; a second access log would hold addresses and what was typed into them.
+# The site logs its requests itself. A second access log would hold URLs, and what people typed into them.
 accesslog = None
 logconfig_dict = LOGGING | {
     "loggers": LOGGING["loggers"]
@@ -26,7 +27,7 @@ logconfig_dict = LOGGING | {
 
 
 def on_starting(server: Any) -> None:
-    """Whoever starts means to serve. Each server's processes add up what they count in a directory of their own."""
+    """End draining, since a start means to serve, and make a directory for the counters of this server's processes."""
     (STATE_DIR / "draining").unlink(missing_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="refund-dashboard-metrics-")
 

@@ -37,6 +37,7 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_POST, require_safe
 
+from dashboard import limits
 from dashboard.models import User
 from refunds import audit, audit_export, audit_words, clock, jobs, roles, sealing, search
 from refunds.models import (
@@ -644,6 +645,8 @@ class JobFilter(WordsFilter):
 
 
 @admin.register(Order)
+@method_decorator(limits.limited(limits.LISTS), name="changelist_view")
+@method_decorator(limits.limited(limits.ORDERS), name="change_view")
 class OrderAdmin(AuditorAdmin):
     list_display = (
         "created_at",
@@ -790,6 +793,7 @@ class AttemptAdmin(AuditorAdmin):
 
 
 @admin.register(Search)
+@method_decorator(limits.limited(limits.LISTS), name="changelist_view")
 class SearchAdmin(AuditorAdmin):
     list_display = ("created_at", "person", "text")
     list_filter = ("person",)

@@ -10,9 +10,9 @@ class RefundsConfig(AppConfig):
     verbose_name = _("返金")
 
     def ready(self) -> None:
-        from dashboard.metrics import STANDING
+        from dashboard.metrics import DATABASE_REGISTRY
         from refunds import audit, checks, roles  # noqa: F401  (connects its receivers; registers its checks)
-        from refunds.metrics import Standing
+        from refunds.metrics import DatabaseCollector
 
-        STANDING.register(Standing())
+        DATABASE_REGISTRY.register(DatabaseCollector())
         post_migrate.connect(roles.sync, dispatch_uid="refunds.roles")

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from ipaddress import ip_address
 from typing import Any
 
 import structlog
@@ -21,6 +20,7 @@ from django.db.models import Model
 from django.dispatch import receiver
 from django.http import HttpRequest, HttpResponse
 
+from dashboard.client_address import client_address
 from dashboard.models import User
 from refunds import clock
 from refunds.models import AuditEntry, Order, Payment, Refund
@@ -52,8 +52,9 @@ class RequestContext:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         token = _origin.set(
             Origin(
-                request_id=structlog.contextvars.get_contextvars().get("request_id", ""),  # of Watched
-                ip=_address(request),
+                # RequestLogMiddleware has bound it.
+                request_id=structlog.contextvars.get_contextvars().get("request_id", ""),
+                ip=str(address) if (address := client_address(request)) else None,
                 session=_session_hash(request),
             )
         )
@@ -74,14 +75,6 @@ def _place(request: HttpRequest) -> str:
     if re.fullmatch(r"[\w./-]*", request.path, re.ASCII) or request.resolver_match is None:
         return request.path[:200]
     return f"/{request.resolver_match.route}"[:200]
-
-
-def _address(request: HttpRequest) -> str | None:
-    """The address as both databases keep it; None for what is none, such as a socket's file."""
-    try:
-        return str(ip_address(request.META.get("REMOTE_ADDR", "").partition("%")[0]))
-    except ValueError:
-        return None
 
 
 def _session_hash(request: HttpRequest) -> str:

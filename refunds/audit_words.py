@@ -191,7 +191,7 @@ CODES: dict[str, dict[str, Any]] = {
     "period": dict(cast(Any, PeriodForm.base_fields["period"]).choices),
     "reason": {
         **dict(Refund.Reason.choices),
-        # Why a sign-in was refused: see dashboard/sso.py. What is not here is the provider's own word.
+        # Why a sign-in was refused: see dashboard/sso/. What is not here is the provider's own word.
         "access_denied": _("本人による取りやめ"),
         "alg": _("認められない署名の方式"),
         "auth_time": _("本人の再確認がない応答"),

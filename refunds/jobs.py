@@ -21,7 +21,7 @@ from django.db.models import Max
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from dashboard import sso
+from dashboard.sso import sessions
 from refunds import (
     clock,
     notices,
@@ -98,7 +98,7 @@ JOBS = [
     Job("notices", _("確定の知らせ"), notices.send_due, "* * * * * */30", "notices"),
     Job("reconcile", _("照合"), reconciling.reconcile_due, "*/10 * * * *", "reconcile"),
     Job("prune_personal_data", _("個人情報の削除"), retention.prune, "5 * * * *", "personal data"),
-    Job("prune_sessions", _("終わったセッションの削除"), sso.prune, "15 * * * *", "sessions"),
+    Job("prune_sessions", _("終わったセッションの削除"), sessions.prune, "15 * * * *", "sessions"),
     Job("forget_runs", _("実行記録の整理"), forget_runs, "25 * * * *", "runs"),
 ]
 BY_NAME = {job.name: job for job in JOBS}

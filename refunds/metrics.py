@@ -16,7 +16,7 @@ from refunds.models import AuditEntry, Bulk, Control, JobRun, Refund, SyncCursor
 LATELY = timedelta(hours=1)
 
 
-class Standing(Collector):
+class DatabaseCollector(Collector):
     """Every process tells the same, since all ask one database: take the maximum, never the sum."""
 
     def collect(self) -> Iterator[Metric]:

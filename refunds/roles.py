@@ -1,6 +1,6 @@
 """Who may what: the four roles as Django groups, each with exactly the permissions of this table.
 
-The groups come from the company's claims at each sign-in (dashboard/sso.py). `sync` makes the table true after
+The groups come from the company's claims at each sign-in (dashboard/sso/backend.py). `sync` makes the table true after
 every `migrate`, so the database can never drift from what is read here.
 """
 

@@ -69,7 +69,7 @@ def person(request: HttpRequest) -> User:
 
 def viewed(request: HttpRequest, action: str, obj: Model) -> None:
     """Record that somebody looks at this, unless their page only goes on: see dashboard/opened.py."""
-    if not opened.goes_on(request):
+    if not opened.is_continuation(request):
         audit.record(request.user, action, obj)
         opened.remember(request)
 
@@ -89,9 +89,9 @@ def remember_way_back(request: HttpRequest, page: str = "") -> None:
 def parked_fields(request: HttpRequest) -> dict[str, str]:
     """The fields of a form that was put aside while the sign-in was checked; empty where there was none.
 
-    See Note [Parked forms] in dashboard/sso.py.
+    See Note [Parked forms] in dashboard/parked_forms.py.
     """
-    parked: QueryDict = getattr(request, "parked")  # noqa: B009  (SessionPolicy gives it to every request)
+    parked: QueryDict = getattr(request, "parked")  # noqa: B009  (SessionPolicyMiddleware gives it to every request)
     return {name: str(value) for name, value in parked.items()}
 
 

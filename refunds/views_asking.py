@@ -19,7 +19,8 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 
 from dashboard import limits, opened
-from dashboard.sso import PARKED_SECONDS, fresh_sign_in_required
+from dashboard.parked_forms import PARKED_SECONDS
+from dashboard.sso.decorators import fresh_sign_in_required
 from refunds import audit, clock, roles, services, smartpay
 from refunds.forms import RefundForm, SimilarForm
 from refunds.models import Order, Payment, Refund
@@ -51,11 +52,11 @@ def not_too_often(view: Callable[[HttpRequest, str], HttpResponseBase]) -> Calla
         if "drop" in request.POST:  # shows nothing and asks nobody
             return view(request, order_id)
         unjudged = request.method != "POST" or "all" in request.POST or "back" in request.POST
-        wait = limits.taken(request, limits.ORDERS if unjudged else limits.REFUND_FORMS)
+        wait = limits.hit(request, limits.ORDERS if unjudged else limits.REFUND_FORMS)
         if not wait:
             return view(request, order_id)
         # A customer's name is on it: past the limit it is drawn for whom it was drawn before.
-        seen = opened.goes_on(request)
+        seen = opened.is_continuation(request)
         return _as_typed(request, order_id, wait) if seen else limits.too_many(request, wait)
 
     return inner

@@ -13,8 +13,8 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
-from dashboard import limits
-from dashboard.sso import fresh_sign_in_required
+from dashboard import limits, opened
+from dashboard.sso.decorators import fresh_sign_in_required
 from refunds import audit, bulk, bulk_file, csv_file, paging, roles, services, spreadsheet
 from refunds.bulk import Share
 from refunds.forms import BulkUploadForm, DecisionForm, SimilarForm
@@ -38,7 +38,7 @@ def bulk_list(request: HttpRequest) -> HttpResponseBase:
 
 @permission_required(roles.REQUEST_REFUND, raise_exception=True)
 def _upload(request: HttpRequest) -> HttpResponse:
-    if wait := limits.taken(request, limits.REFUND_FORMS):
+    if wait := limits.hit(request, limits.REFUND_FORMS):
         return limits.too_many(request, wait)
     form = BulkUploadForm(request.POST, request.FILES)
     if not form.is_valid():
@@ -88,6 +88,8 @@ def bulk_template(request: HttpRequest) -> HttpResponseBase:
     return spreadsheet.download("bulk-refund-template.csv", heading, examples)
 
 
+@limits.limited(limits.ORDERS)
+@opened.renews_itself
 @require_http_methods(["GET", "HEAD", "POST"])
 @may_see
 def bulk_detail(request: HttpRequest, bulk_id: uuid.UUID) -> HttpResponseBase:

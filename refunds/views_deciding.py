@@ -14,7 +14,9 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
-from dashboard.sso import fresh_sign_in_required, posted_from
+from dashboard import limits
+from dashboard.parked_forms import posted_from
+from dashboard.sso.decorators import fresh_sign_in_required
 from refunds import audit, paging, roles, services, smartpay
 from refunds.forms import DecisionForm, ReviewForm, SendsForm
 from refunds.models import Refund
@@ -37,6 +39,7 @@ from refunds.views_refunds import draw_refund, refund_of, refund_page, why_not_m
 from refunds.wording import money
 
 
+@limits.limited(limits.LISTS)
 @require_safe
 @permission_required(roles.APPROVE_REFUND, raise_exception=True)
 def approvals(request: HttpRequest) -> HttpResponse:
@@ -56,6 +59,7 @@ def _draw_approvals(request: HttpRequest, sends_form: SendsForm, status: int = 2
     return render(request, "refunds/approvals.html", context, status=status)
 
 
+@limits.limited(limits.ORDERS)
 @posted_from(refund_page)
 @permission_required(roles.APPROVE_REFUND, raise_exception=True)
 @fresh_sign_in_required
@@ -89,6 +93,7 @@ def refund_decide(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
     return redirect("refunds:refund", refund_id)
 
 
+@limits.limited(limits.ORDERS)
 @require_http_methods(["GET", "HEAD", "POST"])
 @may_see
 def refund_review(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponseBase:

@@ -10,6 +10,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
+from dashboard import limits
 from refunds import audit, paging, search, spreadsheet
 from refunds.forms import OrderFilterForm, RefundFilterForm
 from refunds.models import Refund, Search
@@ -26,6 +27,7 @@ CHUNK = 500  # rows read at a time: neither memory nor a transaction grows with 
 # is on the trail, and what can't be recorded does not leave.
 
 
+@limits.limited(limits.LISTS)
 @require_safe
 @may_see
 def order_export(request: HttpRequest) -> StreamingHttpResponse:
@@ -77,6 +79,7 @@ def _order(order: Found) -> list[Any]:
     ]
 
 
+@limits.limited(limits.LISTS)
 @require_safe
 @may_see
 def refund_export(request: HttpRequest) -> StreamingHttpResponse:

@@ -13,7 +13,8 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
-from dashboard.sso import posted_from
+from dashboard import limits
+from dashboard.parked_forms import posted_from
 from refunds import audit, paging, roles, search, services, smartpay
 from refunds.forms import OrderFilterForm, SavedSearchForm
 from refunds.models import AuditEntry, Order, Payment, Refund, SavedSearch, Search, SmartpayRefund
@@ -31,6 +32,7 @@ NOW = timedelta(minutes=5)  # of 「いま開いています」
 LATE = timedelta(minutes=15)  # read every minute, the list is not: who looks for a new order has to know
 
 
+@limits.limited(limits.LISTS)
 @require_safe
 @may_see
 def order_list(request: HttpRequest) -> HttpResponse:
@@ -81,6 +83,7 @@ def order_list(request: HttpRequest) -> HttpResponse:
     return render(request, "refunds/order_list.html", context)
 
 
+@limits.limited(limits.SEARCHES)
 @posted_from(lambda request: reverse("refunds:order_list"))
 @may_see
 def order_search(request: HttpRequest) -> HttpResponse:
@@ -140,6 +143,7 @@ def own_search(request: HttpRequest, search_id: str) -> search.Remembered:
     return remembered
 
 
+@limits.limited(limits.ORDERS)
 @require_safe
 @may_see
 def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:

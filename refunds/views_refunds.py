@@ -10,7 +10,8 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
-from dashboard.sso import posted_from
+from dashboard import limits, opened
+from dashboard.parked_forms import posted_from
 from refunds import audit, paging, roles, services
 from refunds.forms import DecisionForm, RefundFilterForm
 from refunds.models import Control, Refund, SmartpayRefund
@@ -26,6 +27,7 @@ RENEW_SECONDS = {
 }
 
 
+@limits.limited(limits.LISTS)
 @require_safe
 @may_see
 def refund_list(request: HttpRequest) -> HttpResponse:
@@ -45,6 +47,8 @@ def refund_list(request: HttpRequest) -> HttpResponse:
     return render(request, "refunds/refund_list.html", context)
 
 
+@limits.limited(limits.ORDERS)
+@opened.renews_itself
 @require_safe
 @may_see
 def refund_detail(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:

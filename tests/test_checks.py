@@ -1,4 +1,4 @@
-"""Settings under which the site must not start."""
+"""System checks: settings under which the site must not start."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ SOUND: dict[str, Any] = {
 
 
 def found(settings: Any, **other: Any) -> list[str]:
-    """The ids of the faults of sound settings but for these."""
+    """Return the ids of the errors under valid settings changed by these."""
     for name, value in (SOUND | other).items():
         setattr(settings, name, value)
     return [str(fault.id) for fault in checks.money(None)]
@@ -122,7 +122,10 @@ def test_site_does_not_start_with_a_fault(db: None, settings: Any) -> None:
     [
         ({}, False),
         ({"viewer": "refund-viewers", "auditor": "viewer"}, False),
-        ({"operator": "refunds", "approver": "refunds"}, True),  # operators would decide, or nobody would
+        (
+            {"operator": "refunds", "approver": "refunds"},
+            True,
+        ),  # otherwise operators could decide, or nobody could
         ({"viewer": ""}, True),
         ({"viewer": " "}, True),
         ({"viewer": "", "operator": ""}, True),
@@ -182,7 +185,7 @@ def test_deployment_is_told_that_it_knows_no_proxy(
     ids=str,
 )
 def test_web_server_refuses_to_start_under_unsafe_settings(unsafe: dict[str, str], fault: str) -> None:
-    """A process of its own: gunicorn imports this and runs no checks."""
+    """Import it in a new process, as gunicorn does, which runs no checks itself."""
     done = subprocess.run(
         [sys.executable, "-c", "import dashboard.wsgi"],
         env=os.environ | PRODUCTION | unsafe, cwd=BASE_DIR, capture_output=True, text=True, check=False,

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from dashboard import sso
 from dashboard.models import SessionIndex, User
-from dashboard.oidc_provider import Refused
+from dashboard.oidc_provider import SignInFailed
 from refunds import grants, scanning, sealing, services, smartpay
 from refunds.models import (
     AuditEntry,
@@ -509,7 +509,7 @@ def test_people_sign_in_look_and_leave(payment: Payment, operator: User, approve
         session_key=browser.session.session_key, defaults={"user": auditor, "provider_session": "1"}
     )
     sign_in(operator).logout()
-    with pytest.raises(Refused):
+    with pytest.raises(SignInFailed):
         person("監査 桜")  # has no role any more
 
     auditor.refresh_from_db()

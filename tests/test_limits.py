@@ -1,4 +1,4 @@
-"""How often one may: over processes and machines, for each by themselves, and told in words."""
+"""Rate limits: shared by all processes and machines, counted per person or address, and explained on the page."""
 
 import threading
 import time
@@ -11,6 +11,7 @@ from django.db import connection, connections
 from django.http import HttpRequest
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.urls import get_resolver, resolve
 
 from dashboard import limits
 from dashboard.models import Count, User
@@ -33,7 +34,7 @@ def clock() -> Iterator[time_machine.Traveller]:
 
 @pytest.fixture
 def few(settings: Any) -> None:
-    """Five in an hour, so one in a minute."""
+    """Allow five in an hour, and so one in a minute."""
     for setting in ("SEARCHES_PER_HOUR", "ORDERS_PER_HOUR", "REFUND_FORMS_PER_HOUR", "SIGN_INS_PER_HOUR"):
         setattr(settings, setting, 5)
 
@@ -61,7 +62,7 @@ def test_a_fifth_in_a_minute_and_all_in_an_hour(
     for minute in range(61):
         clock.move_to(NOON + minute * 60)
         answers.append([search(browser).status_code for _ in range(3)])
-        browser = sign_in(operator)  # nobody's session lasts the hour
+        browser = sign_in(operator)  # no session lasts for the whole hour
 
     assert answers[:5] == [[302, 302, 429]] * 3 + [[302, 429, 429], [429] * 3]
     assert answers[5:60] == [[429] * 3] * 55
@@ -71,7 +72,7 @@ def test_a_fifth_in_a_minute_and_all_in_an_hour(
 @pytest.mark.postgresql  # SQLite lets one write at a time; tests/test_attacks.py asks two processes
 @pytest.mark.django_db(transaction=True)
 def test_limit_holds_over_connections(settings: Any) -> None:
-    """Eight connections at once, as of eight processes: each counts on from what the others have counted."""
+    """Eight connections count at once, as eight processes would, and no count is lost."""
     settings.SEARCHES_PER_HOUR = 100
     person, together = make_user("operator"), threading.Barrier(8)
     waits: list[int] = []
@@ -81,7 +82,7 @@ def test_limit_holds_over_connections(settings: Any) -> None:
         request.user = person
         try:
             together.wait()
-            waits.extend(limits.taken(request, limits.SEARCHES) for _ in range(10))
+            waits.extend(limits.hit(request, limits.SEARCHES) for _ in range(10))
         finally:
             connections.close_all()
 
@@ -141,8 +142,7 @@ def test_human_pace_is_no_haste(operator: User, settings: Any, clock: time_machi
     for second in range(0, 3600, 25):
         clock.move_to(NOON + second)
         waits += [
-            limits.taken(request, each)
-            for each in (limits.SEARCHES, limits.LISTS, limits.ORDERS, limits.LISTS)
+            limits.hit(request, each) for each in (limits.SEARCHES, limits.LISTS, limits.ORDERS, limits.LISTS)
         ]
 
     assert set(waits) == {0}
@@ -162,7 +162,7 @@ def test_counting_is_one_query(operator: User, few: None) -> None:
     with CaptureQueriesContext(
         connection,
     ) as queries:
-        limits.taken(request, limits.SEARCHES)
+        limits.hit(request, limits.SEARCHES)
 
     assert len(queries) == 1
 
@@ -181,7 +181,7 @@ def test_page_says_when_to_go_on_and_has_what_was_typed(
     assert "から続けられます" in text(answers[0])
     assert 'value="田中 &quot;太郎&quot;"' in text(answers[0])
     assert "操作は行われていません" in text(answers[0])
-    [entry] = refused()  # one for the window, however often it is tried
+    [entry] = refused()  # one in a window, after any number of tries
     assert (entry.actor, entry.action) == (operator, "orders.searched")
     assert "田中" not in entry.text
     alarms = [record for record in caplog.messages if "limit.reached" in record]
@@ -255,17 +255,52 @@ def test_name_on_the_form_is_none_that_the_limit_gives_away(
     assert not any("秘密" in text(answer) for answer in (*opened, *posted))
 
 
-def test_every_address_with_a_limit_is_there() -> None:
-    from django.urls import get_resolver
+LIMITED = {
+    "/orders/": limits.LISTS,
+    "/orders/search/": limits.SEARCHES,
+    "/orders/export/": limits.LISTS,
+    "/orders/order_test_1/": limits.ORDERS,
+    "/refunds/": limits.LISTS,
+    "/refunds/export/": limits.LISTS,
+    "/refunds/00000000-0000-4000-8000-000000000000/": limits.ORDERS,
+    "/refunds/00000000-0000-4000-8000-000000000000/decide/": limits.ORDERS,
+    "/refunds/00000000-0000-4000-8000-000000000000/review/": limits.ORDERS,
+    "/approvals/": limits.LISTS,
+    "/bulk/00000000-0000-4000-8000-000000000000/": limits.ORDERS,
+    "/admin/refunds/order/": limits.LISTS,
+    "/admin/refunds/order/1/change/": limits.ORDERS,
+    "/admin/refunds/search/": limits.LISTS,
+}
 
-    def names(resolver: Any, before: str = "") -> Iterator[str]:
+
+@pytest.mark.parametrize("method", ["get", "post"])
+@pytest.mark.parametrize("address", LIMITED)
+def test_every_limited_address_answers_429(
+    auditor: User, settings: Any, clock: Any, address: str, method: str
+) -> None:
+    limit = LIMITED[address]
+    browser = sign_in(auditor)
+    ask = getattr(browser, method)
+    assert ask(address).status_code != 429
+    setattr(settings, limit.setting, 0)
+
+    answer = ask(address)
+
+    assert (answer.status_code, answer["Retry-After"]) == (429, "3600")
+    [entry] = AuditEntry.objects.filter(data__why="limit", data__seconds=3600)
+    assert (entry.actor, entry.action, entry.data["limit"]) == (auditor, limit.action, limit.name)
+
+
+def test_no_other_address_has_a_limit_that_the_middleware_counts() -> None:
+    def limited(resolver: Any, before: str = "") -> Iterator[tuple[str, limits.Limit]]:
         for each in resolver.url_patterns:
             if hasattr(each, "url_patterns"):
-                yield from names(each, before + (f"{each.namespace}:" if each.namespace else ""))
-            else:
-                yield before + (each.name or "")
+                yield from limited(each, before + (f"{each.namespace}:" if each.namespace else ""))
+            elif limit := getattr(each.callback, "rate_limit", None):
+                yield before + each.name, limit
 
-    assert set(limits.LIMITED) <= set(names(get_resolver()))
+    expected = {resolve(address).view_name: limit for address, limit in LIMITED.items()}
+    assert dict(limited(get_resolver())) == expected
 
 
 # --- The refund form ----------------------------------------------------------------------------------------
@@ -305,7 +340,7 @@ def test_button_pressed_again_leads_to_the_refund_that_was_made(
     settings: Any,
     clock: Any,
 ) -> None:
-    """Whoever is told to wait must not believe that nothing was sent."""
+    """A person who is told to wait must not be told that nothing was sent when the refund was made."""
     settings.REFUND_FORMS_PER_HOUR = 10
     browser = sign_in(operator)
     page = browser.post(form_url(paid), typed(paid))
@@ -350,7 +385,7 @@ def test_no_other_site_uses_up_the_sign_ins_of_an_address(few: None, clock: Any,
     assert {answer.status_code for answer in answers[:2]} <= {200, 302, 400}
     assert (
         Client().get("/oidc/authenticate/").status_code == 503
-    )  # there is no provider, which is not the limit's word
+    )  # from the missing provider, not from the limit
     assert Client().post("/break-glass/", {"code": "wrong"}).status_code == 403
 
 

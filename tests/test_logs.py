@@ -1,4 +1,4 @@
-"""What may stand in a log."""
+"""Logs: what may appear in them, and what is redacted."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def site_handler(stream: io.StringIO) -> logging.Handler:
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """All that the site writes, every level of it, as it stands in the log."""
+    """The log as the site writes it, at every level."""
     stream = io.StringIO()
     handler = site_handler(stream)
     loggers = [
@@ -63,7 +63,7 @@ def lines(log: io.StringIO, event: str = "") -> list[dict[str, Any]]:
 
 
 def logged(error: Exception) -> dict[str, Any]:
-    """The line that the site's handler writes for a fault."""
+    """Log an exception with the site's handler; return its line."""
     stream = io.StringIO()
     handler = site_handler(stream)
     logger = logging.Logger("django.request")  # noqa: LOG001  (one of its own, with no other handler)
@@ -198,7 +198,7 @@ class Kept(Transport):
 
 @pytest.fixture
 def reported() -> Iterator[list[str]]:
-    """What a Sentry would have been sent."""
+    """The envelopes that Sentry would have been sent."""
     Kept.envelopes = []
     faults.report_to("http://public@127.0.0.1:9/1", transport=Kept)
     yield Kept.envelopes

@@ -26,7 +26,7 @@ from django.urls import URLResolver, get_resolver
 from django.utils import timezone
 
 from dashboard.models import User
-from dashboard.oidc_provider import Refused
+from dashboard.oidc_provider import SignInFailed
 from dashboard.sso import sync_user
 from refunds import bulk, reconciling
 from refunds.models import (
@@ -293,7 +293,7 @@ def test_what_wants_a_fresh_sign_in(world: World, settings: Any, role: str) -> N
 def test_role_whose_value_was_left_empty_is_nobodys(settings: Any, claim: Any) -> None:
     settings.OIDC_ROLE_VALUES = {"": "approver", "refund-viewers": "viewer"}
 
-    with pytest.raises(Refused, match="no_role"):
+    with pytest.raises(SignInFailed, match="no_role"):
         sync_user({"iss": "https://login.example.jp", "sub": "u-1", "groups": claim})
 
 

@@ -1,4 +1,4 @@
-"""What holds for every page of the site, and the pages around the app."""
+"""Middlewares of every page, and the pages around the app."""
 
 import sqlite3
 from contextlib import closing
@@ -32,14 +32,16 @@ pytestmark = pytest.mark.urls(__name__)
 
 @pytest.fixture
 def person(client: Client, db: None) -> User:
-    """Somebody who is signed in and has no role."""
+    """A person who is signed in with the test client and has no role."""
     user = User.objects.create(username="somebody", issuer="https://login.example.jp", subject="1")
     client.force_login(user)
     return user
 
 
 # --- Health -------------------------------------------------------------------------------------------------
-def test_healthz_asks_nothing_of_the_database(client: Client) -> None:  # which this test is not given
+def test_healthz_asks_nothing_of_the_database(
+    client: Client,
+) -> None:  # pytest-django denies this test the database
     response = client.get("/healthz")
 
     assert (response.status_code, response.content) == (200, b"ok\n")
@@ -175,7 +177,7 @@ def test_500_says_what_to_do_and_not_what_happened(client: Client, person: User)
 
 def test_500_tells_when_and_which_request_without_the_database(
     client: Client, settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:  # which this test is not given
+) -> None:  # pytest-django denies this test the database
     monkeypatch.setattr(timezone, "now", lambda: datetime(2026, 11, 30, 18, 23, 45, tzinfo=UTC))
     client.raise_request_exception = False
     client.cookies[settings.SESSION_COOKIE_NAME] = "a" * 32

@@ -1,4 +1,4 @@
-"""Signing in: against a provider that lies, and against the one of `make run`. Every request goes over real HTTP."""
+"""Sign-in, with a dishonest provider and with the development provider of `make run`, over real HTTP."""
 
 import os
 import threading
@@ -25,6 +25,8 @@ from werkzeug.serving import make_server
 from dashboard import oidc_provider, sso, urls
 from dashboard.checks import issuer as check_issuer
 from dashboard.models import SeenLogoutToken, SessionIndex, User
+from dashboard.sso import backchannel, sessions
+from dashboard.sso.decorators import fresh_sign_in_required
 from refunds.models import AuditEntry
 from scripts import identity_provider
 from tests.dishonest_provider import (
@@ -40,7 +42,7 @@ from tests.dishonest_provider import (
 
 
 def page(request: HttpRequest) -> JsonResponse:
-    """A screen of the app, as far as signing in is concerned: it says who is there and what was parked."""
+    """Stand in for a screen of the app: answer with the user and the parked fields."""
     return JsonResponse(
         {
             "person": request.user.pk,
@@ -53,7 +55,7 @@ def page(request: HttpRequest) -> JsonResponse:
 urlpatterns = [
     path("page/", page),
     path("page/act/", page),
-    path("page/fresh/", sso.fresh_sign_in_required(page)),
+    path("page/fresh/", fresh_sign_in_required(page)),
     *urls.urlpatterns,
 ]
 pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
@@ -68,7 +70,7 @@ def running() -> Iterator[DishonestProvider]:
 
 @pytest.fixture
 def idp(running: DishonestProvider, settings: Any) -> DishonestProvider:
-    """The provider, honest again, and the site that trusts it."""
+    """The provider, reset to honest answers, and the site configured to trust it."""
     fresh = {"lie": "", "forge": signed, "metadata": {}, "groups": ["operator"], "in_id_token": {}}
     vars(running).update(fresh, has_session=True, asked=[], codes={}, tokens=[])
     running.signed_in = {"sub": "u-1", "name": "返金 花子", "email": "hanako@example.jp"}
@@ -95,7 +97,7 @@ def trust(settings: Any, issuer: str, secret: str) -> None:
 
 @pytest.fixture
 def refusals() -> Iterator[list[dict[str, str]]]:
-    """What the audit trail is told of refused sign-ins."""
+    """The credentials of each user_login_failed signal."""
     told: list[dict[str, str]] = []
 
     def listen(sender: Any, credentials: dict[str, str], request: HttpRequest, **kwargs: Any) -> None:
@@ -107,7 +109,7 @@ def refusals() -> Iterator[list[dict[str, str]]]:
 
 
 def to_provider(client: Client, address: str) -> str:
-    """Follow our redirects up to the provider, and let it answer; return the address it sends the browser to."""
+    """Follow the site's redirects to the provider; return the address to which its answer sends the browser."""
     response = client.get(address)
     while response.status_code in {302, 303} and not response["Location"].startswith("http:"):
         response = client.get(response["Location"])
@@ -121,12 +123,12 @@ def back(client: Client, location: str) -> Any:
 
 
 def sign_in(client: Client, then: str = "/page/") -> Any:
-    """Sign in as whom the provider says, and return the callback's answer."""
+    """Sign in as the person whom the provider names; return the callback's answer."""
     return back(client, to_provider(client, f"/oidc/authenticate/?next={then}"))
 
 
 def who(client: Client) -> User | None:
-    """Who the browser is signed in as, asked of the session itself so that no clock is touched."""
+    """Return the user in the session, read directly so that no time in it changes."""
     return User.objects.filter(pk=client.session.get("_auth_user_id", 0), is_active=True).first()
 
 
@@ -222,7 +224,7 @@ def test_an_equal_subject_of_another_provider_is_another_person(
     assert who(client) not in {None, there}
 
 
-@pytest.mark.postgresql  # SQLite in memory has one connection, and no race to lose
+@pytest.mark.postgresql  # SQLite in memory has one connection, so there is no race
 @pytest.mark.django_db(transaction=True)
 def test_a_person_is_created_once(settings: Any) -> None:
     claims = {
@@ -636,7 +638,7 @@ def test_no_other_site_signs_anybody_in_unseen(idp: DishonestProvider, client: C
 def test_other_roles_than_before_are_on_the_trail(idp: DishonestProvider, client: Client) -> None:
     for groups in (["viewer"], ["operator", "approver"], []):
         idp.groups = groups
-        recheck_is_due(client)  # which signs nobody in who is
+        recheck_is_due(client)  # the person stays signed in: this is a recheck
         back(client, to_provider(client, "/oidc/authenticate/"))
 
     person = User.objects.get()
@@ -852,13 +854,13 @@ def test_a_provider_that_did_not_ask_again_opens_nothing(
 
 # --- Signing out --------------------------------------------------------------------------------------------------
 def leave(client: Client) -> str:
-    """Sign out here; return where the browser is sent once the provider was asked for an ID token."""
+    """Sign out here; return the redirect after the provider was asked for an ID token."""
     location: str = back(client, to_provider_by(client.post("/oidc/logout/")))["Location"]
     return location
 
 
 def to_provider_by(response: Any) -> str:
-    """Let the provider answer what a browser is sent to it with."""
+    """Send the provider a browser's request; return the redirect with its answer."""
     return requests.get(response["Location"], allow_redirects=False, timeout=5).headers["Location"]
 
 
@@ -877,7 +879,10 @@ def test_signing_out_reaches_the_provider_with_an_id_token_that_was_never_kept(
         "client_id": [CLIENT_ID],
         "post_logout_redirect_uri": ["http://testserver/signed-out/"],
     }
-    assert (idp.asked[-1]["prompt"], idp.asked[-1]["scope"]) == ("none", "openid")  # by which nobody is named
+    assert (idp.asked[-1]["prompt"], idp.asked[-1]["scope"]) == (
+        "none",
+        "openid",
+    )  # no scope of names
     assert hint == idp.tokens[-1]
     kept = str([session.get_decoded() for session in Session.objects.all()])
     assert not any(token in kept for token in secret_parts)
@@ -1042,7 +1047,7 @@ def test_a_crash_while_sessions_end_lets_the_provider_ask_again(
     outside = Client(raise_request_exception=False)
 
     with monkeypatch.context() as broken:
-        broken.setattr(sso, "end_sessions", lambda rows: 1 / 0)
+        broken.setattr(backchannel, "end_sessions", lambda rows: 1 / 0)
         crashed = outside.post("/oidc/backchannel-logout/", token).status_code
     again = outside.post("/oidc/backchannel-logout/", token).status_code
 
@@ -1065,7 +1070,7 @@ def test_tokens_of_strangers_ask_the_provider_for_its_keys_once_a_minute(
         forged = signed(idp.logout_claims(), key=FOREIGN_KEY, kid=kid, typ="logout+jwt")
         client.post("/oidc/backchannel-logout/", {"logout_token": forged})
 
-    assert asked.count(f"{idp.issuer}/jwks") == 2  # of the sign-in, and for the first key that is nobody's
+    assert asked.count(f"{idp.issuer}/jwks") == 2  # once for the sign-in, once for the first unknown key
     assert who(client) is not None
 
 
@@ -1080,7 +1085,7 @@ def test_a_key_that_the_provider_has_changed_is_found_at_once(idp: DishonestProv
 def test_what_is_over_is_forgotten(idp: DishonestProvider, client: Client) -> None:
     sign_in(client)
     over = timezone.now() - timedelta(days=2)
-    Client().get("/oidc/authenticate/")  # somebody who only looked in
+    Client().get("/oidc/authenticate/")  # a visitor who never signs in
     for jti, seen_at in {"old": over, "new": timezone.now()}.items():
         SeenLogoutToken.objects.create(jti=jti)
         SeenLogoutToken.objects.filter(jti=jti).update(seen_at=seen_at)
@@ -1088,7 +1093,7 @@ def test_what_is_over_is_forgotten(idp: DishonestProvider, client: Client) -> No
     SessionIndex.objects.create(session_key="gone", user=User.objects.get())
     SessionIndex.objects.filter(session_key="gone").update(created_at=over)
 
-    sso.prune()
+    sessions.prune()
 
     assert [session.session_key for session in Session.objects.all()] == [client.session.session_key]
     assert [row.session_key for row in SessionIndex.objects.all()] == [client.session.session_key]

@@ -1,4 +1,4 @@
-"""Break glass: the way in while the identity provider is dead. One code, one person, minutes, on the record."""
+"""Break-glass access while the identity provider is down: one code, one person, some minutes, on the trail."""
 
 import json
 import threading
@@ -13,8 +13,8 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
-from dashboard import sso
 from dashboard.models import BreakGlass, SessionIndex, User
+from dashboard.sso import sessions
 from refunds import services, smartpay
 from refunds.models import AuditEntry, Payment, Refund
 from tests.conftest import Clock
@@ -28,7 +28,7 @@ PAGE = "/break-glass/"
 
 
 def issue(role: str = "operator", **options: Any) -> str:
-    """What `manage.py break_glass` prints as the code."""
+    """Run `manage.py break_glass` and return the code that it prints."""
     printed = StringIO()
     told = {"name": "返金 花子", "role": role, "reason": "認証サービスの障害 INC-12"}
     call_command("break_glass", **(told | options), stdout=printed)
@@ -146,7 +146,7 @@ def test_roles_end_with_the_minutes(client: Client) -> None:
     BreakGlass.objects.update(expires_at=timezone.now())
     issue("auditor")
 
-    sso.prune()
+    sessions.prune()
 
     assert over.user.role_names == []
     assert [person.role_names for person in User.objects.filter(is_staff=True)] == [["auditor"]]
@@ -214,7 +214,7 @@ def test_auditor_reads_the_trail(client: Client) -> None:
     assert client.get("/admin/refunds/auditentry/").status_code == 200
 
 
-@pytest.mark.postgresql  # SQLite in memory has one connection, and no race to lose
+@pytest.mark.postgresql  # SQLite in memory has one connection, so there is no race
 @pytest.mark.django_db(transaction=True)
 def test_of_two_at_once_one_is_let_in() -> None:
     code, together = issue(), threading.Barrier(4)

@@ -59,13 +59,13 @@ def provider(both: tuple[Site, CertifiedProvider]) -> CertifiedProvider:
 
 
 class Person:
-    """Somebody at their own browser. `asked`: what the provider was asked for, sign-in by sign-in."""
+    """A person with a browser of their own. `asked`: the parameters of each request to the provider."""
 
     def __init__(self, chrome: Browser, site: Site) -> None:
         self.site = site
         self.context = chrome.new_context(base_url=site.url, locale="ja-JP", timezone_id="Asia/Tokyo")
         self.context.set_default_timeout(15_000)  # milliseconds
-        # The provider's pages want a font from elsewhere. Nothing here talks to elsewhere.
+        # The provider's pages load a font from another site; tests make no requests to other sites.
         self.context.route(lambda url: urlsplit(url).hostname != "127.0.0.1", lambda route: route.abort())
         self.asked: list[dict[str, str]] = []
         self.context.on("request", self._notice)
@@ -82,13 +82,13 @@ class Person:
         self.type_password(login)
 
     def type_password(self, login: str) -> None:
-        """At the provider's own page."""
+        """Sign in on the provider's own page."""
         self.page.get_by_placeholder("Enter any login").fill(login)
         self.page.get_by_placeholder("and password").fill("of no interest to the dashboard")
         self.page.get_by_role("button", name="Sign-in").click()
 
     def wait_for_recheck(self) -> None:
-        """Until the dashboard has to ask for them again."""
+        """Wait until the dashboard has to ask the provider again."""
         time.sleep(RECHECK + 1)
 
     def heading(self) -> Any:

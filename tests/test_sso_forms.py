@@ -1,4 +1,4 @@
-"""A sign-in that is too old for a form of the app: nothing is done, and afterwards the form is there as it was typed."""
+"""A form that needs a fresher sign-in: nothing is carried out, and after the sign-in the form is there as typed."""
 
 import time
 from typing import Any
@@ -32,7 +32,7 @@ def payment(db: None, sandbox: Sandbox, settings: Any) -> Payment:
 
 
 def signed_in(idp: DishonestProvider, client: Client, role: str) -> User:
-    """Somebody of this role, for whom the provider asked longer ago than a decision wants."""
+    """Sign in with this role, longer ago than a decision allows; return the person."""
     idp.groups = [role]
     sign_in(client)
     set_clock(client, "auth_time", 400)
@@ -51,7 +51,7 @@ def form_of(payment: Payment) -> str:
 
 
 def step_up(client: Client, response: Any) -> Any:
-    """Go through the provider, which asks anew, and on to the page that it leads back to."""
+    """Sign in again at the provider, and open the page that it leads back to."""
     assert response["Location"].startswith("/oidc/step-up/"), response["Location"]
     return client.get(back(client, to_provider(client, response["Location"]))["Location"])
 
@@ -183,7 +183,7 @@ def waiting(payment: Payment) -> Refund:
 def test_decision_comes_back_to_the_refund_wherever_it_was_posted_from(
     idp: DishonestProvider, client: Client, waiting: Refund, referer: str
 ) -> None:
-    """A refused decision is drawn at the address it was posted to, which takes posts alone."""
+    """A refused decision is drawn at the address it was posted to, which accepts posts only."""
     signed_in(idp, client, "approver")
     headers = {"Referer": f"http://testserver{referer.format(waiting.pk)}"} if referer else {}
 

@@ -16,7 +16,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from dashboard.models import User
-from dashboard.sso import PARKED_SECONDS
+from dashboard.parked_forms import PARKED_SECONDS
 from refunds import audit, services, smartpay
 from refunds.models import AuditEntry, Order, Payment, Refund, Search, SyncCursor
 from refunds.views_asking import READ_SECONDS

@@ -34,7 +34,7 @@ class Command(BaseCommand):
 
 
 def _account() -> str:
-    """Whose shell this is, as far as the machine knows."""
+    """Return the account that runs this command, or "" if the system does not know it."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):
