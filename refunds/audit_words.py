@@ -235,6 +235,7 @@ CODES: dict[str, dict[str, Any]] = {
         **dict(BulkLine.Problem.choices),
         **{error.__name__: problem.label for error, problem in bulk.PROBLEMS.items()},
         "NoReason": _("理由の入力なし"),
+        "SimilarUnexplained": _("似た返金があり、理由の入力なし"),
         "NotProved": _("Smartpay の表示と合わない判定"),
         "NotReconciled": _("復元後の読み取りの前"),
         "NotWaiting": _("すでに送信または決定"),

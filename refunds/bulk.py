@@ -44,6 +44,7 @@ PROBLEMS: dict[type[services.RefundError], BulkLine.Problem] = {
     services.AmountTooHigh: Problem.TOO_HIGH,
     services.BalanceMoved: Problem.MOVED,
     services.SimilarRefund: Problem.SIMILAR,
+    services.SimilarUnexplained: Problem.SIMILAR,
     services.RequestReused: Problem.USED,
 }
 

@@ -48,7 +48,7 @@ RIGHTS = {
     "refunds_payment": Rights(add=True, change=But({"id", "order_id", "currency", "refunded", "reserved"})),
     "refunds_smartpayrefund": Rights(add=True, change=But({"id", "payment_id"})),
     "refunds_synccursor": Rights(add=True, change=But({"collection"})),
-    "refunds_webhookevent": ADD,
+    "refunds_webhookevent": Rights(add=True, change=("caught_up_at",)),
     # The ledger. save() names all columns of a row, also those that stay; the guards tell which of them may differ.
     "refunds_refund": Rights(add=True, change=But({"id"})),
     "refunds_attempt": Rights(add=True, change=But({"id"})),

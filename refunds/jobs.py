@@ -32,6 +32,7 @@ from refunds import (
     services,
     smartpay,
     state_file,
+    webhooks,
 )
 from refunds.models import JobRun
 
@@ -93,9 +94,11 @@ class Job:
 JOBS = [
     Job("sweep", _("新しい注文の読み取り"), sweep, "* * * * *", "mirror"),
     Job("sweep_all", _("すべての注文の読み取り"), sweep_all, "*/10 * * * *", "mirror"),
+    Job("follow_events", _("通知された注文と返金の読み取り"), webhooks.follow, "* * * * *", "events"),
     Job("seal", _("監査記録の封印"), seal, "* * * * * */5", "trail"),
     Job("expire_requests", _("承認待ちの期限切れ"), services.expire_requests, "* * * * *", "requests"),
     Job("notices", _("確定の知らせ"), notices.send_due, "* * * * * */30", "notices"),
+    Job("reread_lately", _("最近の返金の読み直し"), reconciling.reread_lately, "35 * * * *", "reread"),
     Job("reconcile", _("照合"), reconciling.reconcile_due, "*/10 * * * *", "reconcile"),
     Job("prune_personal_data", _("個人情報の削除"), retention.prune, "5 * * * *", "personal data"),
     Job("prune_sessions", _("終わったセッションの削除"), sessions.prune, "15 * * * *", "sessions"),

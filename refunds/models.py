@@ -951,17 +951,25 @@ class Difference(models.Model):
 
 
 class WebhookEvent(models.Model):
-    """An event that Smartpay delivered: a hint to read, kept so that a repeat does nothing twice."""
+    """An event that Smartpay delivered: a hint to read, kept until that was done and so that a repeat does nothing."""
 
     event_id = models.CharField(max_length=80, primary_key=True)
     subscription_id = models.CharField(max_length=80, blank=True, default="")
     kind = models.CharField(max_length=64)
+    # What is to be read: a refund's id or an order's; "" for an event of no concern.
+    names = models.CharField(max_length=80, blank=True, default="", db_default="")
     received_at = models.DateTimeField()
+    caught_up_at = models.DateTimeField(null=True, blank=True)
     body_sha256 = models.CharField(max_length=64)
 
     class Meta:
         verbose_name = _("Webhook")
         verbose_name_plural = _("Webhook")
+        indexes = (
+            models.Index(
+                fields=["received_at"], name="webhookevent_waiting", condition=Q(caught_up_at__isnull=True)
+            ),
+        )
 
     def __str__(self) -> str:
         return self.event_id

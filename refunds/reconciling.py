@@ -24,7 +24,8 @@ from refunds.spreadsheet import moment
 log = structlog.get_logger(__name__)
 
 Kind = Difference.Kind
-DAYS = 7  # what is compared by schedule: a refund may be settled hours after its day, or be taken back
+DAYS = 8  # what is compared by schedule: a refund may be settled hours after its day, or be taken back
+LATELY = timedelta(days=1)
 DUE_AT = time_of_day(4)  # Japan's; what was sent before midnight is settled by then
 OTHERS_SCAN_SECONDS = 5.0  # until it is looked again whether another process has ended its reading
 HEADING = [
@@ -56,6 +57,21 @@ def reconcile_due() -> None:
     yesterday = due.date() - timedelta(days=1)
     if first := _first_to_compare(yesterday, due):
         reconcile(first, yesterday, client=smartpay.client())
+
+
+def reread_lately() -> None:
+    """Read again each payment with a refund of the last day: one may have been taken back, or made elsewhere.
+
+    Raises: smartpay.SmartpayError where Smartpay can't be read; the next call reads them all.
+    """
+    since, client = clock.now() - LATELY, smartpay.client()
+    ours = Refund.objects.filter(settled_at__gte=since).values_list("payment", flat=True)
+    theirs = SmartpayRefund.objects.filter(created_at__gte=since).values_list("payment", flat=True)
+    for payment_id in sorted({*ours, *theirs}):
+        try:
+            services.read_payment(payment_id, client=client)
+        except smartpay.NotFound:
+            log.warning("payment.not_found", payment=payment_id)
 
 
 def _first_to_compare(last: date, due: datetime) -> date | None:

@@ -1,4 +1,4 @@
-"""Smartpay's API: typed answers, errors named by what happened to the money. No models, no database.
+"""Smartpay's API: typed answers, errors named by what happened to the money. No models.
 
 The source of every fact is Smartpay's API reference and its official SDKs; where they are silent, the cautious
 reading is taken and said here. Amounts are integers in the currency's minor unit (¥2,500 is 2500).
@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import requests
 from django.conf import settings
+from django.db import connection
 from prometheus_client import Histogram
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -748,11 +749,15 @@ class Client:
         session: requests.Session,
         largest: int,
     ) -> _Response:
-        """Make one call and return its whole body, within the deadline. Raises: NotSent, Unclear.
+        """Make one call and return its whole body, within the deadline. Raises: NotSent, Unclear; RuntimeError inside
+        a transaction: what was not committed before the request leaves could be lost, and its locks would wait for it.
 
         The call runs in a thread of its own: timeouts count from byte to byte, so that neither a dripping header
         nor a name server that hangs would ever meet one. Past the deadline it is left alone, its outcome unclear.
         """
+        # As atomic(durable=True) asks: the transactions that tests run in do not count.
+        if any(not block._from_testcase for block in connection.atomic_blocks):  # type: ignore[attr-defined]
+            raise RuntimeError("Smartpay is not called inside a transaction.")
         ends = time.monotonic() + self._deadline
         result: list[_Response | SmartpayError] = []
 

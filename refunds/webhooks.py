@@ -4,10 +4,12 @@ import hashlib
 import hmac
 import json
 import string
+from datetime import timedelta
 
 import structlog
 from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
+from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
@@ -24,6 +26,9 @@ LAG_SECONDS = Histogram(
     buckets=(1, 5, 15, 60, 300, 900, 3600, 21600),
 )
 
+HINT_SECONDS = 3.0
+FOLLOWED_FOR = timedelta(days=1)
+AT_ONCE = 100  # events
 LARGEST_BODY = 64 * 1024  # bytes
 SECRET_BYTES = 30
 FOLLOWED = {  # the events that we catch up with, and what of their object names what is read
@@ -60,8 +65,11 @@ def is_signed(body: bytes, *, timestamp: str, signature: str) -> bool:
 @login_not_required
 @require_POST
 def receive(request: HttpRequest) -> HttpResponse:
-    """Check an event and catch up with what it names. 400 for what Smartpay did not sign; 500, so that it comes
-    again, where we could not catch up."""
+    """Check an event, keep it, and catch up with what it names. 400 for what Smartpay did not sign.
+
+    A delivery waits HINT_SECONDS at most: where Smartpay is slow it would otherwise hold all of our threads, which
+    people need. What took longer is left to follow().
+    """
     declared = request.headers.get("Content-Length") or "0"  # without one, Django reads no body
     if not (declared.isascii() and declared.isdigit()):
         return HttpResponseBadRequest()
@@ -80,32 +88,54 @@ def receive(request: HttpRequest) -> HttpResponse:
             raise TypeError("An event has an id and a type, and names an object.")
     except (ValueError, KeyError, TypeError, RecursionError):
         return HttpResponseBadRequest()
-    if WebhookEvent.objects.filter(pk=event_id).exists():
-        return HttpResponse(status=200)
-    _catch_up(kind, names)
-    # Only now: an event that we could not follow has to come again.
-    WebhookEvent.objects.get_or_create(
-        pk=event_id,
+    delivered, _is_new = WebhookEvent.objects.get_or_create(
+        pk=event_id[:80],
         defaults={
             "kind": kind[:64],
+            "names": names[:80],
             "subscription_id": request.headers.get("Smartpay-Subscription-Id", "")[:80],
             "received_at": clock.now(),
             "body_sha256": hashlib.sha256(request.body).hexdigest(),
         },
     )
-    if isinstance(at := event.get("createdAt"), int):
-        LAG_SECONDS.observe(max(0.0, clock.now().timestamp() - at / 1000))
-    log.info("webhook.received", event_id=event_id, kind=kind)
+    if delivered.caught_up_at is None:
+        try:
+            _catch_up(delivered, client=smartpay.client().within(HINT_SECONDS))
+        except smartpay.SmartpayError as error:
+            log.info("webhook.waits", event_id=delivered.pk, kind=kind, outcome=error.outcome)
+        else:
+            if isinstance(at := event.get("createdAt"), int):
+                LAG_SECONDS.observe(max(0.0, clock.now().timestamp() - at / 1000))
+    log.info("webhook.received", event_id=delivered.pk, kind=kind)
     return HttpResponse(status=200)
 
 
-def _catch_up(kind: str, names: str) -> None:
-    """Read the refund or the order that the event names. Its own contents are never believed."""
+def follow() -> None:
+    """Catch up with the events that their delivery could not wait for, the oldest first. Called by workers.
+
+    What Smartpay does not show yet is looked for again, for a day: by then the sweeps have read everything.
+    Raises: smartpay.SmartpayError where Smartpay can't be read; the rest waits for the next call.
+    """
+    waiting = WebhookEvent.objects.filter(caught_up_at=None)
+    given_up = Q(received_at__lt=clock.now() - FOLLOWED_FOR)
+    # A version before this column has caught up with an event before it writes its row, which names nothing.
+    waiting.filter(given_up | Q(names="")).update(caught_up_at=clock.now())
     client = smartpay.client()
-    if kind == "refund.created":
+    for event in waiting.order_by("received_at")[:AT_ONCE]:
+        try:
+            _catch_up(event, client=client)
+        except smartpay.NotFound:
+            log.info("webhook.waits", event_id=event.pk, kind=event.kind, outcome="REFUSED")
+
+
+def _catch_up(event: WebhookEvent, *, client: smartpay.Client) -> None:
+    """Read the refund or the order that the event names. Its own contents are never believed."""
+    if event.kind == "refund.created":
         read_at = clock.now()
-        seen = client.get_refund(names)
+        seen = client.get_refund(event.names)
         services.observe_refund(seen, read_at=read_at)
         services.read_payment(seen.payment, client=client)
-    elif kind in FOLLOWED:
-        services.read_order(names, client=client)
+    elif event.kind in FOLLOWED:
+        services.read_order(event.names, client=client)
+    event.caught_up_at = clock.now()
+    event.save(update_fields=["caught_up_at"])

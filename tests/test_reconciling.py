@@ -190,13 +190,34 @@ def calls(monkeypatch: pytest.MonkeyPatch, settings: Any, sandbox: Sandbox) -> l
     return made
 
 
+def test_payments_of_the_last_day_are_read_again_and_no_others(
+    operator: User, sandbox: Sandbox, at: Clock
+) -> None:
+    old, lately = (mirrored(sandbox, "refundable", min_amount=2000, skip=skip) for skip in (0, 3))
+    refund(old, operator, 100)
+    at.advance(days=1, seconds=1)
+    sandbox.advance(timedelta(days=1, seconds=1).total_seconds())
+    refund(lately, operator, 100)
+    made = sandbox.refund_elsewhere(lately.pk, 300)
+    sandbox.forget_requests()
+
+    reconciling.reread_lately()
+
+    lately.refresh_from_db()
+    assert (lately.refunded, lately.external) == (100, 300)
+    assert {each["path"] for each in sandbox.requests("GET")} == {
+        f"/v1/payments/{lately.pk}",
+        f"/v1/refunds/{made['id']}",
+    }
+
+
 def test_it_is_due_once_a_day_after_four(db: None, at: Clock, calls: list[Any]) -> None:
     at.now = datetime(2026, 4, 10, 3, 0, tzinfo=TOKYO)
     for _ in range(4 * 6):  # until 7:00, as the job looks
         reconciling.reconcile_due()
         at.advance(minutes=10)
 
-    assert calls == [(date(2026, 4, 2), date(2026, 4, 8)), (date(2026, 4, 3), date(2026, 4, 9))]
+    assert calls == [(date(2026, 4, 1), date(2026, 4, 8)), (date(2026, 4, 2), date(2026, 4, 9))]
 
 
 def test_days_that_were_missed_are_made_up_for(db: None, at: Clock, calls: list[Any]) -> None:

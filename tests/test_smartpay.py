@@ -27,6 +27,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from django.db import transaction
 from hypothesis import given, settings, strategies
 from requests.structures import CaseInsensitiveDict
 from urllib3.util.retry import Retry
@@ -211,6 +212,14 @@ def faults_are(request: Any) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("faults_are")
+@pytest.mark.django_db
+def test_nothing_is_asked_inside_a_transaction(sandbox: Sandbox) -> None:
+    with transaction.atomic(), pytest.raises(RuntimeError):
+        smartpay.client().list_refunds()
+
+    assert sandbox.requests() == []
+
+
 def test_refund_is_posted_byte_for_byte_under_its_key(wire: Any) -> None:
     server = wire(http(made()))
 

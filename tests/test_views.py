@@ -333,6 +333,8 @@ def test_similar_refund_is_shown_and_asks_for_a_reason(
         refused = browser.post(form_url(paid), hidden(page) | {"confirm": "1", "similar_reason": empty})
         assert refused.status_code == 422
         assert "それでも返金する理由を入力してください" in text(refused)
+        [entry] = AuditEntry.objects.filter(outcome="refused").order_by("-pk")[:1]
+        assert entry.data["why"] == "SimilarUnexplained"
     assert Refund.objects.count() == 1
 
     browser.post(form_url(paid), hidden(refused) | {"confirm": "1", "similar_reason": "二点目の返品"})

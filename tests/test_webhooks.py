@@ -13,9 +13,10 @@ from django.test import Client, RequestFactory
 from hypothesis import given, settings, strategies
 
 from dashboard.models import User
-from refunds import services, smartpay, webhooks
+from refunds import clock, services, smartpay, webhooks
 from refunds.models import Order, Payment, Refund, SmartpayRefund, WebhookEvent
 from refunds.services import sending
+from tests.conftest import Clock
 from tests.sandbox import Sandbox
 
 ADDRESS = "/webhooks/smartpay/"
@@ -378,7 +379,7 @@ def test_event_of_no_concern_is_taken_and_nothing_is_read(db: None, sandbox: San
     assert (WebhookEvent.objects.count(), sandbox.requests()) == (1, [])
 
 
-# --- What has to come again ---------------------------------------------------------------------------------
+# --- What a delivery does not wait for ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -390,55 +391,85 @@ def test_event_of_no_concern_is_taken_and_nothing_is_read(db: None, sandbox: San
         ("payment.created", {"id": "payment_test_unknown00000000000", "order": "order_test_unknown0000"}),
     ],
 )
-def test_event_that_names_what_is_not_there_has_to_come_again(
-    db: None, sandbox: Sandbox, told: tuple[str, dict[str, Any]]
+def test_event_that_names_what_is_not_there_is_looked_for_for_a_day(
+    db: None, sandbox: Sandbox, at: Clock, told: tuple[str, dict[str, Any]]
 ) -> None:
-    assert deliver(event(*told)) == 500
+    assert deliver(event(*told)) == 200
 
-    assert not WebhookEvent.objects.exists()
+    webhooks.follow()
+    assert waiting() == 1
+
+    at.advance(days=1, seconds=1)
+    sandbox.forget_requests()
+    webhooks.follow()
+    assert (waiting(), sandbox.requests("GET", "")) == (0, [])
 
 
-def test_refund_that_reads_do_not_show_yet_is_taken_when_the_event_comes_again(
-    payment: Payment, sandbox: Sandbox
-) -> None:
+def test_refund_that_reads_do_not_show_yet_is_taken_when_they_do(payment: Payment, sandbox: Sandbox) -> None:
     sandbox.switch(read_lag_seconds=600)
-    body = refund_event(sandbox.refund_elsewhere(payment.pk, 300))
-    assert deliver(body) == 500
-
+    assert deliver(refund_event(sandbox.refund_elsewhere(payment.pk, 300))) == 200
     sandbox.switch(read_lag_seconds=0)
 
-    assert deliver(body) == 200
+    webhooks.follow()
+
     payment.refresh_from_db()
-    assert payment.external == 300
+    assert (payment.external, waiting()) == (300, 0)
 
 
 @pytest.mark.parametrize("mode", ["html", "garbage", "unauthorized", "wrong_mode", "refusing"])
-def test_event_has_to_come_again_where_smartpay_could_not_be_read(
+def test_event_is_followed_later_where_smartpay_could_not_be_read(
     payment: Payment, sandbox: Sandbox, quick: None, mode: str
 ) -> None:
     body = refund_event(sandbox.refund_elsewhere(payment.pk, 300))
     sandbox.fault(mode, method="GET", path="", times=None)
-    assert deliver(body) == 500
-    assert not WebhookEvent.objects.exists()
+    assert deliver(body) == 200
+    assert waiting() == 1
 
     sandbox.clear_faults()
+    webhooks.follow()
+
+    payment.refresh_from_db()
+    assert (payment.external, waiting()) == (300, 0)
+
+
+def test_delivery_is_answered_soon_however_slow_smartpay_is(
+    payment: Payment, sandbox: Sandbox, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "HINT_SECONDS", 0.5)
+    body = refund_event(sandbox.refund_elsewhere(payment.pk, 300))
+    sandbox.fault("silent", method="GET", path="", times=1)
+    began = time.monotonic()
 
     assert deliver(body) == 200
+
+    assert time.monotonic() - began < settings.SMARTPAY_READ_TIMEOUT / 2
+    webhooks.follow()
     payment.refresh_from_db()
     assert payment.external == 300
 
 
-def test_event_has_to_come_again_where_the_fault_is_ours(
+def test_event_that_comes_again_is_followed_at_once(
     payment: Payment, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = refund_event(sandbox.refund_elsewhere(payment.pk, 300))
     with monkeypatch.context() as broken:
         broken.setattr(services, "observe_refund", lambda *args, **kwargs: 1 / 0)
         assert deliver(body) == 500
-    assert not WebhookEvent.objects.exists()
 
     assert deliver(body) == 200
-    assert SmartpayRefund.objects.filter(payment=payment).count() == 1
+    assert (SmartpayRefund.objects.filter(payment=payment).count(), waiting()) == (1, 0)
+
+
+def test_event_of_a_version_before_is_not_read_again(db: None, sandbox: Sandbox) -> None:
+    WebhookEvent.objects.create(event_id="evt_test_old", kind="refund.created", received_at=clock.now())
+
+    webhooks.follow()
+
+    assert (waiting(), sandbox.requests("GET", "")) == (0, [])
+
+
+def waiting() -> int:
+    return WebhookEvent.objects.filter(caught_up_at=None).count()
 
 
 # --- From end to end ----------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from refunds.services.errors import (
     RefundUnsettled,
     RequestReused,
     SimilarRefund,
+    SimilarUnexplained,
 )
 from refunds.services.requesting import (
     Approval,
@@ -75,6 +76,7 @@ __all__ = [
     "RequestReused",
     "Similar",
     "SimilarRefund",
+    "SimilarUnexplained",
     "approve",
     "decide_case",
     "due",

@@ -30,9 +30,13 @@ class RefundUnsettled(RefundError):
 
 
 class SimilarRefund(RefundError):
-    """There was one like it; a reason is asked for."""
+    """There was one like it that the person did not see when they gave their reason; it is asked for anew."""
 
     field = "similar_reason"
+
+
+class SimilarUnexplained(SimilarRefund):
+    """There was one like it, and no reason was given."""
 
 
 class RequestReused(RefundError):

@@ -27,6 +27,7 @@ from refunds.services.errors import (
     RefundUnsettled,
     RequestReused,
     SimilarRefund,
+    SimilarUnexplained,
 )
 from refunds.services.states import State, cancel, locked, locked_with_siblings, retried
 from refunds.wording import money
@@ -294,7 +295,7 @@ def _check_similar(
         return
     similar = {each.id for each in similar_refunds(payment, request.amount, but=request.request_id)}
     if similar and not reason:
-        raise SimilarRefund(
+        raise SimilarUnexplained(
             _("似た返金があります。それでも返金する理由を入力してください。何も送られていません。")
         )
     if shown is not None and not similar <= set(shown):
