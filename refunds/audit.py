@@ -3,12 +3,11 @@
 import hashlib
 import hmac
 import json
-import math
 import re
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -23,12 +22,12 @@ from django.http import HttpRequest, HttpResponse
 from dashboard.client_address import client_address
 from dashboard.models import User
 from refunds import clock
+from refunds.database_values import storable
 from refunds.models import AuditEntry, Order, Payment, Refund
 
 DONE = AuditEntry.Outcome.DONE
 OPENED = (AuditEntry.Action.ORDER_VIEWED, AuditEntry.Action.REFUND_REQUESTED)
 OTHERS_LOOKED_AT = 50
-PLAIN = {int, bool, type(None), datetime}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +161,11 @@ def _append(entry: AuditEntry) -> None:
     entry._state.adding, entry._state.db = False, connection.alias
 
 
-def others_at(order: Order, person: User, *, since: timedelta) -> list[AuditEntry]:
-    """Who else opened the order or asked for a refund of it within this time: the last entry of each, the latest first.
+def other_people_on_order(order: Order, person: User, *, since: timedelta) -> list[AuditEntry]:
+    """Return who else opened the order, or asked for a refund of it, within this time.
 
-    Among the order's newest OTHERS_LOOKED_AT entries, so that one that is opened all day costs no more.
+    The last entry of each person, the latest first. Only the order's newest OTHERS_LOOKED_AT entries are looked at, so
+    that an order which is opened all day costs no more than another.
     """
     begin = clock.now() - since
     newest = AuditEntry.objects.filter(order_id=order.order_id).order_by("-id")
@@ -176,23 +176,6 @@ def others_at(order: Order, person: User, *, since: timedelta) -> list[AuditEntr
         if entry.actor_id not in (None, person.pk) and entry.action in OPENED and entry.outcome == DONE:
             latest.setdefault(entry.actor_id, entry)
     return list(latest.values())
-
-
-def storable(value: Any) -> Any:
-    """The value without what neither database can hold: NUL, halves of surrogate pairs, numbers without end."""
-    if type(value) in PLAIN:  # the quick way: all of the mirror comes through here
-        return value
-    if isinstance(value, str):
-        if type(value) is str and value.isprintable():
-            return value
-        return value.replace("\x00", "").encode("utf-8", "replace").decode()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {storable(name): storable(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [storable(item) for item in value]
-    return value
 
 
 def canonical(entry: AuditEntry) -> str:

@@ -18,43 +18,46 @@ from psycopg import sql
 type Site = dict[str, tuple[str, ...]]  # its tables, each with the columns that can be written
 
 
-class But(frozenset[str]):
-    """All columns but these."""
+class AllExcept(frozenset[str]):
+    """All columns of a table except these."""
 
 
 @dataclass(frozen=True)
 class Rights:
     """What the role may do with the rows of a table beside reading them; `change` names the columns, `add` may."""
 
-    add: bool | But = False
-    change: But | tuple[str, ...] = ()
+    add: bool | AllExcept = False
+    change: AllExcept | tuple[str, ...] = ()
     remove: bool = False
     count: bool = False  # use the sequence of its ids, which is not of an identity column
 
 
 READ = Rights()
 ADD = Rights(add=True)
-ANY = Rights(add=True, change=But(), remove=True)
-QUEUE = Rights(add=True, change=But(), remove=True, count=True)
+ANY = Rights(add=True, change=AllExcept(), remove=True)
+QUEUE = Rights(add=True, change=AllExcept(), remove=True, count=True)
 
 # A table without a line here is refused by grant(), and fails tests/test_grants.py.
 RIGHTS = {
     # The mirror: what Smartpay shows, but neither whose it is nor the counters. Those are moved by triggers whose
     # functions run as the owner.
     "refunds_order": Rights(
-        add=True, change=But({"key", "order_id", "order_id_reversed", "captured", "refunded", "reserved"})
+        add=True,
+        change=AllExcept({"key", "order_id", "order_id_reversed", "captured", "refunded", "reserved"}),
     ),
     "refunds_fragment": Rights(add=True, remove=True),
-    "refunds_payment": Rights(add=True, change=But({"id", "order_id", "currency", "refunded", "reserved"})),
-    "refunds_smartpayrefund": Rights(add=True, change=But({"id", "payment_id"})),
-    "refunds_synccursor": Rights(add=True, change=But({"collection"})),
+    "refunds_payment": Rights(
+        add=True, change=AllExcept({"id", "order_id", "currency", "refunded", "reserved"})
+    ),
+    "refunds_smartpayrefund": Rights(add=True, change=AllExcept({"id", "payment_id"})),
+    "refunds_synccursor": Rights(add=True, change=AllExcept({"collection"})),
     "refunds_webhookevent": ADD,
     # The ledger. save() names all columns of a row, also those that stay; the guards tell which of them may differ.
-    "refunds_refund": Rights(add=True, change=But({"id"})),
-    "refunds_attempt": Rights(add=True, change=But({"id"})),
+    "refunds_refund": Rights(add=True, change=AllExcept({"id"})),
+    "refunds_attempt": Rights(add=True, change=AllExcept({"id"})),
     "refunds_evidence": ADD,
     "refunds_reviewdecision": ADD,
-    "refunds_control": Rights(add=True, change=But({"one"})),
+    "refunds_control": Rights(add=True, change=AllExcept({"one"})),
     "refunds_bulk": Rights(
         add=True,
         change=(
@@ -75,12 +78,12 @@ RIGHTS = {
         add=True, change=("payment_id", "amount", "reason", "refundable", "is_similar", "state", "problem")
     ),
     # What was compared: a day is compared anew, its differences replaced.
-    "refunds_reconciliation": Rights(add=True, change=But({"day"})),
+    "refunds_reconciliation": Rights(add=True, change=AllExcept({"day"})),
     "refunds_difference": Rights(add=True, remove=True),
     "refunds_jobrun": Rights(add=True, change=("ended_at", "outcome", "error"), remove=True),
     # The trail: an entry is sealed, and nothing else ever happens to it. The seals follow the ids: whoever could choose
     # one far ahead would leave all others behind it unsealed. To come with a seal is what a guard refuses.
-    "refunds_auditentry": Rights(add=But({"id"}), change=("seal", "previous_seal")),
+    "refunds_auditentry": Rights(add=AllExcept({"id"}), change=("seal", "previous_seal")),
     "refunds_search": Rights(add=True, remove=True),
     "refunds_savedsearch": Rights(add=True, change=("search_id", "filters"), remove=True),
     "refunds_notice": ADD,
@@ -129,15 +132,15 @@ def rights(table: str, columns: tuple[str, ...]) -> Iterator[tuple[str, tuple[st
     yield "SELECT", ()
     add, change = RIGHTS[table].add, RIGHTS[table].change
     if add:
-        yield "INSERT", _but(add, columns) if isinstance(add, But) else ()
-    changed = _but(change, columns) if isinstance(change, But) else change
+        yield "INSERT", _columns_except(add, columns) if isinstance(add, AllExcept) else ()
+    changed = _columns_except(change, columns) if isinstance(change, AllExcept) else change
     if changed:
         yield "UPDATE", changed
     if RIGHTS[table].remove:
         yield "DELETE", ()
 
 
-def _but(left_out: But, columns: tuple[str, ...]) -> tuple[str, ...]:
+def _columns_except(left_out: AllExcept, columns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(column for column in columns if column not in left_out)
 
 

@@ -19,10 +19,10 @@ from django.db import connection, transaction
 from django.db.models import Exists, Model, OuterRef, Q, QuerySet
 
 from refunds import clock, fragments, smartpay
-from refunds.audit import storable
+from refunds.database_values import storable
 from refunds.folding import fold, fold_reference
 from refunds.models import KEY_BITS, Evidence, Order, Payment, Refund, SmartpayRefund, SyncCursor
-from refunds.rows import Row, Table, among, listed
+from refunds.rows import Row, Table, in_list_sql, list_param
 
 log = structlog.get_logger(__name__)
 
@@ -641,12 +641,12 @@ def count_external(payment_ids: Iterable[str]) -> None:
                 FROM refunds_payment AS payment
                 LEFT JOIN refunds_smartpayrefund AS seen ON seen.payment_id = payment.id AND seen.status <> 'failed'
                 LEFT JOIN refunds_refund AS ours ON ours.id = seen.ours_id
-                WHERE {among("payment.id")}
+                WHERE {in_list_sql("payment.id")}
                 GROUP BY payment.id
             ) AS counted
             WHERE counted.id = refunds_payment.id AND refunds_payment.external <> counted.total
             """,  # noqa: S608  (names of ours)
-            [listed(ids)],
+            [list_param(ids)],
         )
 
 
@@ -793,5 +793,5 @@ class _Batch:
         if changed:
             self.table.update(changed, columns)
         if same:
-            self.table.move_on(same, self.read_at)
+            self.table.touch_read_at(same, self.read_at)
         return {row[self.table.key] for row in (*new, *changed)}

@@ -40,8 +40,8 @@ class Table:
         """Which of the values stand in the column."""
         with connection.cursor() as cursor:
             cursor.execute(
-                f"SELECT {column} FROM {self.name} WHERE {among(column)}",  # noqa: S608  (names of ours)
-                [listed(values)],
+                f"SELECT {column} FROM {self.name} WHERE {in_list_sql(column)}",  # noqa: S608  (names of ours)
+                [list_param(values)],
             )
             return {value for (value,) in cursor.fetchall()}
 
@@ -51,8 +51,8 @@ class Table:
         with connection.cursor() as cursor:
             cursor.execute(
                 f"SELECT {', '.join(self.columns)} FROM {self.name} "  # noqa: S608  (names of ours)
-                f"WHERE {among(column)} ORDER BY {self.key} {locking}",
-                [listed(values)],
+                f"WHERE {in_list_sql(column)} ORDER BY {self.key} {locking}",
+                [list_param(values)],
             )
             rows = [dict(zip(self.columns, row, strict=True)) for row in cursor.fetchall()]
         for field in self._special:  # what Django does for its own queries
@@ -98,12 +98,12 @@ class Table:
                 list(self.values(rows, *names, self.key)),
             )
 
-    def move_on(self, keys: Iterable[Any], read_at: Any) -> None:
+    def touch_read_at(self, keys: Iterable[Any], read_at: Any) -> None:
         """Write into the rows with these keys that they were read then, and were as they are."""
         with connection.cursor() as cursor:
             cursor.execute(
-                f"UPDATE {self.name} SET read_at = %s WHERE {among(self.key)}",  # noqa: S608  (names of ours)
-                [connection.ops.adapt_datetimefield_value(read_at), listed(keys)],
+                f"UPDATE {self.name} SET read_at = %s WHERE {in_list_sql(self.key)}",  # noqa: S608  (names of ours)
+                [connection.ops.adapt_datetimefield_value(read_at), list_param(keys)],
             )
 
     def _writers(self) -> Iterator[tuple[str, Callable[[Any], Any]]]:
@@ -114,15 +114,15 @@ class Table:
                 yield field.attname, partial(field.get_db_prep_save, connection=connection)
 
 
-def among(column: str) -> str:
-    """SQL for: the column is one of the values in the one parameter that listed() makes of them."""
+def in_list_sql(column: str) -> str:
+    """SQL for: the column is one of the values in the one parameter that list_param() makes of them."""
     if connection.vendor == "postgresql":
         return f"{column} = ANY(%s)"
     return f"{column} IN (SELECT value FROM json_each(%s))"  # noqa: S608  (a name of ours)
 
 
-def listed(values: Iterable[Any]) -> Any:
-    """Texts or whole numbers as one parameter. See among()."""
+def list_param(values: Iterable[Any]) -> Any:
+    """Texts or whole numbers as one parameter. See in_list_sql()."""
     return list(values) if connection.vendor == "postgresql" else json.dumps(list(values))
 
 

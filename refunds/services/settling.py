@@ -10,6 +10,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from dashboard.models import User
 from refunds import audit, clock, mirror, scanning, smartpay
+from refunds.database_values import storable
 from refunds.models import Control, Evidence, Payment, Refund, SmartpayRefund
 from refunds.services import control
 from refunds.services.states import (
@@ -74,7 +75,7 @@ def _recover(refund_id: uuid.UUID, seen: smartpay.Refund) -> None:
     person, _ = User.objects.get_or_create(
         username="recovered", defaults={"name": "データベースの復元", "is_active": False}
     )
-    reason, description = audit.storable(seen.reason)[:32], audit.storable(seen.description)
+    reason, description = storable(seen.reason)[:32], storable(seen.description)
     with transaction.atomic(durable=True):
         payment = locked_payment(seen.payment)
         refund = Refund(
