@@ -4,32 +4,25 @@ What was read is recorded with the moment when its read began: an older read nev
 is not touched here; services.observe_refund() records a refund through this module and then settles the ledger.
 """
 
-import hashlib
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
-from enum import StrEnum
-from functools import lru_cache
+from dataclasses import asdict
+from datetime import datetime
+from functools import partial
 from typing import Any
 
-import structlog
-from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Exists, Model, OuterRef, Q, QuerySet
 
 from refunds import clock, fragments, smartpay
-from refunds.database_values import storable
-from refunds.folding import fold, fold_reference
-from refunds.models import KEY_BITS, Evidence, Order, Payment, Refund, SmartpayRefund, SyncCursor
+from refunds.customer_fields import completed, customer_of, folded, kept_since, same_name
+from refunds.folding import fold
+from refunds.models import Evidence, Order, Payment, Refund, SmartpayRefund, SyncCursor
+from refunds.order_keys import mint_keys
 from refunds.rows import Row, Table, in_list_sql, list_param
-
-log = structlog.get_logger(__name__)
 
 ORDERS_TABLE, PAYMENTS_TABLE, REFUNDS_TABLE = Table(Order), Table(Payment), Table(SmartpayRefund)
 SESSION = Order.CustomerSource.SESSION.value
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # Note [Arrivals one at a time]
 # Orders and payments that are new, and refunds whose payment is not here yet, are added by one process at a time:
@@ -78,8 +71,11 @@ def record_orders(
         locked = _lock_payments(payments)
         rows = ORDERS_TABLE.lock("order_id", by_id)
         before = {row["key"]: fragments.sources(row) for row in rows.values()}
-        keys = _mint_keys([order for order in by_id.values() if order.id not in rows])
-        kept_since = customers_kept_since(read_at)
+        keys = mint_keys(
+            [order for order in by_id.values() if order.id not in rows],
+            used_among=partial(ORDERS_TABLE.held, "key"),
+        )
+        since = kept_since(read_at)
         batch = _Batch(ORDERS_TABLE, read_at)
         for order in by_id.values():
             row = rows.get(order.id) or ORDERS_TABLE.blank | {
@@ -89,7 +85,7 @@ def record_orders(
             }
             session = sessions.get(order.id)
             facts = _order_facts(row, order, session, read_at)
-            if kept_since is None or order.created_at >= kept_since:  # else removed, or never to be kept
+            if since is None or order.created_at >= since:  # else removed, or never to be kept
                 facts |= _customer_facts(row, order, session, read_at)
             batch.add(row, facts)
             batch.add(row, folded(row))
@@ -179,264 +175,12 @@ def _customer_facts(
     customer = session.customer if session and session.customer else order.customer
     if not customer or (row["customer_source"] == SESSION and _is_older(row, read_at)):
         return {}
-    known = _known(row)
+    known = customer_of(row)
     if known.is_named and not customer.is_named:
-        return asdict(_completed(known, customer))
-    if _same_name(known, customer):
-        customer = _completed(customer, known)
+        return asdict(completed(known, customer))
+    if same_name(known, customer):
+        customer = completed(customer, known)
     return {"customer_source": SESSION} | asdict(customer)
-
-
-CUSTOMER = ("family_name", "given_name", "family_kana", "given_kana", "email")
-
-
-def _known(row: Mapping[str, Any]) -> smartpay.Customer:
-    return smartpay.Customer(**{column: row[column] for column in CUSTOMER})
-
-
-def _same_name(one: smartpay.Customer, other: smartpay.Customer) -> bool:
-    """Whether they are called alike, however that is written, or neither has a name."""
-    names = (_fold_name(each.family_name, each.given_name)[2] for each in (one, other))
-    return next(names) == next(names)
-
-
-def _completed(customer: smartpay.Customer, other: smartpay.Customer) -> smartpay.Customer:
-    """The customer, with the kana and the mail of the other where it has none."""
-    kana = customer if customer.family_kana or customer.given_kana else other
-    return replace(
-        customer,
-        family_kana=kana.family_kana,
-        given_kana=kana.given_kana,
-        email=customer.email or other.email,
-    )
-
-
-FOLDED = (  # what is searched
-    "family_folded",
-    "given_folded",
-    "name_folded",
-    "name_turned_folded",
-    "family_kana_folded",
-    "given_kana_folded",
-    "kana_folded",
-    "kana_turned_folded",
-    "email_folded",
-    "reference_folded",
-)
-
-
-def folded(row: Mapping[str, Any]) -> dict[str, str]:
-    """What is searched of the row, made anew even where nothing differs: the rules of folding may have changed."""
-    texts = (
-        *_fold_name(row["family_name"], row["given_name"]),
-        *_fold_name(row["family_kana"], row["given_kana"]),
-        fold(row["email"]),
-        fold_reference(row["reference"]),
-    )
-    return dict(zip(FOLDED, texts, strict=True))
-
-
-@lru_cache(2**13)  # many people share a name
-def _fold_name(family: str, given: str) -> tuple[str, str, str, str]:
-    return fold(family), fold(given), fold(f"{family} {given}"), fold(f"{given} {family}")
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """A customer of the merchant's own records, by the order's id or, without one, by the merchant's reference."""
-
-    order_id: str
-    reference: str
-    customer: smartpay.Customer
-    line: int = 0  # of the file
-
-
-class Import(StrEnum):
-    """What became of a customer that was handed in."""
-
-    WRITTEN = "written"
-    SAME = "same"  # known already
-    KEPT = "kept"  # the checkout session knows better, or as well
-    UNKNOWN = "unknown"  # no such order here
-    AMBIGUOUS = "ambiguous"  # several paid orders carry the reference
-    TOO_OLD = "too_old"  # its customer was removed, or would be at once: see retention.py
-    DIFFERS = "differs"  # an earlier line names another customer for the order
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What a file said of an order: in which line, whom (as a hash), and what becomes of who says the same again."""
-
-    line: int
-    customer: int
-    again: Import
-
-
-def record_customers(
-    named: Sequence[Named], *, said: dict[int, Said], dry_run: bool = False
-) -> list[tuple[Import, int]]:
-    """Record customers of an import in one transaction of few statements.
-
-    Returns what became of each, and where it DIFFERS from which line; else 0. Of two customers for one order the first
-    stays: which of them is wrong, nobody here can tell.
-
-    Args:
-        said: what the file said before, by the key of the order, an empty one at its start. What it says is added.
-
-    A name from a checkout session is never replaced; an import of the same name adds the kana and the mail that the
-    session did not give. A session that gave only a mail is replaced, by a name, and its mail is kept where the import
-    has none. A reference is looked for as it is, then folded; the attempts that a shopper left unpaid carry it too and
-    are named alike.
-    """
-    since = customers_kept_since(clock.now())
-    with transaction.atomic():
-        ids = {one.order_id for one in named if one.order_id}
-        references = {fold_reference(one.reference) for one in named if one.reference and not one.order_id}
-        rows = Order.objects.select_for_update().filter(
-            Q(order_id__in=ids) | Q(reference_folded__in=references - {""})
-        )
-        by_id: dict[str, Order] = {}
-        by_reference: dict[str, list[Order]] = {}
-        for row in rows.order_by("key"):
-            by_id[row.order_id] = row
-            # A search does without the signs of 1-11; a name is not given to 11-1.
-            by_reference.setdefault(fold(row.reference), []).append(row)
-        before = {row.key: fragments.sources(vars(row)) for row in by_id.values()}
-        differing: dict[int, set[str]] = {}
-        fates: list[tuple[Import, int]] = []
-        for one in named:
-            if one.order_id:
-                found = [by_id[one.order_id]] if one.order_id in by_id else []
-            else:
-                alike = by_reference.get(fold(one.reference), [])
-                found = [row for row in alike if row.reference == one.reference] or alike
-            if not found:
-                fates.append((Import.UNKNOWN, 0))
-            elif sum(row.status not in Order.UNPAID for row in found) > 1:
-                fates.append((Import.AMBIGUOUS, 0))
-            elif not (young := [row for row in found if since is None or row.created_at >= since]):
-                fates.append((Import.TOO_OLD, 0))
-            else:
-                fates.append(_record_customer(young, one, said, differing))
-        if not dry_run:
-            changed = [row for row in by_id.values() if row.key in differing]
-            columns = set().union(*differing.values())
-            if changed:
-                Order.objects.bulk_update(changed, sorted(columns), batch_size=500)  # two parameters a column
-                fragments.write(map(vars, changed), before)
-    return fates
-
-
-def _record_customer(
-    rows: Sequence[Order], one: Named, said: dict[int, Said], differing: dict[int, set[str]]
-) -> tuple[Import, int]:
-    """Put an import's customer on an order, and on the attempts under its reference, unless the file said another."""
-    who = one.customer
-    customer = hash(
-        (
-            _fold_name(who.family_name, who.given_name)[2],
-            _fold_name(who.family_kana, who.given_kana)[2],
-            fold(who.email),
-        )
-    )
-    fates = set()
-    for before in (said[row.key] for row in rows if row.key in said):
-        if before.customer != customer:
-            return Import.DIFFERS, before.line
-        fates.add(before.again)  # not asked of the row: in a dry run it is as it was
-    for row in rows:
-        if row.key not in said:
-            fates.add(_name(row, who, differing))
-            said[row.key] = Said(one.line, customer, again=_unchanged(row))
-    # Of the attempts under one reference: what says most of what was done.
-    return next(fate for fate in (Import.WRITTEN, Import.SAME, Import.KEPT) if fate in fates), 0
-
-
-def _unchanged(row: Order) -> Import:
-    """What becomes of who says of the order what is known of it."""
-    return Import.KEPT if row.customer_source == SESSION else Import.SAME
-
-
-def _name(row: Order, customer: smartpay.Customer, differing: dict[int, set[str]]) -> Import:
-    """Put an import's customer on a row, where it may; note the columns that differ."""
-    known = _known(vars(row))
-    if row.customer_source == SESSION and (known.is_named or not customer.is_named):
-        if not _same_name(known, customer):
-            return Import.KEPT
-        facts = asdict(_completed(known, customer))
-    else:
-        if not customer.is_named:
-            named = replace(known, email=customer.email or known.email)
-        elif not known.is_named or _same_name(known, customer):
-            named = _completed(customer, known)
-        else:
-            named = customer
-        facts = {"customer_source": Order.CustomerSource.IMPORT} | asdict(named)
-    changed = _put(ORDERS_TABLE, vars(row), facts)
-    if not changed:
-        return _unchanged(row)
-    changed |= _put(ORDERS_TABLE, vars(row), folded(vars(row)))
-    differing[row.key] = differing.get(row.key, set()) | changed
-    return Import.WRITTEN
-
-
-FORGOTTEN_AT_ONCE = 500  # orders, in one transaction
-
-
-def customers_kept_since(now: datetime) -> datetime | None:
-    """Orders before this moment have no customer here; None where all are kept."""
-    return None if settings.RETENTION_DAYS is None else now - timedelta(days=settings.RETENTION_DAYS)
-
-
-def outdated_customers() -> QuerySet[Order]:
-    """The orders of before that still have one."""
-    since = customers_kept_since(clock.now())
-    if since is None:
-        return Order.objects.none()
-    return Order.objects.filter(key__lt=first_key(since), customer_source__gt="")
-
-
-def forget_customers() -> int:
-    """Remove the customers of some of these orders, oldest first; return of how many."""
-    emptied = {
-        column: "" for column in ("customer_source", *CUSTOMER, *FOLDED) if column != "reference_folded"
-    }
-    with transaction.atomic():
-        rows = list(outdated_customers().select_for_update().order_by("key")[:FORGOTTEN_AT_ONCE])
-        before = {row.key: fragments.sources(vars(row)) for row in rows}
-        Order.objects.filter(key__in=before).update(**emptied)
-        fragments.write((vars(row) | emptied for row in rows), before)
-    return len(rows)
-
-
-def first_key(moment: datetime) -> int:
-    """The lowest key that an order created at this moment can have. See Note [Keys in time order]."""
-    return (moment - EPOCH) // timedelta(milliseconds=1) << KEY_BITS
-
-
-def moment_of(key: int) -> datetime:
-    """When the order of this key was created."""
-    return EPOCH + timedelta(milliseconds=key >> KEY_BITS)
-
-
-def _key(order: smartpay.Order, attempt: int) -> int:
-    digest = hashlib.sha256(f"{order.id}#{attempt}".encode()).digest()
-    return first_key(order.created_at) | (int.from_bytes(digest[:8]) & ((1 << KEY_BITS) - 1))
-
-
-def _mint_keys(orders: Collection[smartpay.Order]) -> dict[str, int]:
-    """Return a free key for each order, by its id. Two orders of one millisecond may ask for the same one."""
-    keys: dict[str, int] = {}
-    attempt = 0
-    while len(keys) < len(orders):
-        wanted = {order.id: _key(order, attempt) for order in orders if order.id not in keys}
-        used = ORDERS_TABLE.held("key", wanted.values()) | set(keys.values())
-        for order_id, key in wanted.items():
-            if key not in used:
-                keys[order_id] = key
-                used.add(key)
-        attempt += 1
-    return keys
 
 
 def _lock_payments(ids: Collection[str]) -> dict[str, Row]:
@@ -540,7 +284,7 @@ def record_answer(refund: smartpay.Refund, *, ours_id: uuid.UUID | None, read_at
             "read_at": read_at,
             "ours_id": ours_id,
         }
-        _put(REFUNDS_TABLE, row, _refund_facts(refund))
+        REFUNDS_TABLE.assign_changed(row, _refund_facts(refund))
         if ours_id and REFUNDS_TABLE.insert_unless_there(row):
             count_external([refund.payment])
         else:
@@ -666,7 +410,8 @@ def news(refunds: Iterable[smartpay.Refund]) -> list[smartpay.Refund]:
     return [
         refund
         for refund in by_id.values()
-        if refund.id not in booked or _put(REFUNDS_TABLE, vars(booked[refund.id]), _refund_facts(refund))
+        if refund.id not in booked
+        or REFUNDS_TABLE.assign_changed(vars(booked[refund.id]), _refund_facts(refund))
     ]
 
 
@@ -742,21 +487,6 @@ def _is_older(row: Row, read_at: datetime) -> bool:
     return known is not None and known > read_at
 
 
-def _put(table: Table, row: Row, facts: Mapping[str, Any]) -> set[str]:
-    """Set the facts on the row, cut to the columns' lengths; return the names of those that differed."""
-    differing = set()
-    for name, fact in facts.items():
-        if row[name] == fact:
-            continue
-        value = storable(fact)
-        if name in table.lengths:
-            value = value[: table.lengths[name]]
-        if row[name] != value:
-            row[name] = value
-            differing.add(name)
-    return differing
-
-
 class _Batch:
     """Rows of one page: what is new is inserted, what differs updated, of the rest only `read_at` moves on."""
 
@@ -769,7 +499,7 @@ class _Batch:
     def add(self, row: Row, facts: Mapping[str, Any]) -> None:
         key = row[self.table.key]
         self.rows[key] = row
-        self._differing.setdefault(key, set()).update(_put(self.table, row, facts))
+        self._differing.setdefault(key, set()).update(self.table.assign_changed(row, facts))
 
     def write(self) -> set[Any]:
         """Write the rows; return the primary keys of those that were new or changed."""

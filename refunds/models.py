@@ -12,12 +12,6 @@ from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Substr
 from django.utils.translation import gettext_lazy as _
 
-# Note [Keys in time order]
-# An order's key is its `createdAt` in milliseconds, shifted left by KEY_BITS, with a hash of its id below. Newest
-# first is then the primary key's own order on both databases: paging is `key < cursor`, a span of days is a range
-# of keys, and every search index ends in it. Never a COUNT, never an OFFSET.
-KEY_BITS = 20  # enough until the year 2248
-
 # Note [Binary collation]
 # Searched text is compared by code point ("C" on PostgreSQL, named "BINARY" by the first migration so that both
 # databases know it by one name). Only then can a B-tree answer "begins with".
@@ -65,7 +59,7 @@ class Order(models.Model):
         SESSION = "session", _("決済時の入力")
         IMPORT = "import", _("店舗データの取り込み")
 
-    # See Note [Keys in time order].
+    # See Note [Keys in time order] in order_keys.py.
     key = models.BigIntegerField(primary_key=True, editable=False)
     order_id = models.CharField(_("注文ID"), max_length=80, db_collation=BINARY)
     reference = _text(255, verbose_name=_("ショップ注文番号"), help_text=_("Smartpay の reference(参照番号)"))

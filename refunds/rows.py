@@ -13,6 +13,8 @@ from typing import Any
 
 from django.db import connection, models
 
+from refunds.database_values import storable
+
 type Row = dict[str, Any]
 
 # What every driver takes and gives without Django's help: text, whole numbers, yes and no.
@@ -105,6 +107,20 @@ class Table:
                 f"UPDATE {self.name} SET read_at = %s WHERE {in_list_sql(self.key)}",  # noqa: S608  (names of ours)
                 [connection.ops.adapt_datetimefield_value(read_at), list_param(keys)],
             )
+
+    def assign_changed(self, row: Row, facts: Mapping[str, Any]) -> set[str]:
+        """Set those facts on the row that differ, cut to the lengths of their columns; return the names of these."""
+        changed = set()
+        for name, fact in facts.items():
+            if row[name] == fact:
+                continue
+            value = storable(fact)
+            if name in self.lengths:
+                value = value[: self.lengths[name]]
+            if row[name] != value:
+                row[name] = value
+                changed.add(name)
+        return changed
 
     def _writers(self) -> Iterator[tuple[str, Callable[[Any], Any]]]:
         for field in self._special:

@@ -12,6 +12,7 @@ from dashboard.models import User
 from refunds import audit, clock, mirror, scanning, smartpay
 from refunds.database_values import storable
 from refunds.models import Control, Evidence, Payment, Refund, SmartpayRefund
+from refunds.order_keys import EPOCH
 from refunds.services import control
 from refunds.services.states import (
     ABSENT_AFTER_LAST_SENDING,
@@ -363,7 +364,7 @@ def scan_if_needed(*, client: smartpay.Client) -> None:
     scanning.scan_refunds(client, observe=observe_refund)
     for refund in cases:
         book_absence_of_case(refund.pk, kind=Evidence.Kind.LIST, complete_at=scanning.scanned_at())
-    scanned_at = scanning.scanned_at() or mirror.EPOCH
+    scanned_at = scanning.scanned_at() or EPOCH
     # Whose absence this proves need not wait. Whoever may be sent again does: its pauses are for Smartpay's sake.
     for refund in _waiting_for_scan():
         if absence_counts_from(refund) <= scanned_at:
