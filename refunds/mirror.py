@@ -305,7 +305,7 @@ def _refund_facts(refund: smartpay.Refund) -> dict[str, Any]:
     }
 
 
-def claimed_by(refund: smartpay.Refund) -> uuid.UUID | None:
+def ledger_id_of(refund: smartpay.Refund) -> uuid.UUID | None:
     """The ledger row that the refund is or, where it is none, names; None for none.
 
     One that names a row but belongs to another payment is not ours, and yet no stranger's.
@@ -415,7 +415,9 @@ def news(refunds: Iterable[smartpay.Refund]) -> list[smartpay.Refund]:
     ]
 
 
-def record_strangers(refunds: Sequence[smartpay.Refund], *, read_at: datetime) -> list[smartpay.Refund]:
+def record_external_refunds(
+    refunds: Sequence[smartpay.Refund], *, read_at: datetime
+) -> list[smartpay.Refund]:
     """Record those of the refunds that the ledger has nothing to do with, and return the others.
 
     Theirs are neither a claim on a row of the ledger nor a payment with a refund of ours that could no longer fit: what
@@ -460,11 +462,11 @@ SMARTPAY_ID: dict[type[Model], str] = {Order: "order_id", SmartpayRefund: "id"} 
 
 
 def unread_since(
-    moment: datetime, kind: type[Order | SmartpayRefund], *, beside: Collection[str], most: int
+    moment: datetime, kind: type[Order | SmartpayRefund], *, excluding: Collection[str], most: int
 ) -> list[str]:
     """Return Smartpay's ids of orders or refunds that were last read before, without those that are named here."""
     column = SMARTPAY_ID[kind]
-    unread = _unread(moment, kind).exclude(**{f"{column}__in": beside})
+    unread = _unread(moment, kind).exclude(**{f"{column}__in": excluding})
     return list(unread.order_by().values_list(column, flat=True)[:most])
 
 

@@ -56,7 +56,7 @@ def observe_refund(
         _recover(lost, seen)
     # What says nothing new is not booked again: a case would have a further round each time, and nobody's word would be
     # the last. What does is recorded and booked at once: recorded alone, it would be news no more to whoever books it.
-    if mirror.is_news(seen) and (refund_id := mirror.claimed_by(seen)):
+    if mirror.is_news(seen) and (refund_id := mirror.ledger_id_of(seen)):
         with locked(refund_id) as refund:
             row = mirror.record_refund(seen, read_at=read_at)
             book_evidence(refund, seen, kind=kind, now=clock.now())
