@@ -1,7 +1,11 @@
-"""Order, Payment, SmartpayRefund as Smartpay has them, with names from its checkout sessions. Nothing else writes them.
+"""Writes what Smartpay says: orders with the customers of their checkout sessions, payments, refunds.
 
-What was read is recorded with the moment when its read began: an older read never replaces a newer one. The ledger
-is not touched here; services.observe_refund() records a refund through this module and then settles the ledger.
+Only this module writes Order, Payment and SmartpayRefund, except for a customer that customer_import.py adds or
+retention.py removes.
+
+Each row is written with the moment when the read of it began (`read_at`), and an older read never replaces a newer
+one. The ledger is not touched here: services.observe_refund() records a refund through this module, then settles the
+ledger.
 """
 
 import uuid
@@ -25,10 +29,10 @@ ORDERS_TABLE, PAYMENTS_TABLE, REFUNDS_TABLE = Table(Order), Table(Payment), Tabl
 SESSION = Order.CustomerSource.SESSION.value
 
 # Note [Arrivals one at a time]
-# Orders and payments that are new, and refunds whose payment is not here yet, are added by one process at a time:
-# it holds the cursor row of the orders. Otherwise a payment could be added while its refund is, neither seeing the
-# other, and the refund would be missing from `external`. Locks are taken in this order: cursors, payments, refunds,
-# orders (see Note [Lock order] in models.py).
+# One process at a time adds new orders, new payments, and refunds whose payment is not in the mirror yet. It holds the
+# lock of the cursor row of the orders. Otherwise one process could add a payment while another adds its refund. Neither
+# would see the other's row, and the refund would be missing from the payment's `external`.
+# Locks are taken in this order: cursors, payments, refunds, orders (see Note [Lock order] in models.py).
 
 
 # --- Orders and payments ------------------------------------------------------------------------------------
@@ -37,13 +41,13 @@ SESSION = Order.CustomerSource.SESSION.value
 def record_order(
     order: smartpay.Order, *, read_at: datetime, session: smartpay.CheckoutSession | None = None
 ) -> Order:
-    """Record an order with its payments, and its customer where the session (or the order itself) names one.
+    """Record an order with its payments, and with the customer that the session or the order itself names.
 
     Args:
-        read_at: when the read began that the order comes from.
-        session: the checkout session of the order, where that is what was read.
+        read_at: when the read began that returned the order.
+        session: the checkout session, if the order was read as a part of one.
 
-    Returns the row as it now is. See record_orders() for what replaces what.
+    Returns the order as it now is in the database. See record_orders() for what replaces what.
     """
     record_orders([order], read_at=read_at, sessions={order.id: session} if session else {})
     return Order.objects.get(order_id=order.id)
@@ -57,10 +61,14 @@ def record_orders(
 ) -> int:
     """Record orders with their payments in one transaction of few statements; return how many were new or changed.
 
-    Facts of an older read than the recorded one are dropped. The customer comes first from the session (`sessions`
-    is by order id), then from an import; an order read without its session leaves the customer as it is. A session
-    without a name, and one with the name that is known, take no kana and no mail away that they do not have; a session
-    without a name replaces none. A reference is never replaced by none.
+    Facts of a read older than the recorded one are dropped. A recorded reference is never replaced by an empty one.
+
+    The customer of a session replaces one of an import. An order that is read without its session keeps its customer.
+    A session without a name does not replace a name. A session without a name, or with the name that is known, keeps
+    the recorded kana and mail where it has none itself.
+
+    Args:
+        sessions: checkout sessions by the id of their order.
     """
     sessions = sessions or {}
     by_id = {order.id: order for order in orders}
@@ -85,7 +93,7 @@ def record_orders(
             }
             session = sessions.get(order.id)
             facts = _order_facts(row, order, session, read_at)
-            if since is None or order.created_at >= since:  # else removed, or never to be kept
+            if since is None or order.created_at >= since:  # else retention.py removes the customer
                 facts |= _customer_facts(row, order, session, read_at)
             batch.add(row, facts)
             batch.add(row, folded(row))
@@ -97,7 +105,9 @@ def record_orders(
 
 
 def refresh_order(order_id: str, client: smartpay.Client) -> tuple[smartpay.Refund, ...]:
-    """Read an order at Smartpay and record it; return the refunds of its payments that are news here, unrecorded.
+    """Read an order at Smartpay and record it with its payments; return those of its refunds that are news.
+
+    The refunds are news() as defined there, and not recorded: services.observe_refund() does that.
 
     Raises: smartpay.SmartpayError.
     """
@@ -110,11 +120,12 @@ def refresh_order(order_id: str, client: smartpay.Client) -> tuple[smartpay.Refu
 
 
 def refresh_payment(payment_id: str, client: smartpay.Client) -> tuple[bool, tuple[smartpay.Refund, ...]]:
-    """Read a payment at Smartpay and record its facts; read the refunds that it lists and that are news here.
+    """Read a payment at Smartpay and record it; read those of its listed refunds that are news.
 
-    Returns (complete, refunds): whether the payment lists its refunds, all that we know among them; and those listed
-    that the mirror does not have or the ledger has not booked. They are not recorded: services.observe_refund() does
-    that.
+    Returns (complete, refunds). `complete`: whether the payment lists its refunds, and the list has all those that the
+    mirror knows. `refunds`: the listed ones that the mirror does not have or the ledger has not booked; they are not
+    recorded, services.observe_refund() does that.
+
     Raises: smartpay.SmartpayError.
     """
     read_at = clock.now()
@@ -133,7 +144,7 @@ def refresh_payment(payment_id: str, client: smartpay.Client) -> tuple[bool, tup
 
 
 def _read_news(refund_ids: Collection[str], client: smartpay.Client) -> tuple[smartpay.Refund, ...]:
-    """Read those of the refunds that the mirror does not have or the ledger has not booked."""
+    """Read those of the refunds at Smartpay that the mirror does not have or the ledger has not booked."""
     booked = _booked(refund_ids)
     return tuple(client.get_refund(refund_id) for refund_id in refund_ids if refund_id not in booked)
 
@@ -171,7 +182,7 @@ def _order_facts(
 def _customer_facts(
     row: Row, order: smartpay.Order, session: smartpay.CheckoutSession | None, read_at: datetime
 ) -> Row:
-    """The customer's columns where this read has something better to say, else nothing."""
+    """Return the customer's columns to be set, or {} where this read has no better customer than the row."""
     customer = session.customer if session and session.customer else order.customer
     if not customer or (row["customer_source"] == SESSION and _is_older(row, read_at)):
         return {}
@@ -184,7 +195,7 @@ def _customer_facts(
 
 
 def _lock_payments(ids: Collection[str]) -> dict[str, Row]:
-    """Lock the payments that are here and return them by id, no other arriving meanwhile where one is not."""
+    """Lock and return the payments by id. If one is not here yet, no other process can add it meanwhile."""
     if PAYMENTS_TABLE.held("id", ids) != set(ids):
         _lock_arrivals()
     return PAYMENTS_TABLE.lock("id", ids)
@@ -197,9 +208,14 @@ def _write_payments(
     keys: Mapping[str, int],
     read_at: datetime,
 ) -> set[int]:
-    """Write payments, given with their order's id; return the keys of the orders that this changed.
+    """Write payments; return the keys of the orders whose payments were new or changed.
 
-    `locked` are the rows that exist already. A payment's order and currency never change.
+    A payment's order and currency never change.
+
+    Args:
+        payments: payments with the ids of their orders, by the payment's id.
+        locked: the rows that exist already.
+        keys: the keys of the orders, by their ids.
     """
     batch = _Batch(PAYMENTS_TABLE, read_at)
     for payment, order_id in payments.values():
@@ -218,13 +234,13 @@ def _write_payments(
         batch.add(row, {} if _is_older(row, read_at) else facts)
     changed = batch.write()
     new = payments.keys() - locked.keys()
-    if new and REFUNDS_TABLE.held("payment_id", new):  # they came first
+    if new and REFUNDS_TABLE.held("payment_id", new):  # recorded before their payment
         count_external(new)
     return {batch.rows[pk]["order_id"] for pk in changed}
 
 
 def _lock_arrivals() -> None:
-    """Let one process at a time add what is new. See Note [Arrivals one at a time]."""
+    """Wait until no other process adds new rows. See Note [Arrivals one at a time]."""
     while not SyncCursor.objects.select_for_update().filter(pk=SyncCursor.ORDERS).first():
         SyncCursor.objects.bulk_create([SyncCursor(pk=SyncCursor.ORDERS)], ignore_conflicts=True)
 
@@ -233,10 +249,9 @@ def _lock_arrivals() -> None:
 
 
 def record_refund(refund: smartpay.Refund, *, read_at: datetime) -> SmartpayRefund:
-    """Record a refund that Smartpay showed, tell whether it is ours, and count it where it is not.
+    """Record a refund that Smartpay showed, and bring the payment's `external` up to date. See record_refunds().
 
-    Returns its row; `ours_id` is the ledger row that it is, None where it was made outside this tool. The payment's
-    `external` is then right again. See record_refunds().
+    Returns its row. `ours_id` is its row in the ledger, or None for a refund made outside this tool.
     """
     row = record_refunds([refund], read_at=read_at)[refund.id]
     return SmartpayRefund.from_db(connection.alias, list(row), list(row.values()))
@@ -245,8 +260,8 @@ def record_refund(refund: smartpay.Refund, *, read_at: datetime) -> SmartpayRefu
 def record_refunds(refunds: Iterable[smartpay.Refund], *, read_at: datetime) -> dict[str, Row]:
     """Record refunds in one transaction of few statements; return their rows by id.
 
-    One is ours if its id is a ledger row's smartpay_id, or if its metadata or its reference name a ledger row of the
-    same payment. A refund of a payment that is not known yet is kept, and counted when the payment arrives.
+    A refund is ours if its id is a ledger row's smartpay_id, or if its metadata or its reference name a ledger row of
+    the same payment. A refund of a payment that is not known yet is kept, and counted when the payment is added.
     """
     by_id = {refund.id: refund for refund in refunds}
     payments = {refund.payment for refund in by_id.values()}
@@ -264,7 +279,8 @@ def record_refunds(refunds: Iterable[smartpay.Refund], *, read_at: datetime) -> 
             batch.add(row, facts | {"ours_id": ours.get(refund.id)})
         batch.write()
         if connection.features.has_select_for_update:
-            # The triggers lock the orders as the payments come; an import, and retention, lock them by key.
+            # The triggers would lock the orders in the order of the payments. An import of customers and retention
+            # lock them by key, so that the two could meet in a deadlock.
             keys = Payment.objects.filter(pk__in=payments).values("order")
             list(Order.objects.select_for_update().filter(key__in=keys).order_by("key").values_list("key"))
         count_external(payments)
@@ -272,10 +288,13 @@ def record_refunds(refunds: Iterable[smartpay.Refund], *, read_at: datetime) -> 
 
 
 def record_answer(refund: smartpay.Refund, *, ours_id: uuid.UUID | None, read_at: datetime) -> None:
-    """record_refund() for the answer to a sending, in the transaction that holds the payment and has booked it.
+    """Record the refund that Smartpay answered to a POST.
 
-    `ours_id`: the ledger row whose smartpay_id it has, None where it has none. Where this fails, nothing of it is left,
-    and the transaction goes on.
+    Called in the transaction that locked the payment and booked the answer. A failure leaves nothing behind, and that
+    transaction can go on.
+
+    Args:
+        ours_id: the ledger row that was booked with this refund's id; None if none was.
     """
     with transaction.atomic():
         row = REFUNDS_TABLE.blank | {
@@ -306,19 +325,19 @@ def _refund_facts(refund: smartpay.Refund) -> dict[str, Any]:
 
 
 def ledger_id_of(refund: smartpay.Refund) -> uuid.UUID | None:
-    """The ledger row that the refund is or, where it is none, names; None for none.
+    """Return the id of the ledger row that the refund is or, failing that, claims to be; None for neither.
 
-    One that names a row but belongs to another payment is not ours, and yet no stranger's.
+    A refund that names a row of another payment is not ours, but the ledger has to judge it all the same.
     """
     named = Refund.objects.filter(pk__in=_claims(refund)).values_list("pk", flat=True)
     return _ours([refund]).get(refund.id) or named.first()
 
 
 def lost_refund(refund: smartpay.Refund) -> uuid.UUID | None:
-    """The id of a ledger row that the refund's metadata names and that is not there; None for none.
+    """Return the id of a ledger row that the refund's metadata names and that does not exist; None for no such id.
 
-    Judged by the metadata, which only this tool writes, never by the shape of a reference; and only for a refund that
-    a row could stand for: of a known payment and its currency, not failed.
+    Only the metadata counts, because only this tool writes it; a reference of the same shape may be anybody's. Only a
+    refund that could be a ledger row counts: not failed, of a known payment, in its currency.
     """
     claim = _uuid(refund.metadata.get("refund_dashboard_id"))
     if claim is None or refund.status == SmartpayRefund.Status.FAILED or refund.amount < 1:
@@ -330,12 +349,13 @@ def lost_refund(refund: smartpay.Refund) -> uuid.UUID | None:
 
 
 def _claims(refund: smartpay.Refund) -> list[uuid.UUID]:
+    """Return the ids of ledger rows that the refund may name, in its metadata and in its reference."""
     texts = (refund.metadata.get("refund_dashboard_id"), refund.reference)
     return [claim for text in texts if (claim := _uuid(text)) is not None]
 
 
 def _ours(refunds: Collection[smartpay.Refund]) -> dict[str, uuid.UUID]:
-    """Which of the refunds are which rows of the ledger, by Smartpay's id."""
+    """Return the ids of the ledger rows that the refunds are, by Smartpay's id, for those that are ours."""
     claims = {refund.id: _claims(refund) for refund in refunds}
     ledger = Refund.objects.filter(
         Q(smartpay_id__in=claims) | Q(pk__in={claim for named in claims.values() for claim in named})
@@ -360,12 +380,16 @@ def _uuid(text: object) -> uuid.UUID | None:
 
 
 def count_external(payment_ids: Iterable[str]) -> None:
-    """Make `external` of the payments, which are locked or new, what Smartpay's refunds say.
+    """Recompute `external` of the payments: what Smartpay refunded and the ledger does not count.
 
-    A refund under our reference that is not the one the ledger row was settled with is a second one, and one of a
-    row that ended without a refund was made all the same: the ledger does not count them, so they are counted here. So
-    is what one is larger than its row says, as only Smartpay's own mistake can make it. The row's state is a part of
-    it: whoever books evidence on a row counts again.
+    That is the sum of
+    - refunds made outside this tool;
+    - refunds under our reference other than the one that its ledger row was settled with;
+    - refunds of a ledger row that ended without a refund;
+    - the excess where a refund is larger than its ledger row, which takes a mistake of Smartpay's.
+
+    The state of the ledger row matters, so whoever changes it by booking evidence has to call this again. The payments
+    must be locked by the caller, or new.
     """
     ids = list(payment_ids)
     if not ids:
@@ -395,7 +419,7 @@ def count_external(payment_ids: Iterable[str]) -> None:
 
 
 def _booked(ids: Iterable[str]) -> set[str]:
-    """Which of Smartpay's refunds are here already, and booked in the ledger where they are, or were, ours."""
+    """Return those of the refunds that are in the mirror and, if they are or were ours, booked in the ledger."""
     booking = Evidence.objects.filter(smartpay_id=OuterRef("pk"))
     others = Q(ours=None) & (~Q(metadata__has_key="refund_dashboard_id") | Exists(booking))
     ours = Exists(booking.filter(refund=OuterRef("ours"))) | Q(ours__recovered=True)
@@ -404,7 +428,7 @@ def _booked(ids: Iterable[str]) -> set[str]:
 
 
 def news(refunds: Iterable[smartpay.Refund]) -> list[smartpay.Refund]:
-    """Those that the mirror does not have as they are, or the ledger has not booked."""
+    """Return the refunds that the mirror does not have, has otherwise, or that the ledger has not booked."""
     by_id = {refund.id: refund for refund in refunds}
     booked = SmartpayRefund.objects.in_bulk(list(_booked(by_id)))
     return [
@@ -418,11 +442,11 @@ def news(refunds: Iterable[smartpay.Refund]) -> list[smartpay.Refund]:
 def record_external_refunds(
     refunds: Sequence[smartpay.Refund], *, read_at: datetime
 ) -> list[smartpay.Refund]:
-    """Record those of the refunds that the ledger has nothing to do with, and return the others.
+    """Record those of the refunds that do not concern the ledger, all at once; return the others, unrecorded.
 
-    Theirs are neither a claim on a row of the ledger nor a payment with a refund of ours that could no longer fit: what
-    is left for services.observe_refund() to do is to record them, and a page of them is recorded at once. Payments
-    are locked meanwhile, as they are by whoever asks for a refund.
+    A returned refund concerns the ledger: it claims one of our rows, or lowers a payment on which one of our waiting
+    refunds may no longer fit. services.observe_refund() handles those. For the recorded ones, it would do no more than
+    record them one by one. The payments are locked meanwhile, so that nobody can request a refund on them.
     """
     with transaction.atomic():
         payments = {refund.payment for refund in refunds}
@@ -452,26 +476,26 @@ def record_external_refunds(
 
 
 def is_news(refund: smartpay.Refund) -> bool:
-    """Whether the mirror does not have the refund as it is, or the ledger has not booked it."""
+    """Return whether the refund is news(): the mirror does not have it as it is, or the ledger has not booked it."""
     return bool(news([refund]))
 
 
-# --- What Smartpay shows no longer --------------------------------------------------------------------------
+# --- What Smartpay no longer shows --------------------------------------------------------------------------
 
-SMARTPAY_ID: dict[type[Model], str] = {Order: "order_id", SmartpayRefund: "id"}  # the column with its own id
+SMARTPAY_ID: dict[type[Model], str] = {Order: "order_id", SmartpayRefund: "id"}  # the column of Smartpay's id
 
 
 def unread_since(
     moment: datetime, kind: type[Order | SmartpayRefund], *, excluding: Collection[str], most: int
 ) -> list[str]:
-    """Return Smartpay's ids of orders or refunds that were last read before, without those that are named here."""
+    """Return Smartpay's ids of at most `most` orders or refunds that were last read before the moment."""
     column = SMARTPAY_ID[kind]
     unread = _unread(moment, kind).exclude(**{f"{column}__in": excluding})
     return list(unread.order_by().values_list(column, flat=True)[:most])
 
 
 def record_vanished(smartpay_id: str, kind: type[Order | SmartpayRefund], *, unread_since: datetime) -> None:
-    """Smartpay says that there is none of this id. One that was read meanwhile, by somebody else, stays as it is."""
+    """Mark an order or refund that Smartpay says does not exist, unless another process has read it meanwhile."""
     unread = _unread(unread_since, kind).filter(**{SMARTPAY_ID[kind]: smartpay_id})
     unread.update(vanished_at=clock.now())
 
@@ -484,13 +508,13 @@ def _unread(since: datetime, kind: type[Order | SmartpayRefund]) -> QuerySet[Any
 
 
 def _is_older(row: Row, read_at: datetime) -> bool:
-    """Whether the row holds the facts of a later read than this one; a new one holds none."""
+    """Return whether this read is older than the one that the row was written from. A new row has none."""
     known: datetime | None = row["read_at"]
     return known is not None and known > read_at
 
 
 class _Batch:
-    """Rows of one page: what is new is inserted, what differs updated, of the rest only `read_at` moves on."""
+    """The rows of a page. New ones are inserted, changed ones updated, and of the others only `read_at`."""
 
     def __init__(self, table: Table, read_at: datetime) -> None:
         self.table = table
