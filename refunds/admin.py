@@ -82,9 +82,8 @@ COLLECTIONS = {
 }
 VERIFY_SECONDS = 10.0  # for each press of the button; a long trail takes several
 
-# Procrastinate's own pages would let jobs be cancelled, and exist on PostgreSQL only; JobRun shows the jobs of both
-# databases. Its models are not all there on SQLite, so they are looked up: Django has no public way to list what is
-# registered. (`_registry` is private, and has been this dict from the first release of the admin site on.)
+# Procrastinate's own pages would let jobs be cancelled, and exist on PostgreSQL only. JobRun shows the jobs on both
+# databases. `_registry` is private, but Django has no public way to list the registered models.
 for model in [*admin.site._registry]:
     if model._meta.app_label == "procrastinate":
         admin.site.unregister(model)

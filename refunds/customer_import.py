@@ -1,7 +1,7 @@
 """Puts customers of the merchant's own records on orders. customers.py reads them from a file.
 
-Besides mirror.py and retention.py, only this module writes an order's customer. None of them writes without the others'
-rules: what a checkout session names stays, and what is older than RETENTION_DAYS gets no customer.
+Only this module, mirror.py and retention.py write an order's customer. A name from a checkout session stays, and an
+order older than RETENTION_DAYS gets no customer.
 """
 
 from collections.abc import Sequence

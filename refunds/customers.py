@@ -1,4 +1,4 @@
-"""The merchant's own record of its customers: a CSV file -> names and mails on orders whose checkout told none."""
+"""Imports the merchant's own records of its customers: reads a CSV file and puts its names and mails on orders."""
 
 import hashlib
 import re
@@ -15,8 +15,8 @@ from refunds import audit, csv_file, smartpay
 from refunds.csv_file import BadFile
 from refunds.customer_import import ImportedCustomer, ImportOutcome, LineResult, SeenLine, record_customers
 
-LINES_AT_ONCE = 500  # a transaction
-LONGEST = 255  # characters of a cell
+LINES_AT_ONCE = 500  # in one transaction
+LONGEST = 255  # characters in a cell
 
 HEADINGS = {
     "order": ("注文id", "orderid", "order_id", "order id", "order"),
@@ -43,7 +43,7 @@ type Report = Callable[[int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the file. `number`: its place, the heading being 1; `problem`: why it names nobody, else ""."""
+    """A line of the file. `number` counts from the heading, which is 1. `problem`: why it names nobody, else ""."""
 
     number: int
     imported: ImportedCustomer
@@ -51,7 +51,7 @@ class Line:
 
 
 def read(file: BinaryIO) -> Iterator[Line]:
-    """The lines that say something, in order. Columns that are not ours are left alone. Raises BadFile."""
+    """Yield the lines that are not empty, in order. Columns with other headings are ignored. Raises BadFile."""
     rows = csv_file.rows(file)
     heading = next(rows, None)
     if not heading:
@@ -90,13 +90,13 @@ def _line(number: int, cells: dict[str, str]) -> Line:
 
 
 def _smartpays(cell: str) -> str:
-    """Smartpay's id of an order, be it in a URL; "" for a number of the shop's own, as EC-CUBE's 注文ID is."""
+    """Return Smartpay's id of an order, also out of a URL; "" for a shop's own number, as EC-CUBE's 注文ID is."""
     parts = re.split("[^0-9A-Za-z_]", cell)
     return next((part for part in parts if (smartpay.id_kind(part) or ("",))[0] == "order"), "")
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Family and given name, parted by the first blank of any width; a name in one piece is all family name."""
+    """Split a name at its first blank, of any width, into family and given name. Without one it is all family name."""
     family, *given = name.split(maxsplit=1)[:2] or [""]
     return family, " ".join(given)
 

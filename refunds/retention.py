@@ -1,6 +1,7 @@
-"""What is removed when its time is over: names and mails of old orders, and what people typed into searches.
+"""Removes personal data after its time: customers of old orders, and what people typed into searches.
 
-Orders, payments, refunds and the trail stay. mirror.py keeps a later reading from bringing the names back.
+Orders, payments, refunds and the trail stay. mirror.py and customer_import.py do not put a customer on an order that is
+old enough for this.
 """
 
 from dataclasses import dataclass
