@@ -1,9 +1,9 @@
-"""The ledger, the mirror and the trail for auditors: everything to be read, nothing to be changed, reads recorded."""
+"""The ledger, the mirror and the trail for auditors. Nothing can be changed here, and each read is recorded."""
 
 import copy
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl
@@ -67,34 +67,40 @@ else:
 
 log = structlog.get_logger(__name__)
 
-MOST_ROWS = 10_000  # what a list counts and pages through; past it, a filter is the way
-WAYS_TO_SHOW = {ALL_VAR, ERROR_FLAG, IS_FACETS_VAR, ORDER_VAR, PAGE_VAR}  # with numbers, or True
+MOST_ROWS = 10_000  # a list counts and pages no further; filters find what is behind
+WAYS_TO_SHOW = {
+    ALL_VAR,
+    ERROR_FLAG,
+    IS_FACETS_VAR,
+    ORDER_VAR,
+    PAGE_VAR,
+}  # parameters of the list whose values are numbers or True
 COLLECTIONS = {
     SyncCursor.ORDERS: _("注文"),
     SyncCursor.SESSIONS: _("お客様情報"),
     SyncCursor.REFUNDS: _("返金"),
 }
-VERIFY_SECONDS = 10.0  # of one press of the button; a long trail takes several
+VERIFY_SECONDS = 10.0  # for each press of the button; a long trail takes several
 
+# Procrastinate's own pages would let jobs be cancelled, and exist on PostgreSQL only. JobRun shows the jobs on both
+# databases. `_registry` is private, but Django has no public way to list the registered models.
 for model in [*admin.site._registry]:
     if model._meta.app_label == "procrastinate":
-        admin.site.unregister(
-            model
-        )  # it would let jobs be cancelled, and is not there on SQLite; JobRun tells of both
+        admin.site.unregister(model)
 admin.site.unregister(Group)  # the roles are a table in roles.py, not rows to be edited
 
 
 class CappedPaginator(Paginator):  # type: ignore[type-arg]  # generic for the type checker alone
-    """Counts at most MOST_ROWS rows: counting all of a growing table would cost more than the page."""
+    """Counts at most MOST_ROWS rows, because counting all of a growing table would cost more than the page."""
 
     @cached_property
     def count(self) -> int:
-        rows: models.QuerySet[Any] = self.object_list  # type: ignore[assignment]  # what the admin gives
+        rows: models.QuerySet[Any] = self.object_list  # type: ignore[assignment]  # the admin passes one
         return len(rows.values_list("pk")[:MOST_ROWS])
 
 
 class ReadOnly:
-    """Adding, changing and deleting is refused to everybody; seeing follows the person's permissions."""
+    """Nobody may add, change or delete. Who may view is decided by permissions."""
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -111,7 +117,7 @@ def kept_search(query: str) -> Search | None:
 
 
 def _in_words(names: Iterable[str]) -> str:
-    """Roles, also those that a later version may have taken away."""
+    """Return the labels of roles. A role that this version does not know stays as it is named."""
     return _("、").join(str(roles.LABELS.get(name, name)) for name in names)
 
 
@@ -123,7 +129,7 @@ def _address(page: str, query: QueryDict) -> str:
 
 
 class KeptSearch(ChangeList):
-    """A list whose `q` is the id of a Search: what was typed stays on our side, and is shown in the box again."""
+    """A list whose `q` is the id of a Search. What was typed is kept in the database and shown in the box again."""
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> models.QuerySet[Any]:
         kept = Search.objects.filter(pk=self.query).first()
@@ -137,39 +143,36 @@ class Trail(KeptSearch):
         audit_words.look_up(self.result_list)
 
 
-def amount(
-    model: type[models.Model], name: str
+def column(
+    model: type[models.Model], name: str, show: Callable[[Any, Any], str]
 ) -> Any:  # a callable, which the types of `fields` do not know
-    """A column of this amount with its currency's sign, grouped."""
+    """Return a column of a list or a form that shows a field's value in another way.
+
+    Args:
+        show: returns the text for the value and its row.
+    """
 
     @admin.display(description=cast(str, label_for_field(name, model)), ordering=name)
     def shown(row: Any) -> str:
-        return money(getattr(row, name), row.currency)
+        return show(getattr(row, name), row)
 
     shown.__name__ = name
     return shown
 
 
-def yes_or_no(model: type[models.Model], name: str) -> Any:
-    """A column of this answer as a word: Django's red cross looks like a failure."""
-
-    @admin.display(description=cast(str, label_for_field(name, model)), ordering=name)
-    def shown(row: Any) -> str:
-        return str(_("はい") if getattr(row, name) else _("いいえ"))
-
-    shown.__name__ = name
-    return shown
+def as_money(value: int, row: Any) -> str:
+    """With the sign of the row's currency, grouped."""
+    return money(value, row.currency)
 
 
-def in_words(model: type[models.Model]) -> Any:
-    """エラー内容 as people read it."""
+def as_yes_or_no(value: bool, row: Any) -> str:
+    """As a word, because Django's red cross looks like a failure."""
+    return str(_("はい") if value else _("いいえ"))
 
-    @admin.display(description=cast(str, label_for_field("error_message", model)))
-    def shown(row: Any) -> str:
-        return error_text(row.error_message)
 
-    shown.__name__ = "error_message"
-    return shown
+def as_error_text(value: str, row: Any) -> str:
+    """Smartpay's error message as staff read it."""
+    return error_text(value)
 
 
 class AuditorAdmin(ReadOnly, ModelAdmin):
@@ -177,7 +180,7 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
     list_per_page = 50
     show_full_result_count = False
     paginator = CappedPaginator
-    shown_by = ""  # the column that names a list's rows on the trail, where our own lists name theirs
+    shown_by = ""  # the column by which the trail names the rows of a list; "": it does not name them
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return KeptSearch
@@ -185,14 +188,14 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
     def get_object(
         self, request: HttpRequest, object_id: str, from_field: str | None = None
     ) -> models.Model | None:
-        """PostgreSQL has no NUL, and would not be asked for one."""
+        """Return None for an id with NUL: PostgreSQL would raise an error."""
         return None if "\0" in object_id else super().get_object(request, object_id, from_field)
 
     def offered(self, request: HttpRequest) -> QueryDict:
-        """The address' parameters, without those that no link of the list could have put there.
+        """Return the address' parameters, without those that no link of the list could have put there.
 
-        Django takes every column for a filter. A mail that somebody types there would stay in the address, and on
-        the trail.
+        Django accepts any column as a filter. A mail address that somebody types as one would stay in the address and
+        be recorded on the trail.
         """
         plain = copy.copy(request)
         plain.GET = QueryDict()
@@ -214,7 +217,7 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """The list; that it was read, and by which filters, is recorded. What is typed leaves the address at once."""
+        """Show the list, and record that it was read, with its filters. A typed search is redirected to its id."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         query = self.offered(request)
@@ -230,7 +233,7 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
         title = {"title": self.opts.verbose_name_plural}
         answer = super().changelist_view(request, title | (extra_context or {}))
         shown: dict[str, Any] = {}
-        if self.shown_by and isinstance(answer, TemplateResponse):  # else it leads elsewhere
+        if self.shown_by and isinstance(answer, TemplateResponse):  # else a redirect
             rows = cast(dict[str, Any], answer.context_data)["cl"].result_list
             shown = {"shown": [str(getattr(row, self.shown_by)) for row in rows]}
         audit.record(
@@ -251,7 +254,7 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        """One row, to be read; that it was is recorded."""
+        """Show one row, and record that it was read."""
         obj = self.get_object(request, unquote(object_id))  # the admin's links write _ as _5F
         audit.record(request.user, "admin.viewed", obj, model=self.opts.model_name)
         title = {"title": self.opts.verbose_name}
@@ -260,7 +263,7 @@ class AuditorAdmin(ReadOnly, ModelAdmin):
     def history_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Django's own log of what was changed in the admin: nothing ever is."""
+        """Answer 404: this would be Django's log of changes made in the admin, and there are none."""
         raise Http404
 
 
@@ -281,13 +284,13 @@ class AttemptInline(AuditorInline):
         "outcome",
         "http_status",
         "error_code",
-        yes_or_no(Attempt, "replayed"),
+        column(Attempt, "replayed", as_yes_or_no),
     )
 
 
 class EvidenceInline(AuditorInline):
     model = Evidence
-    fields = ("kind", "at", yes_or_no(Evidence, "found"), "smartpay_id", "detail")
+    fields = ("kind", "at", column(Evidence, "found", as_yes_or_no), "smartpay_id", "detail")
 
 
 class ReviewDecisionInline(AuditorInline):
@@ -297,7 +300,7 @@ class ReviewDecisionInline(AuditorInline):
 
 @admin.register(AuditEntry)
 class AuditEntryAdmin(AuditorAdmin):
-    """The trail: by person, action, order and day. To be verified, and to be taken along as it is filtered."""
+    """The trail, by person, action, order and day, with buttons to verify it and to export what the filters leave."""
 
     list_display = ("at", "person", "action", "outcome", "order_id", "target", "summary")
     list_filter = ("outcome", "action", "actor")
@@ -344,7 +347,7 @@ class AuditEntryAdmin(AuditorAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: models.QuerySet[Any], search_term: str
     ) -> tuple[models.QuerySet[Any], bool]:
-        """Also the searches for these words, of which the trail keeps a hash: who looked for 田中?"""
+        """Find also entries of searches for these words, by their hash: who looked for 田中?"""
         try:
             address = ip_address(search_term.strip().partition("%")[0])  # as audit.record() keeps it
         except ValueError:
@@ -408,7 +411,7 @@ class AuditEntryAdmin(AuditorAdmin):
 
     @method_decorator(require_POST)
     def verify_view(self, request: HttpRequest) -> HttpResponse:
-        """Compare the trail with its seals for VERIFY_SECONDS, from the entry `after`; that it was is recorded."""
+        """Verify the trail for VERIFY_SECONDS, from the entry after `after` on, and record that."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         after = request.POST.get("after", "")
@@ -430,7 +433,7 @@ class AuditEntryAdmin(AuditorAdmin):
 
     @method_decorator(require_safe)
     def export_view(self, request: HttpRequest, kind: str) -> HttpResponseBase:
-        """All entries that the list shows under the same filters, as a file; that they were taken is recorded."""
+        """Send all entries that the list has under the same filters as a file, and record that."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         listed = reverse("admin:refunds_auditentry_changelist")
@@ -469,7 +472,7 @@ class RefundAdmin(AuditorAdmin):
     shown_by = "id"
     list_display = (
         "requested_at",
-        amount(Refund, "amount"),
+        column(Refund, "amount", as_money),
         "label",
         "requested_by",
         "decided_by",
@@ -485,15 +488,15 @@ class RefundAdmin(AuditorAdmin):
         "id",
         "order_id",
         "payment",
-        amount(Refund, "amount"),
+        column(Refund, "amount", as_money),
         "currency",
         "state",
         "reason",
         "description",
         "memo",
         "similar_reason",
-        amount(Refund, "refundable_before"),
-        amount(Refund, "external_before"),
+        column(Refund, "refundable_before", as_money),
+        column(Refund, "external_before", as_money),
         "requested_by",
         "requested_at",
         "decided_by",
@@ -507,10 +510,10 @@ class RefundAdmin(AuditorAdmin):
         "absent_since",
         "smartpay_id",
         "error_code",
-        in_words(Refund),
+        column(Refund, "error_message", as_error_text),
         "settled_at",
         "reviews",
-        yes_or_no(Refund, "recovered"),
+        column(Refund, "recovered", as_yes_or_no),
     )
     inlines = (AttemptInline, EvidenceInline, ReviewDecisionInline)
 
@@ -528,7 +531,7 @@ class RefundAdmin(AuditorAdmin):
 
 @admin.register(Bulk)
 class BulkAdmin(AuditorAdmin):
-    """The files. Their lines are a list of their own: there may be ten thousand."""
+    """The files. Their lines, of which one may have ten thousand, are in BulkLineAdmin."""
 
     shown_by = "id"
     list_display = ("uploaded_at", "file_name", "state", "lines_count", "yen", "uploaded_by", "decided_by")
@@ -564,7 +567,7 @@ class BulkLineAdmin(AuditorAdmin):
     list_display = ("bulk", "number", "order_text", "reference_text", "yen", "state", "problem", "request_id")
     list_filter = ("state",)
     list_select_related = ("bulk",)
-    ordering = ("-id",)  # by its file, the model's own, all lines that there are would be put in order
+    ordering = ("-id",)  # the model's own, by file and number, would sort the whole table
     search_fields = ("=bulk__id", "=request_id", "=payment__id", "=order_text")
     search_help_text = _("一括返金の受付番号、返金の受付番号、支払いID、注文ID")
     fields = (
@@ -578,7 +581,7 @@ class BulkLineAdmin(AuditorAdmin):
         "request_id",
         "payment",
         "yen",
-        yes_or_no(BulkLine, "is_similar"),
+        column(BulkLine, "is_similar", as_yes_or_no),
         "state",
         "problem",
     )
@@ -588,7 +591,9 @@ class BulkLineAdmin(AuditorAdmin):
         return "" if line.amount is None else money(line.amount, "JPY")
 
 
-PAYMENT_AMOUNTS = [amount(Payment, name) for name in ("captured", "refunded", "external", "reserved")]
+PAYMENT_AMOUNTS = [
+    column(Payment, name, as_money) for name in ("captured", "refunded", "external", "reserved")
+]
 
 
 class PaymentInline(AuditorInline):
@@ -598,7 +603,7 @@ class PaymentInline(AuditorInline):
 
 
 class WordsFilter(admin.SimpleListFilter):
-    """A filter in words, where the column itself has no choices to name its values by."""
+    """A filter with labels for a column that has no choices of its own."""
 
     words: list[tuple[str, Any]]  # value, label
 
@@ -610,7 +615,7 @@ class WordsFilter(admin.SimpleListFilter):
 
 
 class RefundStatusFilter(WordsFilter):
-    """A generated column."""
+    """refund_status is a generated column."""
 
     title = _("返金状況")
     parameter_name = "refund_status"
@@ -618,7 +623,7 @@ class RefundStatusFilter(WordsFilter):
 
 
 class OrderStatusFilter(WordsFilter):
-    """手続き中 is two statuses of Smartpay's, and one entry."""
+    """Shows the two statuses that are labelled 手続き中 as one entry."""
 
     title = _("状態")
     parameter_name = "status__exact"
@@ -631,7 +636,7 @@ class OrderStatusFilter(WordsFilter):
 
 
 class SeenStatusFilter(WordsFilter):
-    """Smartpay's words, of which the column may hold any."""
+    """The column may also hold other words of Smartpay's, so it has no choices."""
 
     title = _("状態")
     parameter_name = "status"
@@ -653,25 +658,25 @@ class OrderAdmin(AuditorAdmin):
         "order_id",
         "reference",
         "customer_name",
-        amount(Order, "amount"),
+        column(Order, "amount", as_money),
         "status",
         "refunded_how",
     )
     list_filter = (OrderStatusFilter, RefundStatusFilter, "customer_source")
     shown_by = "order_id"
-    search_fields = ("order_id",)  # opens the box; what is typed goes the way of 注文一覧
+    search_fields = ("order_id",)  # makes Django show the box; get_search_results() searches as 注文一覧 does
     search_help_text = _("注文ID・ショップ注文番号・お客様名・メールアドレス")
     fields = (
         "order_id",
         "reference",
         "created_at",
-        amount(Order, "amount"),
+        column(Order, "amount", as_money),
         "currency",
         "status",
         "refunded_how",
-        amount(Order, "captured"),
-        amount(Order, "refunded"),
-        amount(Order, "reserved"),
+        column(Order, "captured", as_money),
+        column(Order, "refunded", as_money),
+        column(Order, "reserved", as_money),
         "family_name",
         "given_name",
         "family_kana",
@@ -730,7 +735,7 @@ class SmartpayRefundAdmin(AuditorAdmin):
         "created_at",
         "id",
         "of_payment",
-        amount(SmartpayRefund, "amount"),
+        column(SmartpayRefund, "amount", as_money),
         "shown_status",
         "ours",
     )
@@ -741,7 +746,7 @@ class SmartpayRefundAdmin(AuditorAdmin):
     fields = (
         "id",
         "of_payment",
-        amount(SmartpayRefund, "amount"),
+        column(SmartpayRefund, "amount", as_money),
         "currency",
         "shown_status",
         "reason",
@@ -772,7 +777,7 @@ class AttemptAdmin(AuditorAdmin):
         "outcome",
         "http_status",
         "error_code",
-        yes_or_no(Attempt, "replayed"),
+        column(Attempt, "replayed", as_yes_or_no),
     )
     fields = (
         "refund",
@@ -782,8 +787,8 @@ class AttemptAdmin(AuditorAdmin):
         "outcome",
         "http_status",
         "error_code",
-        in_words(Attempt),
-        yes_or_no(Attempt, "replayed"),
+        column(Attempt, "error_message", as_error_text),
+        column(Attempt, "replayed", as_yes_or_no),
         "response_sha256",
     )
     list_filter = ("outcome",)
@@ -805,7 +810,7 @@ class SearchAdmin(AuditorAdmin):
 
 @admin.register(User)
 class UserAdmin(AuditorAdmin):
-    list_display = ("name", "username", "role_list", yes_or_no(User, "is_active"), "last_login")
+    list_display = ("name", "username", "role_list", column(User, "is_active", as_yes_or_no), "last_login")
     search_fields = ("name", "=username", "=subject")
     fields = (
         "name",
@@ -813,7 +818,7 @@ class UserAdmin(AuditorAdmin):
         "issuer",
         "subject",
         "role_list",
-        yes_or_no(User, "is_active"),
+        column(User, "is_active", as_yes_or_no),
         "last_login",
         "date_joined",
     )
@@ -825,7 +830,7 @@ class UserAdmin(AuditorAdmin):
 
 @admin.register(Control)
 class ControlAdmin(AuditorAdmin):
-    list_display = (yes_or_no(Control, "sends_enabled"), "reason", "changed_at", "changed_by")
+    list_display = (column(Control, "sends_enabled", as_yes_or_no), "reason", "changed_at", "changed_by")
     fields = (*list_display, "restored_at", "restore_accepted_at")
 
 
@@ -847,7 +852,7 @@ class SyncCursorAdmin(AuditorAdmin):
 
 @admin.register(JobRun)
 class JobRunAdmin(AuditorAdmin):
-    """The runs of the background work, under its schedule with the last run and the last failure of each job."""
+    """The runs of the jobs, below their schedule with the next time and the last run of each."""
 
     list_display = ("label", "started_at", "ended_at", "outcome", "error")
     list_filter = (JobFilter, "outcome")

@@ -1,14 +1,13 @@
-"""record(): who did what to what. Appended in the transaction of the change it tells of; never changed."""
+"""The audit trail: record() appends who did what to what, in the transaction of the change that it tells of."""
 
 import hashlib
 import hmac
 import json
-import math
 import re
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -23,17 +22,17 @@ from django.http import HttpRequest, HttpResponse
 from dashboard.client_address import client_address
 from dashboard.models import User
 from refunds import clock
+from refunds.database_values import storable
 from refunds.models import AuditEntry, Order, Payment, Refund
 
 DONE = AuditEntry.Outcome.DONE
 OPENED = (AuditEntry.Action.ORDER_VIEWED, AuditEntry.Action.REFUND_REQUESTED)
 OTHERS_LOOKED_AT = 50
-PLAIN = {int, bool, type(None), datetime}
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a request came from: its id, the address, and a hash that tells sessions apart without opening one."""
+    """Where a request came from: its id, the address, and a hash that tells sessions apart but can't open one."""
 
     request_id: str = ""
     ip: str | None = None
@@ -44,7 +43,7 @@ _origin: ContextVar[Origin] = ContextVar("origin", default=Origin())  # noqa: B0
 
 
 class RequestContext:
-    """Middleware: tells the trail and the log who asks, and from where."""
+    """Middleware that tells the trail and the log who makes a request, and from where."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -65,13 +64,13 @@ class RequestContext:
             _origin.reset(token)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> None:
-        """What somebody tried without the right to it is recorded, wherever it was refused."""
+        """Record what a signed-in person tried without the permission, wherever it was refused."""
         if isinstance(exception, PermissionDenied) and request.user.is_authenticated:
             record(request.user, "page.refused", refused=True, method=request.method, path=_place(request))
 
 
 def _place(request: HttpRequest) -> str:
-    """The path; its pattern where somebody typed what no link of ours holds, such as a mail."""
+    """Return the path, or its URL pattern if somebody typed into it what no link of ours has, such as a mail."""
     if re.fullmatch(r"[\w./-]*", request.path, re.ASCII) or request.resolver_match is None:
         return request.path[:200]
     return f"/{request.resolver_match.route}"[:200]
@@ -82,12 +81,12 @@ def _session_hash(request: HttpRequest) -> str:
 
 
 def keyed_hash(text: str) -> str:
-    """HMAC-SHA256 under the site's secret, in hex: equal texts can be found again, none can be guessed from it."""
+    """Return the HMAC-SHA256 under SECRET_KEY, in hex. It finds equal texts again, but does not reveal them."""
     return keyed_hashes(text)[0]
 
 
 def keyed_hashes(text: str) -> list[str]:
-    """The same, then those under the secrets that the site had before and still knows."""
+    """Return the keyed hash under SECRET_KEY, then those under each of SECRET_KEY_FALLBACKS."""
     secrets = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
     return [hmac.new(secret.encode(), text.encode(), hashlib.sha256).hexdigest() for secret in secrets]
 
@@ -104,11 +103,13 @@ def record(
     """Append an entry: `actor` did `action` to `obj`, with `data`.
 
     Args:
-        actor: a User; None, or an anonymous user, for the machine and for people who are not signed in.
-        action: one of AuditEntry.Action: the object's kind, then what happened. Raises ValueError for another.
-        obj: the object; an order is also found for a payment and for a refund.
-        refused: whether it was tried and turned away.
+        actor: a User; None or an anonymous user for the machine and for people who are not signed in.
+        action: one of AuditEntry.Action: the object's kind, then what happened.
+        obj: the object. The order of a payment or of a refund is recorded too.
+        refused: whether it was tried and refused.
         data: ids, amounts, states, counts. Never a customer's name, a mail, a key, or what was typed.
+
+    Raises: ValueError for another action.
     """
     person = actor if isinstance(actor, User) else None
     origin = _origin.get()
@@ -143,7 +144,7 @@ def record(
     return entry
 
 
-# Neither its id, which the application's role may not choose (see grants.py), nor a seal, which it has none of yet.
+# Without the id, which the application's role may not choose (see grants.py), and without the seals, made later.
 APPENDED = [
     field for field in AuditEntry._meta.concrete_fields if field.name not in ("id", "previous_seal", "seal")
 ]
@@ -154,7 +155,7 @@ APPEND = (
 
 
 def _append(entry: AuditEntry) -> None:
-    """Save a new entry by a statement made once: each page that somebody reads waits for this."""
+    """Save a new entry by a statement that is compiled once: every page that somebody reads waits for this."""
     values = [field.get_db_prep_save(getattr(entry, field.attname), connection) for field in APPENDED]
     with connection.cursor() as cursor:
         cursor.execute(APPEND, values)
@@ -162,10 +163,11 @@ def _append(entry: AuditEntry) -> None:
     entry._state.adding, entry._state.db = False, connection.alias
 
 
-def others_at(order: Order, person: User, *, since: timedelta) -> list[AuditEntry]:
-    """Who else opened the order or asked for a refund of it within this time: the last entry of each, the latest first.
+def other_people_on_order(order: Order, person: User, *, since: timedelta) -> list[AuditEntry]:
+    """Return who else opened the order, or asked for a refund of it, within this time.
 
-    Among the order's newest OTHERS_LOOKED_AT entries, so that one that is opened all day costs no more.
+    The last entry of each person, the latest first. Only the order's newest OTHERS_LOOKED_AT entries are looked at, so
+    that an order which is opened all day costs no more than another.
     """
     begin = clock.now() - since
     newest = AuditEntry.objects.filter(order_id=order.order_id).order_by("-id")
@@ -178,26 +180,9 @@ def others_at(order: Order, person: User, *, since: timedelta) -> list[AuditEntr
     return list(latest.values())
 
 
-def storable(value: Any) -> Any:
-    """The value without what neither database can hold: NUL, halves of surrogate pairs, numbers without end."""
-    if type(value) in PLAIN:  # the quick way: all of the mirror comes through here
-        return value
-    if isinstance(value, str):
-        if type(value) is str and value.isprintable():
-            return value
-        return value.replace("\x00", "").encode("utf-8", "replace").decode()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {storable(name): storable(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [storable(item) for item in value]
-    return value
-
-
 def canonical(entry: AuditEntry) -> str:
-    """The entry as one JSON text, the same on every database: what its seal is computed over."""
-    # Entries from before names were kept have none, and were sealed without.
+    """Return the entry as one JSON text, the same on every database. The seal is computed over it."""
+    # Entries from before `actor_name` was recorded were sealed without it.
     named = {"actor_name": entry.actor_name} if entry.actor_name else {}
     return json.dumps(
         named

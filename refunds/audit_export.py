@@ -1,4 +1,4 @@
-"""The trail as a file for auditors: JSON lines to check it with other tools, CSV to read it in Excel. As a stream."""
+"""The trail as a stream for auditors: JSON lines to verify it with other tools, CSV to read it in Excel."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ COLUMNS = (
 
 
 def json_lines(entries: QuerySet[AuditEntry]) -> Iterator[str]:
-    """One JSON object a line. `seal` is the SHA-256 of `previous_seal` and `text`, so that anybody can check it."""
+    """Yield a JSON object a line. `seal` is the SHA-256 of `previous_seal` and `text`, so anybody can verify it."""
     for entry in sealing.in_order(entries):
         row = {name: getattr(entry, name) for name in COLUMNS} | {
             "at": entry.at.isoformat(timespec="microseconds"),
@@ -45,8 +45,8 @@ def json_lines(entries: QuerySet[AuditEntry]) -> Iterator[str]:
 
 
 def csv_lines(entries: QuerySet[AuditEntry]) -> Iterator[str]:
-    """A table with a heading, in the language of the request."""
-    # Now, and not in the stream: by then the request is over, and so is its language.
+    """Return the lines of a table with a heading, in the language of the request."""
+    # Translated here and not while the stream is sent, because the request's language is not active then.
     words = {"id": _("番号"), "actor": _("利用者の番号"), "actor_name": _("利用者")}
     heading = [words.get(name) or str(label_for_field(name, AuditEntry)) for name in COLUMNS]
     codes = {value: str(label) for value, label in (*AuditEntry.Action.choices, *AuditEntry.Outcome.choices)}

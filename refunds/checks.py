@@ -1,4 +1,4 @@
-"""What must hold before the site may start: settings that would make the refund engine's promises false."""
+"""Refuses to start the site with settings that would break the refund engine's promises."""
 
 from typing import Any
 from urllib.parse import urlsplit
@@ -9,13 +9,13 @@ from django.db import connection
 
 from refunds import smartpay, webhooks
 
-SHORTEST_RETENTION = 30  # days; a wrong number shall not empty the mirror
+SHORTEST_RETENTION = 30  # days; a mistyped number must not remove all customers
 LONGEST_LEASE = 600  # seconds; see docs/decisions/0011
 
 
 @register(Tags.security)
 def money(app_configs: Any, **kwargs: Any) -> list[Error]:
-    """The keys are keys, test and live are not mixed, and a lease outlasts the call that it covers."""
+    """Check that keys have the form of keys, that test and live are not mixed, and that a lease outlasts its call."""
     errors = []
     address = urlsplit(settings.SMARTPAY_API_URL)
     on_this_machine = address.hostname in {"127.0.0.1", "::1", "localhost"}
@@ -55,7 +55,7 @@ def money(app_configs: Any, **kwargs: Any) -> list[Error]:
             )
         )
     digits, zero = set(webhooks.BASE62), webhooks.BASE62[0]
-    # Nothing but zeros, or nothing at all, would be a key that everybody knows.
+    # An empty key, or one of zeros only, could be guessed.
     if any(set(secret) - digits or not secret.strip(zero) for secret in settings.SMARTPAY_WEBHOOK_SECRETS):
         errors.append(
             Error(
@@ -67,7 +67,7 @@ def money(app_configs: Any, **kwargs: Any) -> list[Error]:
 
 @register(Tags.security)
 def durability(app_configs: Any, **kwargs: Any) -> list[Error]:
-    """What was committed before money moves is on the disk. settings.py asks for it; a pool may not pass that on."""
+    """Check that a commit is on the disk when it returns. settings.py asks for that, but a pool may not pass it on."""
     if connection.vendor != "postgresql":
         return []
     with connection.cursor() as cursor:
@@ -86,7 +86,7 @@ def durability(app_configs: Any, **kwargs: Any) -> list[Error]:
 
 @register(Tags.security)
 def pooled(app_configs: Any, **kwargs: Any) -> list[Error]:
-    """No statement is prepared through a pool, whose next transaction has a connection that does not know it."""
+    """Check that a pool is declared, because prepared statements do not outlive a transaction through one."""
     if connection.vendor != "postgresql" or settings.DATABASE_POOLED:
         return []
     with connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""The merchant's own record of its customers: a CSV file -> names and mails on orders whose checkout told none."""
+"""Imports the merchant's own records of its customers: reads a CSV file and puts its names and mails on orders."""
 
 import hashlib
 import re
@@ -11,11 +11,12 @@ from typing import BinaryIO
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from refunds import audit, csv_file, mirror, smartpay
+from refunds import audit, csv_file, smartpay
 from refunds.csv_file import BadFile
+from refunds.customer_import import ImportedCustomer, ImportOutcome, LineResult, SeenLine, record_customers
 
-LINES_AT_ONCE = 500  # a transaction
-LONGEST = 255  # characters of a cell
+LINES_AT_ONCE = 500  # in one transaction
+LONGEST = 255  # characters in a cell
 
 HEADINGS = {
     "order": ("注文id", "orderid", "order_id", "order id", "order"),
@@ -35,20 +36,22 @@ HEADINGS = {
     "email": ("メールアドレス", "メール", "email", "e-mail", "mail"),
 }
 
+NOTHING_TO_REPORT = (ImportOutcome.WRITTEN, ImportOutcome.SAME, ImportOutcome.KEPT)
+
 type Report = Callable[[int, str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the file. `number`: its place, the heading being 1; `problem`: why it names nobody, else ""."""
+    """A line of the file. `number` counts from the heading, which is 1. `problem`: why it names nobody, else ""."""
 
     number: int
-    named: mirror.Named
+    imported: ImportedCustomer
     problem: str = ""
 
 
 def read(file: BinaryIO) -> Iterator[Line]:
-    """The lines that say something, in order. Columns that are not ours are left alone. Raises BadFile."""
+    """Yield the lines that are not empty, in order. Columns with other headings are ignored. Raises BadFile."""
     rows = csv_file.rows(file)
     heading = next(rows, None)
     if not heading:
@@ -83,37 +86,38 @@ def _line(number: int, cells: dict[str, str]) -> Line:
         problem = "no order"
     elif not customer:
         problem = "no customer"
-    return Line(number, mirror.Named(order_id, cells["reference"], customer, number), problem)
+    return Line(number, ImportedCustomer(order_id, cells["reference"], customer, number), problem)
 
 
 def _smartpays(cell: str) -> str:
-    """Smartpay's id of an order, be it in a URL; "" for a number of the shop's own, as EC-CUBE's 注文ID is."""
+    """Return Smartpay's id of an order, also out of a URL; "" for a shop's own number, as EC-CUBE's 注文ID is."""
     parts = re.split("[^0-9A-Za-z_]", cell)
     return next((part for part in parts if (smartpay.id_kind(part) or ("",))[0] == "order"), "")
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Family and given name, parted by the first blank of any width; a name in one piece is all family name."""
+    """Split a name at its first blank, of any width, into family and given name. Without one it is all family name."""
     family, *given = name.split(maxsplit=1)[:2] or [""]
     return family, " ".join(given)
 
 
 def import_file(file: BinaryIO, *, dry_run: bool, report: Report) -> Counter[str]:
-    """Name the customers of orders by a file; return how many lines met which fate, a mirror.Import or a problem.
+    """Put the customers of a file on orders; return how many lines had which outcome: an ImportOutcome or a problem.
+
+    If the process dies, what it wrote stays and is on the trail. The same file can be imported again.
 
     Args:
-        report: is given the number and the fate of each line that named no order.
+        report: is called with the number and the outcome of each line that named no order.
 
-    What was written before the process died stays, is on the trail, and the same file can be given again.
-    Raises: BadFile, before anything is written unless the file breaks off in the middle.
+    Raises: BadFile. Nothing is written then, unless the file breaks off in the middle.
     """
     digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # every BinaryIO has readinto
-    fates: Counter[str] = Counter()
-    said: dict[int, mirror.Said] = {}
+    outcomes: Counter[str] = Counter()
+    seen: dict[int, SeenLine] = {}
     for lines in batched(read(file), LINES_AT_ONCE):
         good = [line for line in lines if not line.problem]
         with transaction.atomic():
-            became = mirror.record_customers([line.named for line in good], said=said, dry_run=dry_run)
+            results = record_customers([line.imported for line in good], seen=seen, dry_run=dry_run)
             if not dry_run:
                 audit.record(
                     None,
@@ -121,12 +125,18 @@ def import_file(file: BinaryIO, *, dry_run: bool, report: Report) -> Counter[str
                     sha256=digest,
                     first_line=lines[0].number,
                     last_line=lines[-1].number,
-                    written=became.count((mirror.Import.WRITTEN, 0)),
+                    written=results.count(LineResult(ImportOutcome.WRITTEN)),
                 )
-        told = {line.number: (line.problem, 0) for line in lines if line.problem}
-        told |= {line.number: (str(fate), other) for line, (fate, other) in zip(good, became, strict=True)}
-        fates.update(fate for fate, _other in told.values())
-        for number, (fate, other) in sorted(told.items()):
-            if fate not in (mirror.Import.WRITTEN, mirror.Import.SAME, mirror.Import.KEPT):
-                report(number, f"{fate} from line {other}" if other else fate)
-    return fates
+        outcomes.update(line.problem for line in lines if line.problem)
+        outcomes.update(str(result.outcome) for result in results)
+        told = {line.number: line.problem for line in lines if line.problem}
+        told |= {
+            line.number: f"{result.outcome} from line {result.earlier_line}"
+            if result.earlier_line
+            else str(result.outcome)
+            for line, result in zip(good, results, strict=True)
+            if result.outcome not in NOTHING_TO_REPORT
+        }
+        for number, outcome in sorted(told.items()):
+            report(number, outcome)
+    return outcomes

@@ -1,6 +1,6 @@
 """What is typed and what is stored, brought to one form: text -> what a telephone can tell apart.
 
-Used for the columns that are searched (mirror.py) and for what is looked for in them (search.py), so that both
+Used for the columns that are searched (customer_fields.py) and for what is looked for in them (search.py), so that both
 always agree. Whoever changes a rule here has to fold every row anew.
 """
 

@@ -1,8 +1,9 @@
-"""What the application's own database role may do on PostgreSQL. What is not said here, it may not.
+"""What the application's database role may do on PostgreSQL. What is not listed here, it may not.
 
-The owner of the tables migrates, and gives the rights (`manage.py grant_app_role ROLE`). The site and the workers sign
-in as a role that owns nothing. What the guards refuse, they refuse to everybody; what is kept from the role here is to
-go around them: to touch the counters and the trail's past, to empty a table, to put a guard to sleep.
+The owner of the tables migrates, and grants the rights (`manage.py grant_app_role ROLE`). The site and the workers
+connect as a role that owns nothing. The guards (triggers) refuse what they refuse to every role. The rights here keep
+the application's role from going around them: it can't write the counters or sealed entries, empty a table, or disable
+a trigger.
 """
 
 from collections.abc import Iterator
@@ -15,46 +16,52 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import Model
 from psycopg import sql
 
-type Site = dict[str, tuple[str, ...]]  # its tables, each with the columns that can be written
+type Site = dict[str, tuple[str, ...]]  # table -> its columns that can be written
 
 
-class But(frozenset[str]):
-    """All columns but these."""
+class AllExcept(frozenset[str]):
+    """All columns of a table except these."""
 
 
 @dataclass(frozen=True)
 class Rights:
-    """What the role may do with the rows of a table beside reading them; `change` names the columns, `add` may."""
+    """What the role may do with the rows of a table besides reading them.
 
-    add: bool | But = False
-    change: But | tuple[str, ...] = ()
+    `change` has the columns that it may update. `add` is True or, where it may not set all columns, AllExcept.
+    """
+
+    add: bool | AllExcept = False
+    change: AllExcept | tuple[str, ...] = ()
     remove: bool = False
-    count: bool = False  # use the sequence of its ids, which is not of an identity column
+    count: bool = False  # may use the sequence of its ids, where they are no identity column
 
 
 READ = Rights()
 ADD = Rights(add=True)
-ANY = Rights(add=True, change=But(), remove=True)
-QUEUE = Rights(add=True, change=But(), remove=True, count=True)
+ANY = Rights(add=True, change=AllExcept(), remove=True)
+QUEUE = Rights(add=True, change=AllExcept(), remove=True, count=True)
 
 # A table without a line here is refused by grant(), and fails tests/test_grants.py.
 RIGHTS = {
-    # The mirror: what Smartpay shows, but neither whose it is nor the counters. Those are moved by triggers whose
-    # functions run as the owner.
+    # The mirror: the role may update what Smartpay shows, but not the ids that tie rows together, and not the counters.
+    # Triggers move the counters; their functions run as the owner.
     "refunds_order": Rights(
-        add=True, change=But({"key", "order_id", "order_id_reversed", "captured", "refunded", "reserved"})
+        add=True,
+        change=AllExcept({"key", "order_id", "order_id_reversed", "captured", "refunded", "reserved"}),
     ),
     "refunds_fragment": Rights(add=True, remove=True),
-    "refunds_payment": Rights(add=True, change=But({"id", "order_id", "currency", "refunded", "reserved"})),
-    "refunds_smartpayrefund": Rights(add=True, change=But({"id", "payment_id"})),
-    "refunds_synccursor": Rights(add=True, change=But({"collection"})),
+    "refunds_payment": Rights(
+        add=True, change=AllExcept({"id", "order_id", "currency", "refunded", "reserved"})
+    ),
+    "refunds_smartpayrefund": Rights(add=True, change=AllExcept({"id", "payment_id"})),
+    "refunds_synccursor": Rights(add=True, change=AllExcept({"collection"})),
     "refunds_webhookevent": Rights(add=True, change=("caught_up_at",)),
-    # The ledger. save() names all columns of a row, also those that stay; the guards tell which of them may differ.
-    "refunds_refund": Rights(add=True, change=But({"id"})),
-    "refunds_attempt": Rights(add=True, change=But({"id"})),
+    # The ledger. save() writes all columns of a row, also unchanged ones. The guards decide which of them may change.
+    "refunds_refund": Rights(add=True, change=AllExcept({"id"})),
+    "refunds_attempt": Rights(add=True, change=AllExcept({"id"})),
     "refunds_evidence": ADD,
     "refunds_reviewdecision": ADD,
-    "refunds_control": Rights(add=True, change=But({"one"})),
+    "refunds_control": Rights(add=True, change=AllExcept({"one"})),
     "refunds_bulk": Rights(
         add=True,
         change=(
@@ -74,17 +81,18 @@ RIGHTS = {
     "refunds_bulkline": Rights(
         add=True, change=("payment_id", "amount", "reason", "refundable", "is_similar", "state", "problem")
     ),
-    # What was compared: a day is compared anew, its differences replaced.
-    "refunds_reconciliation": Rights(add=True, change=But({"day"})),
+    # Reconciliation: when a day is compared again, its differences are replaced.
+    "refunds_reconciliation": Rights(add=True, change=AllExcept({"day"})),
     "refunds_difference": Rights(add=True, remove=True),
     "refunds_jobrun": Rights(add=True, change=("ended_at", "outcome", "error"), remove=True),
-    # The trail: an entry is sealed, and nothing else ever happens to it. The seals follow the ids: whoever could choose
-    # one far ahead would leave all others behind it unsealed. To come with a seal is what a guard refuses.
-    "refunds_auditentry": Rights(add=But({"id"}), change=("seal", "previous_seal")),
+    # The trail: an entry may be sealed and never otherwise updated. The role may not choose ids, because entries are
+    # sealed in their order: after an entry with an id far ahead, all others would stay unsealed. A guard refuses to
+    # insert an entry with a seal.
+    "refunds_auditentry": Rights(add=AllExcept({"id"}), change=("seal", "previous_seal")),
     "refunds_search": Rights(add=True, remove=True),
     "refunds_savedsearch": Rights(add=True, change=("search_id", "filters"), remove=True),
     "refunds_notice": ADD,
-    # People, as the identity provider tells at each sign-in. What a role may do is written by the migration alone.
+    # People, updated from the identity provider at each sign-in. Only `migrate` writes what a role may do.
     "dashboard_user": Rights(add=True, change=("name", "email", "is_staff", "is_superuser", "last_login")),
     "dashboard_user_groups": Rights(add=True, remove=True),
     "dashboard_user_user_permissions": READ,
@@ -96,7 +104,7 @@ RIGHTS = {
     "dashboard_breakglass": Rights(add=True, change=("expires_at", "used_at")),
     "dashboard_count": Rights(add=True, change=("began", "times"), remove=True),
     "django_session": ANY,
-    # Procrastinate's own: its functions run as whoever calls them.
+    # Procrastinate's tables. Its functions run with the rights of their caller.
     "procrastinate_jobs": QUEUE,
     "procrastinate_events": QUEUE,
     "procrastinate_periodic_defers": QUEUE,
@@ -106,15 +114,16 @@ RIGHTS = {
     "django_content_type": READ,
     "django_migrations": READ,  # /readyz
 }
-# No right to a sequence but Procrastinate's: ids are identity columns, which count for whoever may insert. None to a
-# function either: a trigger does not ask whether its own may be called, and Procrastinate's are everybody's.
+# Only Procrastinate's sequences need a right: other ids are identity columns, for which the right to insert is enough.
+# No function needs one: a trigger calls its function without such a right, and Procrastinate's are open to PUBLIC.
 
 
 class NotGranted(Exception):
-    """The rights could not be given, or would not be all that the role has. Nothing was changed."""
+    """The rights could not be granted, or the role would have others besides. Nothing was changed."""
 
 
 def tables() -> Site:
+    """Return the site's tables with those of their columns that can be written."""
     models: list[type[Model]] = [*apps.get_models(include_auto_created=True), MigrationRecorder.Migration]
     return {
         model._meta.db_table: tuple(
@@ -125,26 +134,26 @@ def tables() -> Site:
 
 
 def rights(table: str, columns: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """What the role has on a table, in PostgreSQL's words; INSERT where it is limited, and UPDATE, with the columns."""
+    """Yield PostgreSQL's privileges of the role on a table, each with its columns; () for the whole table."""
     yield "SELECT", ()
     add, change = RIGHTS[table].add, RIGHTS[table].change
     if add:
-        yield "INSERT", _but(add, columns) if isinstance(add, But) else ()
-    changed = _but(change, columns) if isinstance(change, But) else change
+        yield "INSERT", _columns_except(add, columns) if isinstance(add, AllExcept) else ()
+    changed = _columns_except(change, columns) if isinstance(change, AllExcept) else change
     if changed:
         yield "UPDATE", changed
     if RIGHTS[table].remove:
         yield "DELETE", ()
 
 
-def _but(left_out: But, columns: tuple[str, ...]) -> tuple[str, ...]:
+def _columns_except(left_out: AllExcept, columns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(column for column in columns if column not in left_out)
 
 
 def grant(role: str) -> int:
-    """Give the role these rights and take all others on the site's tables from it; return the number of tables.
+    """Grant the role RIGHTS and revoke all others on the site's tables; return the number of tables.
 
-    By the owner of the tables, after each migration. Done again, it changes nothing.
+    The owner of the tables has to call this after each migration. Called again, it changes nothing.
 
     Raises: NotGranted.
     """
@@ -188,14 +197,15 @@ def _statements(cursor: CursorWrapper, role: str, site: Site) -> Iterator[sql.Co
             yield sql.SQL("GRANT {}{} ON TABLE {} TO {}").format(sql.SQL(privilege), limit, there, to)
 
 
-# --- What has to be so before, and is so afterwards ---------------------------------------------------------
+# --- What has to hold before, and what holds afterwards ---------------------------------------------------------
 
 OURS = (
     "relname = ANY(%(tables)s) "
     "AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())"
 )
 
-# Each with what it is in words. A role of which one holds could not be held to any table of rights.
+# Privileges that let a role bypass RIGHTS, each with a sentence for people. If the role has any of them, grant()
+# refuses.
 TOO_MUCH = {
     "rolsuper": "is a superuser",
     "rolcreaterole": "may make roles, and itself a member of them",
@@ -238,7 +248,7 @@ def _check_role(cursor: CursorWrapper, role: str, site: Site) -> None:
 
 
 def _sequences(cursor: CursorWrapper, site: Site) -> dict[str, str]:
-    """Those that the ids of the tables are counted by, each with its table."""
+    """Return the sequences that number the rows of the tables, each with its table."""
     cursor.execute(
         "SELECT sequence.relname, counted.relname FROM pg_class AS sequence JOIN pg_depend ON objid = sequence.oid "  # noqa: S608
         "AND classid = 'pg_class'::regclass AND refclassid = 'pg_class'::regclass AND deptype IN ('a', 'i') "
@@ -250,7 +260,7 @@ def _sequences(cursor: CursorWrapper, site: Site) -> dict[str, str]:
 
 
 def _meant(cursor: CursorWrapper, site: Site) -> set[tuple[str, str, str]]:
-    """What the role shall have: (privilege, table or sequence, column or "")."""
+    """Return what the role should have: (privilege, table or sequence, column or "")."""
     meant = {
         (privilege, table, column)
         for table, columns in site.items()
@@ -262,7 +272,7 @@ def _meant(cursor: CursorWrapper, site: Site) -> set[tuple[str, str, str]]:
 
 
 def _held(cursor: CursorWrapper, role: str, site: Site) -> set[tuple[str, str, str]]:
-    """What the role has, in whatever way: (privilege, table or sequence, column or "")."""
+    """Return what the role has, directly or through another role: (privilege, table or sequence, column or "")."""
     cursor.execute(
         "SELECT privilege, relname, '' FROM pg_class, "  # noqa: S608
         "unnest(ARRAY['SELECT', 'INSERT', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) AS privilege "

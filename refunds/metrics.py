@@ -1,4 +1,4 @@
-"""How refunds, the mirror and the trail stand: a few indexed queries, the same however much there is."""
+"""Gauges of refunds, the mirror and the trail, from a few indexed queries whose cost does not grow with the data."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -17,12 +17,12 @@ LATELY = timedelta(hours=1)
 
 
 class DatabaseCollector(Collector):
-    """Every process tells the same, since all ask one database: take the maximum, never the sum."""
+    """Gauges read from the database. All processes report the same values: take the maximum, never the sum."""
 
     def collect(self) -> Iterator[Metric]:
         now = clock.now()
         first = MigrationRecorder.Migration.objects.filter(app="refunds", name="0001_initial")
-        # What never once succeeded is as old as the tables.
+        # The age of what never succeeded is counted from the creation of the tables.
         installed = first.values_list("applied", flat=True).first()
         yield from _unsettled(now)
         yield from _asked_for(now)
@@ -34,7 +34,7 @@ class DatabaseCollector(Collector):
 
 
 def _unsettled(now: datetime) -> Iterator[Metric]:
-    """These are few: each blocks money, and people are told. Settled ones are never counted as a whole."""
+    """Unsettled refunds are few, because people are alerted to them. Settled ones only grow: they are never counted."""
     unsettled = _gauge("refunds_unsettled", "Refunds whose money is reserved, by state.", "state")
     oldest = _gauge("refunds_oldest_seconds", "Since the oldest of them was asked for.", "state")
     waiting = Refund.objects.filter(state__in=Refund.RESERVING).order_by()
@@ -102,7 +102,7 @@ def _trail(now: datetime) -> Iterator[Metric]:
         "Since the oldest entry of the trail without a seal.",
         value=_age(now, unsealed.first()),
     )
-    # By a command, whose own counters nobody asks for.
+    # Read from the trail: a command issues them, and no Prometheus scrapes the process of a command.
     issued = AuditEntry.objects.filter(action="break_glass.issued", at__gt=now - LATELY).count()
     yield _gauge("break_glass_issued_last_hour", "Codes that let somebody in.", value=issued)
 
@@ -117,7 +117,7 @@ def _sending() -> Iterator[Metric]:
 
 
 def _age(now: datetime, moment: datetime | None) -> float:
-    """In seconds."""
+    """Return the seconds since the moment; 0 for None."""
     return max(0.0, (now - moment).total_seconds()) if moment else 0.0
 
 

@@ -12,35 +12,30 @@ from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Substr
 from django.utils.translation import gettext_lazy as _
 
-# Note [Keys in time order]
-# An order's key is its `createdAt` in milliseconds, shifted left by KEY_BITS, with a hash of its id below. Newest
-# first is then the primary key's own order on both databases: paging is `key < cursor`, a span of days is a range
-# of keys, and every search index ends in it. Never a COUNT, never an OFFSET.
-KEY_BITS = 20  # enough until the year 2248
-
 # Note [Binary collation]
-# Searched text is compared by code point ("C" on PostgreSQL, named "BINARY" by the first migration so that both
-# databases know it by one name). Only then can a B-tree answer "begins with".
+# Searched text is compared by code point, because only then can a B-tree answer "begins with". The collation is "C" on
+# PostgreSQL; the first migration gives it SQLite's name there, "BINARY".
 BINARY = "BINARY"
 
 # Note [Fragments of names]
-# The middle of a name is found by a row for each place in it, which holds what follows: `中太郎` for 田中太郎. What is
-# rare is a short range of (text, key). What is frequent is met soon by whoever walks (start, key, text) from the newest
-# order on, a bounded way. Both indexes hold all that is asked of them, and both come in an order that is ours, which
-# the matches of a full-text index do not: those have to be gathered and sorted.
+# To find a name by its middle, there is a row for each place in it, with the text from there on: `中太郎` for 田中太郎.
+# A rare text is a short range of the index (text, key). A frequent one is met soon on a bounded walk along the
+# index (start, key, text), from the newest order on. Both indexes hold all columns that a search needs, and both return
+# rows in the order that it needs. The matches of a full-text index would have to be gathered and sorted first.
 
 # Note [Lock order]
-# Payments first (by id), then refunds, then the order: the triggers move a payment's counters after a refund's
-# change, and the order's sums after a payment's. Who locks an order before its payments will meet them in a deadlock.
+# Lock payments first (by id), then refunds, then the order. The triggers follow that order: they move a payment's
+# counters after a refund changed, and an order's sums after a payment changed. A transaction that locks an order before
+# its payments can deadlock with them.
 
 
 def _text(length: int, **kwargs: object) -> "models.CharField[str, str]":
-    """A column that is searched: compared by code point, empty when nothing is known."""
+    """Return a column that is searched: compared by code point, and empty where nothing is known."""
     return models.CharField(max_length=length, blank=True, default="", db_collation=BINARY, **kwargs)  # type: ignore[arg-type]
 
 
 class Order(models.Model):
-    """A Smartpay order as last read, with the customer's name and mail from its checkout session or an import."""
+    """An order as last read at Smartpay, with the customer from its checkout session or from an import."""
 
     class Status(models.TextChoices):
         REQUIRES_AUTHORIZATION = "requires_authorization", _("手続き中")
@@ -51,7 +46,7 @@ class Order(models.Model):
         CANCELED = "canceled", _("キャンセル")
         FAILED = "failed", _("支払い失敗")
 
-    # Every started checkout makes an order; these were never paid and are hidden unless asked for.
+    # Smartpay makes an order for every checkout that is started. These were never paid; lists hide them by default.
     UNPAID = (Status.REQUIRES_AUTHORIZATION, Status.PENDING, Status.REJECTED, Status.FAILED)
 
     class RefundStatus(models.TextChoices):
@@ -65,7 +60,7 @@ class Order(models.Model):
         SESSION = "session", _("決済時の入力")
         IMPORT = "import", _("店舗データの取り込み")
 
-    # See Note [Keys in time order].
+    # See Note [Keys in time order] in order_keys.py.
     key = models.BigIntegerField(primary_key=True, editable=False)
     order_id = models.CharField(_("注文ID"), max_length=80, db_collation=BINARY)
     reference = _text(255, verbose_name=_("ショップ注文番号"), help_text=_("Smartpay の reference(参照番号)"))
@@ -83,12 +78,12 @@ class Order(models.Model):
     )
     created_at = models.DateTimeField(_("注文日時"))
     expires_at = models.DateTimeField(null=True, blank=True)
-    # When the read began that these values come from.
+    # When the read began that returned these values.
     read_at = models.DateTimeField(_("最終確認"))
-    # When Smartpay no longer listed it and said that there is no such order.
+    # When Smartpay, no longer listing the order, said that it does not exist.
     vanished_at = models.DateTimeField(_("Smartpay から消えた日時"), null=True, blank=True, editable=False)
 
-    # The customer: from the checkout session, or from an import; an order of a token has none.
+    # The customer, from the checkout session or from an import. An order made with a token has no session.
     customer_source = models.CharField(
         _("お客様情報の出所"), max_length=8, choices=CustomerSource, blank=True, default=""
     )
@@ -98,7 +93,7 @@ class Order(models.Model):
     given_kana = models.CharField(_("名(カナ)"), max_length=120, blank=True, default="")
     email = models.CharField(_("メールアドレス"), max_length=254, blank=True, default="")
 
-    # The same, folded by folding.fold(): what is searched.
+    # These are searched: the customer and the reference, folded by folding.fold().
     family_folded = _text(120)
     given_folded = _text(120)
     name_folded = _text(240)
@@ -110,10 +105,11 @@ class Order(models.Model):
     kana_turned_folded = _text(240)
     email_folded = _text(254)
     reference_folded = _text(255)
-    # For the last characters, read out on the telephone.
+    # To find an order by the last characters of its id, as they are read out on the telephone.
     order_id_reversed = _text(80)
 
-    # Sums over the payments, kept by triggers: captured, refunded (ours and elsewhere), reserved by ours unsettled.
+    # Sums over the payments, kept by triggers. `refunded` has our refunds and those made elsewhere; `reserved` is for
+    # our unsettled refunds.
     captured = models.PositiveBigIntegerField(_("支払い額"), default=0, editable=False)
     refunded = models.PositiveBigIntegerField(_("返金済み額"), default=0, editable=False)
     reserved = models.PositiveBigIntegerField(_("処理中の返金"), default=0, editable=False)
@@ -161,7 +157,7 @@ class Order(models.Model):
 
     @property
     def customer_name(self) -> str:
-        """`田中 太郎`, family name first; empty when nothing is registered."""
+        """Return `田中 太郎`, family name first; "" if no name is known."""
         return f"{self.family_name} {self.given_name}".strip()
 
     @property
@@ -169,20 +165,26 @@ class Order(models.Model):
         return f"{self.family_kana} {self.given_kana}".strip()
 
     def get_status_display(self) -> str:  # type: ignore[no-redef]
-        """In words; Smartpay's own where it has a new one. Django's makes a table of all of them for every row."""
+        """Return the label, or Smartpay's own word for a status that is not known here.
+
+        Django's own method would build a table of all labels for every row.
+        """
         return str(self.Status(self.status).label) if self.status in self.Status else self.status
 
     def get_refund_status_display(self) -> str:
-        """In words; Django makes this for ordinary columns, not for generated ones."""
+        """Return the label. Django adds this method for ordinary columns, but not for generated ones."""
         return str(self.RefundStatus(self.refund_status).label)
 
 
 class Fragment(models.Model):
-    """Where a name, its kana or a mail is found by its middle. Note [Fragments of names]; written by fragments.py."""
+    """A text by which a name, its kana or a mail is found by its middle. See Note [Fragments of names].
+
+    Written by fragments.py.
+    """
 
     pk = models.CompositePrimaryKey("text", "key")
     text = models.CharField(max_length=256, db_collation=BINARY)
-    # The order's; without a constraint, whose price each of its rows would pay.
+    # Order.key. No foreign key: checking it for every fragment would cost too much.
     key = models.BigIntegerField()
     start = models.GeneratedField(
         expression=Substr("text", 1, 2),
@@ -200,9 +202,9 @@ class Fragment(models.Model):
 class Payment(models.Model):
     """A capture of an order, and the account that refunds are booked against.
 
-    `reserved` and `refunded` are moved only by the trigger on Refund; the trigger on this table refuses values that
-    are not the sums of the ledger's rows. `captured` and `external` are facts read from Smartpay and always
-    recorded, even where they break the sum.
+    Only the trigger on Refund moves `reserved` and `refunded`; the trigger on this table refuses values that are not
+    the sums of the ledger's rows. `captured` and `external` are facts read from Smartpay. They are always recorded,
+    even where more is refunded than was captured.
     """
 
     id = models.CharField(_("支払いID"), max_length=80, primary_key=True, db_collation=BINARY)
@@ -229,10 +231,10 @@ class Payment(models.Model):
         return self.id
 
     def refundable(self) -> int:
-        """What is left to refund, in the minor unit: the one place where this sum is made.
+        """Return what is left to refund, in the minor unit. No other code computes this sum.
 
-        Captured, less refunds that have not failed (ours or made elsewhere), less ours still unsettled. Never
-        below 0 for the reader, even where Smartpay's facts break the sum.
+        It is what was captured, less refunds that have not failed (ours or made elsewhere), less our unsettled ones; 0
+        where Smartpay's facts would make it negative.
         """
         return max(0, self.captured - self.refunded - self.external - self.reserved)
 
@@ -240,7 +242,7 @@ class Payment(models.Model):
         return self.refunded + self.external
 
     def is_overdrawn(self) -> bool:
-        """Whether more is refunded or reserved than was captured, as a refund made elsewhere can bring about."""
+        """Return whether more is refunded or reserved than was captured. A refund made elsewhere can cause that."""
         return self.already_refunded() + self.reserved > self.captured
 
 

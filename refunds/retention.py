@@ -1,16 +1,21 @@
-"""What is removed when its time is over: names and mails of old orders, and what people typed into searches.
+"""Removes personal data after its time: customers of old orders, and what people typed into searches.
 
-Orders, payments, refunds and the trail stay. mirror.py keeps a later reading from bringing the names back.
+Orders, payments, refunds and the trail stay. mirror.py and customer_import.py do not put a customer on an order that is
+old enough for this.
 """
 
 from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 
-from refunds import audit, clock, mirror, search
-from refunds.models import SavedSearch, Search
+from refunds import audit, clock, fragments, search
+from refunds.customer_fields import CUSTOMER, FOLDED, kept_since
+from refunds.models import Order, SavedSearch, Search
+from refunds.order_keys import first_key
+
+ORDERS_AT_ONCE = 500  # in one transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +32,11 @@ def prune(*, dry_run: bool = False) -> Removed:
     Some rows at a time: killed, the next call goes on; what was removed is on the trail, batch by batch.
     """
     now = clock.now()
-    before = mirror.customers_kept_since(now)
+    before = kept_since(now)
     old = Q(created_at__lt=now - search.KEPT, saved=None)
     searches = Search.objects.filter(old | Q(created_at__lt=before) if before else old)
     if dry_run:
-        return Removed(mirror.outdated_customers().count(), searches.count())
+        return Removed(outdated_customers().count(), searches.count())
     orders = 0
     while forgotten := _forget_some(before):
         orders += forgotten
@@ -47,7 +52,28 @@ def prune(*, dry_run: bool = False) -> Removed:
 def _forget_some(before: datetime | None) -> int:
     """Remove the customers of some old orders, together with the entry that tells of it; return of how many."""
     with transaction.atomic():
-        forgotten = mirror.forget_customers()
+        forgotten = _forget_customers()
         if forgotten:
             audit.record(None, "personal_data.removed", None, orders=forgotten, before=str(before))
     return forgotten
+
+
+def _forget_customers() -> int:
+    """Remove the customers of at most ORDERS_AT_ONCE old orders, oldest first; return of how many."""
+    emptied = {
+        column: "" for column in ("customer_source", *CUSTOMER, *FOLDED) if column != "reference_folded"
+    }
+    with transaction.atomic():
+        rows = list(outdated_customers().select_for_update().order_by("key")[:ORDERS_AT_ONCE])
+        sources = {row.key: fragments.sources(vars(row)) for row in rows}
+        Order.objects.filter(key__in=sources).update(**emptied)
+        fragments.write((vars(row) | emptied for row in rows), sources)
+    return len(rows)
+
+
+def outdated_customers() -> QuerySet[Order]:
+    """Return the orders older than RETENTION_DAYS that still have a customer."""
+    since = kept_since(clock.now())
+    if since is None:
+        return Order.objects.none()
+    return Order.objects.filter(key__lt=first_key(since), customer_source__gt="")

@@ -1,7 +1,7 @@
-"""Who may what: the four roles as Django groups, each with exactly the permissions of this table.
+"""The four roles as Django groups, each with exactly the permissions of this table.
 
-The groups come from the company's claims at each sign-in (dashboard/sso/backend.py). `sync` makes the table true after
-every `migrate`, so the database can never drift from what is read here.
+The groups come from the company's claims at each sign-in (dashboard/sso/backend.py). After every `migrate`,
+`sync` makes the groups in the database equal to this table.
 """
 
 from typing import Any
@@ -49,7 +49,7 @@ STAFF_ROLES = {"auditor"}  # who may open /admin/
 
 
 def may(person: User, permission: str) -> bool:
-    """Whether the person is active and has the permission, now."""
+    """Return whether the person is active and has the permission."""
     return person.is_active and person.has_perm(permission)
 
 

@@ -1,8 +1,8 @@
-"""The trail that can be checked: every entry is sealed over the one before it, and the newest seal is kept elsewhere.
+"""Makes the trail verifiable: each entry is sealed over the entry before it, and the newest seal is kept elsewhere.
 
-- seal(): by the worker, after the fact, in the order of the ids
-- keep_head(): the newest seal, outside the database, where whoever rewrites the trail does not reach it
-- verify(): whether the trail is still what was sealed, and what is not
+- seal(): the worker seals entries after they were committed, in the order of their ids
+- keep_head(): keeps the newest seal outside the database, out of reach of somebody who rewrites the trail there
+- verify(): tells whether the trail is still what was sealed, and where it is not
 """
 
 import hashlib
@@ -28,25 +28,28 @@ log = structlog.get_logger(__name__)
 FILE = "audit-head"  # in STATE_DIR
 
 # Note [The order of the seals]
-# The seal of an entry is the SHA-256 of the seal before it and the entry's text. Entries begin unsealed, so that
-# nobody who is recorded waits for anybody else who is; the worker seals them a moment later, in the order of their
-# ids, one sealer at a time.
+# The seal of an entry is the SHA-256 of the seal before it and the entry's text. Entries are inserted without a seal,
+# so that transactions which record something never wait for each other. The worker seals them a moment later, in the
+# order of their ids, one sealer at a time.
 #
-# PostgreSQL shows ids out of order: a transaction may take a lower id and commit later, and one that is rolled back
-# leaves a gap for ever. So the sealer stops before a gap until an entry behind it is older than GAP (its `at` is the
-# database's time just before its own id was taken, and the missing one was taken before that). Any of them will do, or
-# one whose `at` is of a time to come, by a clock that was wrong or by forgery, would hold up all others. What is still
-# missing then is held to be rolled back. An entry that comes into a gap which was passed can't be sealed any more, for
-# the seals behind it are made: it stays unsealed and verify() names it. Nothing here holds a transaction open for that
-# long, so that people should ask where it came from.
+# On PostgreSQL, ids become visible out of order: a transaction may take a lower id and commit later, and one that is
+# rolled back leaves a gap for ever. The sealer therefore stops before a gap, until an entry behind the gap is older
+# than GAP. (The `at` of that entry is the database's time just before its id was taken, and the missing id was taken
+# earlier.) One old entry behind the gap is enough. If we required the next one, a single entry dated in the future, by
+# a wrong clock or by forgery, would block sealing for ever. An id that is still missing then counts as rolled back.
+#
+# An entry that appears in a gap after the sealer passed it can't be sealed any more, because the seals behind it are
+# made. It stays unsealed, and verify() reports it. No code here holds a transaction open for that long, so people
+# should ask where such an entry came from.
 
 BEGINNING = "0" * 64  # stands for the seal before the first one
-BATCH = 200  # entries in one transaction: SQLite's other writers wait for it
-MANY = 5000  # in one transaction, when nobody sealed for long
+BATCH = 200  # entries in one transaction; on SQLite, other writers wait for it
+MANY = 5000  # entries in one transaction, when nothing was sealed for a long time
 GAP = timedelta(seconds=30)
-OVERDUE = timedelta(seconds=60)  # a worker that runs has sealed an entry by then
+OVERDUE = timedelta(seconds=60)  # a running worker has sealed an entry by then
 PAGE = 2000  # entries in memory at a time
-NAMED = 20  # faults that are told one by one; of the others, how many
+NAMED = 20  # faults that are reported one by one; the others are only counted
+# What reading an entry raises if somebody wrote into it what Django can't convert.
 UNREADABLE = (DataError, ValueError, TypeError, AttributeError, OverflowError)
 
 
@@ -55,7 +58,7 @@ def seal_of(previous: str, text: str) -> str:
 
 
 def in_order(entries: QuerySet[AuditEntry]) -> Iterator[AuditEntry]:
-    """All of these entries, oldest first, a page at a time: neither memory nor a transaction grows with the trail."""
+    """Yield the entries, oldest first. They are read by the page, so that memory does not grow with the trail."""
     seen = None
     while page := list(_behind(seen, entries)[:PAGE]):
         yield from page
@@ -63,7 +66,7 @@ def in_order(entries: QuerySet[AuditEntry]) -> Iterator[AuditEntry]:
 
 
 def _behind(pk: int | None, entries: QuerySet[AuditEntry]) -> QuerySet[AuditEntry]:
-    """All of them for None: who forges entries may also give them ids that no sequence gives."""
+    """Return the entries with a higher id; all for None. A forged entry may have an id of 0 or below."""
     return (entries if pk is None else entries.filter(pk__gt=pk)).order_by("pk")
 
 
@@ -71,14 +74,14 @@ def _behind(pk: int | None, entries: QuerySet[AuditEntry]) -> QuerySet[AuditEntr
 
 
 def seal(limit: int | None = None) -> int:
-    """Seal the next entries, and return how many: BATCH at most, or more where very many wait. Never waits itself.
+    """Seal the next entries and return how many: at most BATCH, or MANY where that many wait.
 
-    See Note [The order of the seals].
+    Never waits: while another process seals, 0 is returned at once. See Note [The order of the seals].
     """
     waiting = AuditEntry.objects.filter(seal=None)[:MANY].count()
     if not waiting:
-        return 0  # without a lock: SQLite has one for all writers
-    # To find the last seal takes the longer, the more are unsealed behind it.
+        return 0  # before a lock is taken: SQLite has one for all writers
+    # Finding the last seal takes longer the more unsealed entries there are, so many are then sealed at a time.
     limit = limit or (MANY if waiting == MANY else BATCH)
     with transaction.atomic():
         if not _lock_out_other_sealers():
@@ -94,7 +97,7 @@ def seal(limit: int | None = None) -> int:
             sealed.append((previous, seal, entry.pk))
             last, previous = entry.pk, seal
         with connection.cursor() as cursor:
-            # SQLite's other writers wait for this: a twentieth of what bulk_update() takes.
+            # On SQLite other writers wait for this. It takes a twentieth of the time of bulk_update().
             cursor.executemany(
                 "UPDATE refunds_auditentry SET previous_seal = %s, seal = %s WHERE id = %s", sealed
             )
@@ -102,7 +105,10 @@ def seal(limit: int | None = None) -> int:
 
 
 def _lock_out_other_sealers() -> bool:
-    """Lock the oldest entry, which no one else ever locks, until the transaction ends. On SQLite that began with it."""
+    """Lock the oldest entry, which nothing else locks, until the transaction ends; return False if it is locked.
+
+    On SQLite the transaction itself keeps out other sealers.
+    """
     oldest = AuditEntry.objects.aggregate(oldest=Min("pk"))["oldest"]
     locked = AuditEntry.objects.select_for_update(skip_locked=True).filter(pk=oldest)
     return bool(locked.values_list("pk"))
@@ -117,12 +123,12 @@ def _last_sealed() -> tuple[int, str]:
 
 
 class UnreadableHead(Exception):
-    """What should be a kept head is none."""
+    """A kept head can't be parsed."""
 
 
 @dataclass(frozen=True, order=True)
 class Head:
-    """How far the trail was sealed at a time. Whoever has one can tell whether the entries up to it are still those."""
+    """How far the trail was sealed at a time. With it, one can verify that the entries up to `id` are unchanged."""
 
     id: int
     seal: str
@@ -131,7 +137,7 @@ class Head:
 
     @classmethod
     def parse(cls, line: str) -> Self:
-        """From the line that --print-head prints or that the log has. Raises UnreadableHead."""
+        """Parse a line that --print-head printed, or one from the log. Raises UnreadableHead."""
         try:
             fields = json.loads(line)
             return cls(int(fields["id"]), str(fields["seal"]), int(fields["count"]), str(fields["at"]))
@@ -143,15 +149,16 @@ class Head:
 
 
 def read_heads(path: Path) -> list[Head]:
-    """The heads of a file, one a line. Raises OSError, UnreadableHead."""
+    """Return the heads of a file with one head a line. Raises OSError, UnreadableHead."""
     lines = path.read_text(errors="replace").splitlines()
     return [Head.parse(line) for line in lines if line.strip()]
 
 
 def newest_head(since: Head | None = None) -> Head | None:
-    """The head of the trail as it is in the database, or None if nothing is sealed.
+    """Return the head of the trail as it is in the database, or None if nothing is sealed.
 
-    since: an older head of this trail; then only what came after it is counted.
+    Args:
+        since: an older head of this trail. Only the entries behind it are then counted, and added to its count.
     """
     last, seal = _last_sealed()
     if not last:
@@ -163,7 +170,7 @@ def newest_head(since: Head | None = None) -> Head | None:
 
 
 def kept_head() -> Head | None:
-    """The head in STATE_DIR, or None if none was kept yet. Raises OSError, UnreadableHead."""
+    """Return the head in STATE_DIR, or None if none was kept yet. Raises OSError, UnreadableHead."""
     try:
         heads = read_heads(state_file.path(FILE))
     except FileNotFoundError:
@@ -174,9 +181,10 @@ def kept_head() -> Head | None:
 
 
 def keep_head() -> None:
-    """Keep the newest head in STATE_DIR; the first one of each hour also goes to the log, ids and hashes only.
+    """Keep the newest head in STATE_DIR, and log the first head of each hour. A head has ids and hashes only.
 
-    A head that the trail does not contain any more is never overwritten: it is the proof.
+    A kept head that the trail no longer contains is never overwritten, because it proves that the trail was changed.
+    Raises OSError, UnreadableHead.
     """
     with state_file.locked(FILE):
         kept = kept_head()
@@ -204,11 +212,11 @@ def _hour(head: Head) -> str:
 
 
 class Broken(NamedTuple):
-    """Something that is not as it was sealed: the entry where it shows, and which of the kinds below it is."""
+    """A fault of the trail: the entry where it shows, and its kind, one of those below."""
 
     entry: int
     kind: str
-    other: int = 0  # the entry before it; for a head, the last entry there is
+    other: int = 0  # the entry before it; for "cut", the last entry that exists
     at: str = ""  # when the head was kept
 
     def __str__(self) -> str:
@@ -243,13 +251,13 @@ class Report:
     """What verify() found."""
 
     after: int | None = None  # the sealed entry that it went on from
-    checked: int = 0  # sealed entries that are as they were sealed
-    until: int = 0  # the last of them
+    checked: int = 0  # sealed entries without a fault
+    until: int = 0  # the last sealed entry that was read
     until_at: datetime | None = None
-    whole: bool = True  # False where the time was over before the end
+    whole: bool = True  # False if the time was up before the end
     heads: int = 0  # kept heads that were compared
     broken: list[Broken] = field(default_factory=list)  # the first NAMED
-    faults: int = 0  # all of them
+    faults: int = 0  # how many there are
     waiting: int = 0  # unsealed for longer than OVERDUE
     waiting_first: int = 0
     late: int = 0  # unsealed among sealed ones. See Note [The order of the seals]
@@ -257,11 +265,11 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong as far as was looked."""
+        """Return whether no fault was found, as far as the trail was read."""
         return not (self.broken or self.waiting or self.late)
 
     def facts(self) -> dict[str, Any]:
-        """What was found, for the trail itself."""
+        """Return what the trail records of this verification."""
         return {
             "checked": self.checked,
             "after": self.after,
@@ -276,7 +284,7 @@ class Report:
         }
 
     def sentences(self) -> list[str]:
-        """What is wrong, for people."""
+        """Return what is wrong, in sentences for people."""
         words = [str(each) for each in self.broken]
         if more := self.faults - len(self.broken):
             words.append(_("このほかにも異常が %(count)s 件あります。") % {"count": more})
@@ -302,19 +310,17 @@ class Report:
 def verify(heads: Iterable[Head] = (), *, after: int | None = None, seconds: float | None = None) -> Report:
     """Compare the trail, in the order of its ids, with its seals and with the heads kept outside the database.
 
-    Reads only, a page at a time, and takes no lock. What is sealed meanwhile is left for the next time. It goes on
-    behind what is broken, so that nobody hides a fault behind another one.
+    Only reads, by the page, and takes no lock. Entries that are sealed meanwhile are left to the next verification. It
+    goes on behind a fault, so that one fault can't hide another.
 
     Args:
-        heads: kept elsewhere; the one in STATE_DIR is always compared.
-        after: the sealed entry to go on from, taken as it is, like all before it; None for the beginning.
-        seconds: the time that it may take. Past it, the report says how far it came.
+        heads: heads kept elsewhere. The one in STATE_DIR is compared in any case.
+        after: the sealed entry to go on from; it and those before it are not verified. None for the beginning.
+        seconds: the time that this may take. Past it, the report says how far the trail was verified.
 
     Raises: OSError, UnreadableHead for the head in STATE_DIR.
     """
-    kept = (
-        kept_head()
-    )  # before the trail: what it tells was sealed earlier, so that the trail can only be further
+    kept = kept_head()  # before the trail is read, which then reaches at least as far as this head
     wanted = sorted({*heads, *([kept] if kept else [])})
     last, _seal = _last_sealed()
     report = Report(heads=len(wanted))
@@ -329,7 +335,7 @@ def verify(heads: Iterable[Head] = (), *, after: int | None = None, seconds: flo
             report.whole = False
             break
     if chain.heads_fit:
-        # Those that were not met on the way: of entries that are gone, or that were not come to.
+        # Heads that were not met on the way: their entries are gone, or were not reached.
         unmet = itertools.chain.from_iterable(chain.unmet.values())
         if differs := next(filter(None, (_compare(head, last) for head in unmet)), None):
             chain.tell(differs)
@@ -341,7 +347,7 @@ def verify(heads: Iterable[Head] = (), *, after: int | None = None, seconds: flo
 
 
 class _Chain:
-    """The walk along the seals: what comes has to follow what was there."""
+    """Walks along the seals, and checks that each entry follows the one before it."""
 
     def __init__(self, report: Report, heads: list[Head], after: int | None) -> None:
         self.report = report
@@ -356,10 +362,10 @@ class _Chain:
         self.before: str | None = None  # the seal before that
 
     def take(self, entries: list[AuditEntry]) -> None:
-        """Tell of the entries which are not as they were sealed."""
+        """Report faults of the entries, which come next in the order of their ids."""
         for entry in entries:
             if entry.seal is None:
-                continue  # counted by verify()
+                continue  # verify() counts these
             faults = [*self._faults(entry)]
             for fault in faults:
                 self.tell(fault)
@@ -368,7 +374,7 @@ class _Chain:
             self.report.until, self.report.until_at = entry.pk, entry.at
 
     def skip(self, pk: int) -> None:
-        """Go on behind an entry that can't be read; its seals can."""
+        """Report an entry that can't be read, and go on behind it: its seals can be read."""
         self.tell(Broken(pk, "unreadable"))
         previous, seal = AuditEntry.objects.values_list("previous_seal", "seal").get(pk=pk)
         if seal is not None:
@@ -380,7 +386,7 @@ class _Chain:
             self.report.broken.append(fault)
 
     def _go_on(self, pk: int, previous: str | None, seal: str) -> None:
-        """The next has to follow the seal as it stands, whatever else is wrong with its entry."""
+        """The next entry has to follow this seal, whatever else is wrong with this entry."""
         self.before, self.seal, self.last = previous, seal, pk
 
     def _faults(self, entry: AuditEntry) -> Iterator[Broken]:
@@ -401,12 +407,12 @@ class _Chain:
                 yield Broken(entry.pk, "unreadable")
         for head in self.unmet.pop(entry.pk, ()):
             if head.seal != entry.seal and self.heads_fit:
-                self.heads_fit = False  # the oldest is told: those kept after it can't fit either
+                self.heads_fit = False  # only the oldest is reported: no later head can fit either
                 yield Broken(entry.pk, "rewritten", at=head.at)
 
 
 def _pages(after: int | None, until: int) -> Iterator[tuple[list[AuditEntry], int]]:
-    """The entries, and after some of them the id of one that can't even be read, or 0."""
+    """Yield pages of entries, each with the id of the unreadable entry that follows it, or 0 if none does."""
     while True:
         rows = _behind(after, AuditEntry.objects.filter(pk__lte=until))
         try:
@@ -439,7 +445,7 @@ def _compare(head: Head, last: int) -> Broken | None:
 
 
 def _unsealed(behind: int | None = None) -> tuple[int, int]:
-    """How many entries (behind this one) wait for their seal for too long, and the first of them."""
+    """Return how many entries (behind this one) have been unsealed for longer than OVERDUE, and the first of them."""
     overdue = Q(seal=None, at__lt=clock.now() - OVERDUE)
     found = _behind(behind, AuditEntry.objects.filter(overdue)).aggregate(n=Count("pk"), first=Min("pk"))
     return found["n"], found["first"] or 0

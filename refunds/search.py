@@ -5,7 +5,8 @@ it, or the order id ends in it. Tier 3: two characters or more stand within the 
 domain: Note [Fragments of names] in models.py. Tier 4, where none of these found any of several words: each word is, or
 begins, a column of its own, or is the mail's domain. A page is filled from the first tier on, and a tier is asked only
 where those before it do not fill the page; its cursor names the tier in which it ended. Nothing counts rows or skips
-them, and every branch of a tier is a range of an index that ends in the order's key (Note [Keys in time order] there).
+them, and every branch of a tier is a range of an index that ends in the order's key (Note [Keys in time order] in
+order_keys.py).
 Where a bound on the work left something out, the result says that it is partial.
 """
 
@@ -29,8 +30,8 @@ from psycopg.pq import TransactionStatus
 from dashboard.models import User
 from refunds import audit, smartpay
 from refunds.folding import fold, fold_reference
-from refunds.mirror import first_key, moment_of
 from refunds.models import Order, SavedSearch, Search, SyncCursor
+from refunds.order_keys import first_key, moment_of
 
 PAGE = 50  # orders
 CANDIDATES = 1000  # orders that a branch of tiers 2 to 4 may bring in another order than ours

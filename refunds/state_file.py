@@ -1,4 +1,4 @@
-"""Small files in STATE_DIR that outlive a process: one writer at a time on this machine, and replaced as a whole."""
+"""Small files in STATE_DIR that outlive a process: one writer at a time on this machine, and no partial writes."""
 
 import fcntl
 import os
@@ -15,7 +15,7 @@ def path(name: str) -> Path:
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Wait until no other process of this machine holds it. A lock of the system's: who dies gives it back."""
+    """Hold the file's lock; wait while another process on this machine holds it. A process that dies releases it."""
     path(name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path(f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -23,7 +23,7 @@ def locked(name: str) -> Iterator[None]:
 
 
 def replace(name: str, text: str) -> None:
-    """The file holds the old text or the new one, whenever the machine stops; called with its lock."""
+    """Replace the file's text. If the machine stops meanwhile, it has the old text or the new one. Needs the lock."""
     new = path(f"{name}.new")
     with new.open("w") as file:
         file.write(text)

@@ -195,7 +195,7 @@ def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:
 
 def others_on(request: HttpRequest, order: Order) -> list[AuditEntry]:
     """Colleagues who are, or a moment ago were, on this order: two people may hold the same call."""
-    return audit.others_at(order, person(request), since=NOW)
+    return audit.other_people_on_order(order, person(request), since=NOW)
 
 
 def _order_missing(

@@ -9,6 +9,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from refunds import customers, mirror, search, smartpay
+from refunds.customer_import import ImportedCustomer, record_customers
 from refunds.models import AuditEntry, Order
 from refunds.search import Filters
 from tests.test_mirror import AT, LATER, TANAKA, order_of, payment_of, session_of
@@ -119,7 +120,7 @@ def test_a_session_and_an_import_agree_in_either_order(
 ) -> None:
     steps = [
         lambda: mirror.record_order(order_of(), read_at=LATER, session=session_of(order_of(), session)),
-        lambda: mirror.record_customers([mirror.Named("order_test_1", "", imported)], said={}),
+        lambda: record_customers([ImportedCustomer("order_test_1", "", imported)], seen={}),
     ]
     for step in steps if session_first else reversed(steps):
         step()
@@ -156,7 +157,7 @@ def test_a_checkout_and_an_import_of_one_name_complete_each_other(
 
     if session_first:
         read(AT)
-    mirror.record_customers([mirror.Named("order_test_1", "", imported)], said={})
+    record_customers([ImportedCustomer("order_test_1", "", imported)], seen={})
     read(LATER)  # as each sweep does
 
     row = Order.objects.get(order_id="order_test_1")
@@ -173,14 +174,14 @@ def test_an_import_that_completes_a_checkout_says_so_once(tmp_path: Path) -> Non
 
 def test_a_later_import_of_the_same_name_takes_no_kana_away() -> None:
     for imported in (FULL, PLAIN):
-        mirror.record_customers([mirror.Named("order_test_1", "", imported)], said={})
+        record_customers([ImportedCustomer("order_test_1", "", imported)], seen={})
     row = Order.objects.get(order_id="order_test_1")
     assert (row.customer_name, row.customer_kana, row.email) == (
         "田中 太郎",
         "タナカ タロウ",
         "taro@example.jp",
     )
-    mirror.record_customers([mirror.Named("order_test_1", "", SATO)], said={})
+    record_customers([ImportedCustomer("order_test_1", "", SATO)], seen={})
     row.refresh_from_db()
     assert (row.customer_name, row.customer_kana, row.email) == ("佐藤", "", "")
 

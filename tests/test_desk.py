@@ -87,7 +87,9 @@ def test_colleague_on_the_same_order_is_told_of_for_five_minutes(
     url = reverse("refunds:order", args=[order.order_id])
 
     assert "返金 次郎&nbsp;さんが" in sign_in(operator).get(url).content.decode()
-    assert [entry.actor for entry in audit.others_at(order, operator, since=timedelta(minutes=5))] == [jiro]
+    assert [
+        entry.actor for entry in audit.other_people_on_order(order, operator, since=timedelta(minutes=5))
+    ] == [jiro]
     at.advance(minutes=6)
-    assert audit.others_at(order, operator, since=timedelta(minutes=5)) == []
+    assert audit.other_people_on_order(order, operator, since=timedelta(minutes=5)) == []
     at.now = datetime.now(tz=UTC)

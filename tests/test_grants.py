@@ -225,12 +225,14 @@ def test_role_may_with_each_table_what_is_written_and_nothing_else(
     app: psycopg.Connection, table: str
 ) -> None:
     rights, columns = grants.RIGHTS[table], grants.tables()[table]
-    changes = set(columns) - rights.change if isinstance(rights.change, grants.But) else set(rights.change)
+    changes = (
+        set(columns) - rights.change if isinstance(rights.change, grants.AllExcept) else set(rights.change)
+    )
     may = {
         f"UPDATE {table} SET {column} = {column} WHERE FALSE": column in changes  # noqa: S608
         for column in columns
     }
-    left_out = set(rights.add) if isinstance(rights.add, grants.But) else set()
+    left_out = set(rights.add) if isinstance(rights.add, grants.AllExcept) else set()
     insert = "INSERT INTO {0} ({1}) OVERRIDING SYSTEM VALUE SELECT {1} FROM {0} WHERE FALSE"
     added = ", ".join(column for column in columns if column not in left_out)
     may |= {insert.format(table, column): False for column in left_out}

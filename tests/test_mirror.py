@@ -11,8 +11,9 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from dashboard.models import User
-from refunds import mirror, smartpay
-from refunds.models import KEY_BITS, Evidence, Order, Payment, Refund, SmartpayRefund
+from refunds import customer_fields, customer_import, mirror, order_keys, smartpay
+from refunds.models import Evidence, Order, Payment, Refund, SmartpayRefund
+from refunds.order_keys import KEY_BITS
 
 pytestmark = pytest.mark.django_db
 
@@ -144,7 +145,7 @@ def test_record_order_keeps_what_smartpay_said() -> None:
         ("payment_test_1", 1000, "processed", AT),
         ("payment_test_2", 500, "processed", AT),
     ]
-    assert {column: getattr(row, column) for column in (*mirror.FOLDED, "order_id_reversed")} == {
+    assert {column: getattr(row, column) for column in (*customer_fields.FOLDED, "order_id_reversed")} == {
         "family_folded": "田中",
         "given_folded": "太郎",
         "name_folded": "田中太郎",
@@ -265,7 +266,7 @@ def test_text_that_a_database_cannot_hold_is_recorded_without_it() -> None:
 def test_two_orders_that_ask_for_one_key_get_two() -> None:
     mine, other = order_of("order_test_mine"), order_of("order_test_other")
     Order.objects.create(
-        key=mirror._key(mine, 0),
+        key=order_keys.key_of(mine, 0),
         order_id="order_test_before",
         amount=1,
         currency="JPY",
@@ -276,12 +277,12 @@ def test_two_orders_that_ask_for_one_key_get_two() -> None:
     )
     mirror.record_orders([mine, other], read_at=AT)
     keys = dict(Order.objects.values_list("order_id", "key"))
-    assert keys["order_test_mine"] == mirror._key(mine, 1)
-    assert keys["order_test_other"] == mirror._key(other, 0)
+    assert keys["order_test_mine"] == order_keys.key_of(mine, 1)
+    assert keys["order_test_other"] == order_keys.key_of(other, 0)
 
 
 def test_two_orders_of_one_page_that_ask_for_one_key_get_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "KEY_BITS", 1)  # two keys a millisecond
+    monkeypatch.setattr(order_keys, "KEY_BITS", 1)  # two keys a millisecond
     mirror.record_orders([order_of(f"order_test_{n}") for n in range(2)], read_at=AT)
     assert sorted(key & 1 for key in Order.objects.values_list("key", flat=True)) == [0, 1]
 
@@ -530,7 +531,9 @@ def test_refunds_and_an_import_of_the_same_orders_do_not_meet_in_a_deadlock() ->
 
     def names() -> None:
         customer = smartpay.Customer("田中", "太郎")
-        mirror.record_customers([mirror.Named(f"order_test_{name}", "", customer) for name in ids], said={})
+        customer_import.record_customers(
+            [customer_import.ImportedCustomer(f"order_test_{name}", "", customer) for name in ids], seen={}
+        )
 
     threads = [threading.Thread(target=run, args=(what,)) for what in (names, refunds)]
     with transaction.atomic():

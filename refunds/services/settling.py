@@ -10,7 +10,9 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from dashboard.models import User
 from refunds import audit, clock, mirror, scanning, smartpay
+from refunds.database_values import storable
 from refunds.models import Control, Evidence, Payment, Refund, SmartpayRefund
+from refunds.order_keys import EPOCH
 from refunds.services import control
 from refunds.services.states import (
     ABSENT_AFTER_LAST_SENDING,
@@ -54,7 +56,7 @@ def observe_refund(
         _recover(lost, seen)
     # What says nothing new is not booked again: a case would have a further round each time, and nobody's word would be
     # the last. What does is recorded and booked at once: recorded alone, it would be news no more to whoever books it.
-    if mirror.is_news(seen) and (refund_id := mirror.claimed_by(seen)):
+    if mirror.is_news(seen) and (refund_id := mirror.ledger_id_of(seen)):
         with locked(refund_id) as refund:
             row = mirror.record_refund(seen, read_at=read_at)
             book_evidence(refund, seen, kind=kind, now=clock.now())
@@ -74,7 +76,7 @@ def _recover(refund_id: uuid.UUID, seen: smartpay.Refund) -> None:
     person, _ = User.objects.get_or_create(
         username="recovered", defaults={"name": "データベースの復元", "is_active": False}
     )
-    reason, description = audit.storable(seen.reason)[:32], audit.storable(seen.description)
+    reason, description = storable(seen.reason)[:32], storable(seen.description)
     with transaction.atomic(durable=True):
         payment = locked_payment(seen.payment)
         refund = Refund(
@@ -362,7 +364,7 @@ def scan_if_needed(*, client: smartpay.Client) -> None:
     scanning.scan_refunds(client, observe=observe_refund)
     for refund in cases:
         book_absence_of_case(refund.pk, kind=Evidence.Kind.LIST, complete_at=scanning.scanned_at())
-    scanned_at = scanning.scanned_at() or mirror.EPOCH
+    scanned_at = scanning.scanned_at() or EPOCH
     # Whose absence this proves need not wait. Whoever may be sent again does: its pauses are for Smartpay's sake.
     for refund in _waiting_for_scan():
         if absence_counts_from(refund) <= scanned_at:

@@ -28,7 +28,7 @@ STATUSES = (
 
 def orders(count: int) -> Iterator[Any]:
     """Orders as the mirror would hold them, oldest first."""
-    from refunds import mirror
+    from refunds import customer_fields, order_keys
     from refunds.models import Order
     from refunds.sandbox import names
     from refunds.sandbox.draws import Draws
@@ -39,7 +39,7 @@ def orders(count: int) -> Iterator[Any]:
         created_at = BEGIN + SPAN / count * number
         order_id = "order_test_" + "".join(draw.choices(ALPHABET, k=22))
         row = Order(
-            key=mirror.first_key(created_at) | draw.getrandbits(20),
+            key=order_keys.first_key(created_at) | draw.getrandbits(20),
             order_id=order_id,
             order_id_reversed=order_id.casefold()[::-1],
             reference=f"EC-{number:08d}" if draw.random() < 0.9 else "",
@@ -58,7 +58,7 @@ def orders(count: int) -> Iterator[Any]:
             if draw.random() < 0.88:
                 row.family_kana, row.given_kana = family.kana, given.kana
             row.email = names.mail(family, given, draws)
-        for column, text in mirror.folded(vars(row)).items():
+        for column, text in customer_fields.folded(vars(row)).items():
             setattr(row, column, text)
         if row.status == "succeeded":
             row.captured = row.amount
