@@ -20,7 +20,7 @@ from dashboard.sso.decorators import fresh_sign_in_required
 from refunds import audit, paging, roles, services, smartpay
 from refunds.forms import DecisionForm, ReviewForm, SendsForm
 from refunds.models import Refund
-from refunds.views import (
+from refunds.views.common import (
     files_waiting,
     may_see,
     not_now,
@@ -35,7 +35,7 @@ from refunds.views import (
     uuid_of,
     viewed,
 )
-from refunds.views_refunds import draw_refund, refund_of, refund_page, why_not_my_case
+from refunds.views.refunds import draw_refund, refund_of, refund_page, why_not_my_case
 from refunds.wording import money
 
 

@@ -24,7 +24,7 @@ from dashboard.sso.decorators import fresh_sign_in_required
 from refunds import audit, clock, roles, services, smartpay
 from refunds.forms import RefundForm, SimilarForm
 from refunds.models import Order, Payment, Refund
-from refunds.views import (
+from refunds.views.common import (
     not_now,
     parked_fields,
     person,
@@ -35,7 +35,7 @@ from refunds.views import (
     uuid_of,
     viewed,
 )
-from refunds.views_orders import others_on, why_no_refund
+from refunds.views.orders import others_on, why_no_refund
 from refunds.wording import money
 
 CONFIRMATION = "refunds.confirmation"  # the salt of its signature

@@ -15,8 +15,8 @@ from refunds import audit, paging, search, spreadsheet
 from refunds.forms import OrderFilterForm, RefundFilterForm
 from refunds.models import Refund, Search
 from refunds.search import Filters, Found
-from refunds.views import may_see
-from refunds.views_orders import own_search
+from refunds.views.common import may_see
+from refunds.views.orders import own_search
 from refunds.wording import error_text
 
 CHUNK = 500  # rows read at a time: neither memory nor a transaction grows with the file

@@ -15,8 +15,16 @@ from dashboard.parked_forms import posted_from
 from refunds import audit, paging, roles, services
 from refunds.forms import DecisionForm, RefundFilterForm
 from refunds.models import Control, Refund, SmartpayRefund
-from refunds.views import may_see, parked_fields, person, refunds_waiting, refused, remember_way_back, viewed
-from refunds.views_asking import shown_similar
+from refunds.views.common import (
+    may_see,
+    parked_fields,
+    person,
+    refunds_waiting,
+    refused,
+    remember_way_back,
+    viewed,
+)
+from refunds.views.refund_form import shown_similar
 from refunds.wording import money
 
 RENEW_SECONDS = {

@@ -6,7 +6,14 @@ from django.views.decorators.http import require_safe
 
 from refunds import audit, notices, paging, roles, search
 from refunds.models import Refund
-from refunds.views import files_waiting, may_see, parked_fields, person, refunds_waiting, remember_way_back
+from refunds.views.common import (
+    files_waiting,
+    may_see,
+    parked_fields,
+    person,
+    refunds_waiting,
+    remember_way_back,
+)
 
 
 @require_safe

@@ -19,7 +19,7 @@ from refunds import audit, bulk, bulk_file, csv_file, paging, roles, services, s
 from refunds.bulk import Share
 from refunds.forms import BulkUploadForm, DecisionForm, SimilarForm
 from refunds.models import Bulk, BulkLine, Refund
-from refunds.views import may_see, parked_fields, person, remember_way_back, see_other, viewed
+from refunds.views.common import may_see, parked_fields, person, remember_way_back, see_other, viewed
 from refunds.wording import error_text
 
 RENEW_SECONDS = {Bulk.State.CHECKING: 2, Bulk.State.RUNNING: 3, Bulk.State.PAUSED: 15}

@@ -18,7 +18,7 @@ from dashboard.parked_forms import posted_from
 from refunds import audit, paging, roles, search, services, smartpay
 from refunds.forms import OrderFilterForm, SavedSearchForm
 from refunds.models import AuditEntry, Order, Payment, Refund, SavedSearch, Search, SmartpayRefund
-from refunds.views import (
+from refunds.views.common import (
     may_see,
     parked_fields,
     person,
