@@ -1,4 +1,4 @@
-"""The addresses of the screens. Others rely on them: none is renamed."""
+"""The addresses of the screens. Others rely on them, so none is renamed."""
 
 from django.urls import path
 
@@ -11,6 +11,8 @@ from refunds.views import (
     reconciliation,
     refund_form,
     refunds,
+    reviews,
+    sending_switch,
     start,
 )
 
@@ -28,8 +30,8 @@ urlpatterns = [
     path("refunds/<uuid:refund_id>/", refunds.refund_detail, name="refund"),
     path("refunds/<uuid:refund_id>/withdraw/", refunds.refund_withdraw, name="refund_withdraw"),
     path("refunds/<uuid:refund_id>/decide/", approvals.refund_decide, name="refund_decide"),
-    path("refunds/<uuid:refund_id>/review/", approvals.refund_review, name="refund_review"),
-    path("refunds/sends/", approvals.sends, name="sends"),
+    path("refunds/<uuid:refund_id>/review/", reviews.refund_review, name="refund_review"),
+    path("refunds/sends/", sending_switch.set_sending, name="sends"),
     path("approvals/", approvals.approvals, name="approvals"),
     path("bulk/", bulk.bulk_list, name="bulk_list"),
     path("bulk/template/", bulk.bulk_template, name="bulk_template"),

@@ -1,93 +1,49 @@
-"""What every screen stands on: who may see, what each page shows around itself, and what is put on the trail."""
+"""What the screens share: who may see them, what they record in the audit trail, and how they answer."""
 
 import uuid
-from functools import partial
 from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.decorators import permission_required
-from django.db.models import Model, QuerySet
+from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 
 from dashboard import opened
 from dashboard.models import User
-from refunds import audit, paging, roles, smartpay
-from refunds.models import Bulk, Control, Refund
+from refunds import audit, roles, smartpay
 
 may_see = permission_required(roles.VIEW_ORDERS, raise_exception=True)
 
 
-def every_page(request: HttpRequest) -> dict[str, Any]:
-    """Context of every page: test or live, what the person may open, and whether sending is stopped."""
-    context: dict[str, Any] = {"mode": smartpay.mode_of(settings.SMARTPAY_SECRET_KEY)}
-    if request.user.is_authenticated:
-        context["nav"] = {
-            "can_request": request.user.has_perm(roles.REQUEST_REFUND),
-            "can_approve": request.user.has_perm(roles.APPROVE_REFUND),
-            "to_decide": partial(decisions_waiting, request),  # asked by the pages that show it
-            "can_compare": request.user.has_perm(roles.RECONCILE),
-            "can_audit": request.user.has_perm(roles.AUDIT),
-            "roles": [roles.LABELS[role] for role in person(request).role_names],
-        }
-        context["sends"] = Control.objects.filter(one=True).first() or Control()
-    return context
-
-
-def refunds_waiting(request: HttpRequest, *states: Refund.State) -> QuerySet[Refund]:
-    """Refunds of these states that this person could decide, the longest waiting first."""
-    return (
-        Refund.objects.filter(state__in=states)
-        .exclude(requested_by=person(request))
-        .select_related("payment__order", "requested_by")
-        .order_by("requested_at", "id")
-    )
-
-
-def files_waiting(request: HttpRequest) -> QuerySet[Bulk]:
-    """一括返金 that this person could decide."""
-    waiting = Bulk.objects.filter(state=Bulk.State.AWAITING_APPROVAL).exclude(uploaded_by=person(request))
-    return waiting.select_related("uploaded_by").order_by("uploaded_at", "id")
-
-
-def decisions_waiting(request: HttpRequest) -> str:
-    """How many refunds and files this person could decide, as the navigation shows it: "", "3", "50+"."""
-    refunds = refunds_waiting(request, Refund.State.AWAITING_APPROVAL, Refund.State.REVIEW)
-    waiting = sum(
-        len(rows.order_by().values_list("pk")[: paging.PAGE + 1])
-        for rows in (refunds, files_waiting(request))
-    )
-    return f"{paging.PAGE}+" if waiting > paging.PAGE else str(waiting or "")
-
-
 def person(request: HttpRequest) -> User:
-    """The person signed in; every view here stands behind the sign-in."""
+    """Return the signed-in user, typed. Every view here is behind the sign-in."""
     assert isinstance(request.user, User)  # noqa: S101
     return request.user
 
 
 def viewed(request: HttpRequest, action: str, obj: Model) -> None:
-    """Record that somebody looks at this, unless their page only goes on: see dashboard/opened.py."""
+    """Record that the person looked at this, unless the look only continues: see dashboard/opened.py."""
     if not opened.is_continuation(request):
         audit.record(request.user, action, obj)
         opened.remember(request)
 
 
 def refused(request: HttpRequest, action: str, obj: Model | None, error: Exception, **about: Any) -> None:
-    """Record what somebody tried, and why it was not done: the error's class, or that Smartpay could not be asked."""
+    """Record an attempt that was refused. `why` is the error's class, or "smartpay" if Smartpay could not be read."""
     why = "smartpay" if isinstance(error, smartpay.SmartpayError) else type(error).__name__
     audit.record(request.user, action, obj, refused=True, why=why, **about)
 
 
 def remember_way_back(request: HttpRequest, page: str = "") -> None:
-    """Keep the list that a refund is opened from, as it is filtered; without one, the way back is to the order."""
+    """Keep the address of the list, with its filters, that a refund's page links back to; without one, its order."""
     if request.session.get("way_back", "") != page:
         request.session["way_back"] = page
 
 
 def parked_fields(request: HttpRequest) -> dict[str, str]:
-    """The fields of a form that was put aside while the sign-in was checked; empty where there was none.
+    """Return the fields of a form that was put aside while the sign-in was checked; {} if there was none.
 
     See Note [Parked forms] in dashboard/parked_forms.py.
     """
@@ -96,24 +52,27 @@ def parked_fields(request: HttpRequest) -> dict[str, str]:
 
 
 def uuid_of(text: str) -> uuid.UUID | None:
+    """Return the UUID that the text spells, None if it spells none."""
     try:
         return uuid.UUID(text)
     except ValueError:
         return None
 
 
-def see_other(view: str, *args: Any) -> HttpResponse:
-    response = redirect(view, *args)
+def see_other(to: str, *args: Any) -> HttpResponse:
+    """Return a 303 to a view, by its name and arguments, or to an address: the browser follows it by GET."""
+    response = redirect(to, *args)
     response.status_code = 303
     return response
 
 
 def quick_client() -> smartpay.Client:
+    """Return a client whose calls end within SMARTPAY_VIEW_DEADLINE: a person is waiting for the page."""
     return smartpay.client().within(settings.SMARTPAY_VIEW_DEADLINE)
 
 
 def problem_text(problem: smartpay.SmartpayError) -> str:
-    """What an operator has to know of a read that failed."""
+    """Say why Smartpay could not be read, and what to do."""
     if isinstance(problem, smartpay.KeyRefused):
         return _("Smartpay が API キーを受け付けません。システム担当者に連絡してください。")
     if isinstance(problem, smartpay.NotFound):
@@ -122,7 +81,7 @@ def problem_text(problem: smartpay.SmartpayError) -> str:
 
 
 def not_now(error: smartpay.SmartpayError) -> str:
-    """Why nothing was sent: the payment could not be read first."""
+    """Say why the refund was not sent: the payment could not be read first."""
     if isinstance(error, smartpay.KeyRefused):
         return _(
             "Smartpay が API キーを受け付けないため、いまは返金できません。何も送られていません。"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from django.contrib import messages
 from django.contrib.auth.decorators import permission_required
@@ -14,7 +14,6 @@ from django.core import signing
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
-from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 
@@ -36,6 +35,7 @@ from refunds.views.common import (
     viewed,
 )
 from refunds.views.orders import others_on, why_no_refund
+from refunds.views.similar import similar_rows
 from refunds.wording import money
 
 CONFIRMATION = "refunds.confirmation"  # the salt of its signature
@@ -282,7 +282,7 @@ def _confirmation(
         },
         "refundable_before": preview.refundable_before,
         "refundable_after": preview.refundable_after,
-        "similar": [shown_similar(each, order) for each in preview.similar],
+        "similar": similar_rows(preview.similar, order),
         "similar_form": similar_form if preview.similar else None,
         "fields": [
             *fields.items(),
@@ -382,23 +382,6 @@ def _read_just_now(request: HttpRequest, asked: services.RefundRequest) -> datet
         return None
     read_at = datetime.fromtimestamp(signed.read_at, tz=UTC)
     return read_at if timedelta(0) <= clock.now() - read_at <= timedelta(seconds=READ_SECONDS) else None
-
-
-def shown_similar(each: services.Similar, order: Order) -> dict[str, Any]:
-    """A similar refund as refunds/_similar.html shows it beside a refund of this order."""
-    return {
-        "refund": each.refund,
-        "at": each.at,
-        "person": each.person,
-        "amount": each.amount,
-        "currency": each.currency,
-        "same_order": each.order_id == order.order_id,
-        "order_id": each.order_id,
-        "elsewhere": each.refund is None,
-        "url": reverse("refunds:refund", args=[each.refund.pk])
-        if each.refund
-        else reverse("refunds:order", args=[each.order_id]),
-    }
 
 
 def _refused(
