@@ -133,9 +133,9 @@ def _action_of(request: HttpRequest, parked: dict[str, str]) -> Action:
 
 
 def _seconds_to_wait(request: HttpRequest, action: Action) -> int:
-    """Count the request and return for how many seconds it is over its limit; 0 if it may go on.
+    """Count the request against its limit; return the seconds until the person may go on, 0 if now.
 
-    Only what is judged counts as a post of the form. All else counts as opening an order.
+    A preview or a confirmation counts as a post of the form, all else as opening an order.
     """
     if request.method != "POST":
         return limits.hit(request, limits.ORDERS)
