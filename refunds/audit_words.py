@@ -1,6 +1,6 @@
-"""What an entry of the trail tells, in words: keys and codes that audit.record() is given -> labels and values.
+"""The data of audit entries in words: keys and codes that audit.record() is given -> labels and values.
 
-What has no word here is shown as it stands, so that nothing is hidden; the sealed text is another matter.
+A key or code without a word here is shown as it is, so that nothing is hidden. The sealed text is not translated.
 """
 
 import re
@@ -138,7 +138,7 @@ LABELS = {
 AMOUNTS = {"amount", "max_amount", "min_amount", "refundable", "total"}
 MOMENTS = {"absent_since", "before"}
 PEOPLE = {"actor", "approved_by", "person", "requested_by"}
-# The codes of a key. `object.key` goes before `key`, where one word means different things.
+# Codes by key. `object.key` takes precedence over `key`: one key may mean different things.
 CODES: dict[str, dict[str, Any]] = {
     "action": dict(AuditEntry.Action.choices),
     "answer": dict(Attempt.Outcome.choices),
@@ -191,7 +191,7 @@ CODES: dict[str, dict[str, Any]] = {
     "period": dict(cast(Any, PeriodForm.base_fields["period"]).choices),
     "reason": {
         **dict(Refund.Reason.choices),
-        # Why a sign-in was refused: see dashboard/sso/. What is not here is the provider's own word.
+        # Why a sign-in was refused: see dashboard/sso/. Other codes are the provider's own.
         "access_denied": _("本人による取りやめ"),
         "alg": _("認められない署名の方式"),
         "auth_time": _("本人の再確認がない応答"),
@@ -254,16 +254,18 @@ CODES: dict[str, dict[str, Any]] = {
 
 
 def look_up(entries: Iterable[Any]) -> None:
-    """Give the entries the people and the currencies that they tell of, by two queries for all of them."""
-    numbers, orders = set(), set()
+    """Set `people` and `currency` on the entries, as told() needs them: two queries for all entries."""
+    person_ids, order_ids = set(), set()
     for entry in entries:
-        told = {_bare(name): value for name, value in entry.data.get("filters", {}).items()}
-        told |= {"approved_by": str(entry.data["approved_by"])} if "approved_by" in entry.data else {}
-        told |= {"actor": entry.object_id} if entry.object_type == "user" else {}
-        numbers |= {told[name] for name in PEOPLE & told.keys() if re.fullmatch("[0-9]{1,18}", told[name])}
-        orders |= {entry.order_id} if AMOUNTS & entry.data.keys() else set()
-    people = {str(person.pk): str(person) for person in User.objects.filter(pk__in=numbers)}
-    found = Order.objects.filter(order_id__in=orders)
+        named = {_bare(name): value for name, value in entry.data.get("filters", {}).items()}
+        named |= {"approved_by": str(entry.data["approved_by"])} if "approved_by" in entry.data else {}
+        named |= {"actor": entry.object_id} if entry.object_type == "user" else {}
+        person_ids |= {
+            named[name] for name in PEOPLE & named.keys() if re.fullmatch("[0-9]{1,18}", named[name])
+        }
+        order_ids |= {entry.order_id} if AMOUNTS & entry.data.keys() else set()
+    people = {str(person.pk): str(person) for person in User.objects.filter(pk__in=person_ids)}
+    found = Order.objects.filter(order_id__in=order_ids)
     currencies = dict(found.values_list("order_id", "currency"))
     for entry in entries:
         entry.people = people
@@ -271,18 +273,18 @@ def look_up(entries: Iterable[Any]) -> None:
 
 
 def _bare(name: str) -> str:
-    """A filter's key without how Django compares: `state__exact` is `state`, `at__year` is `year`."""
+    """Return a filter's key without Django's lookup: `state__exact` is `state`, `at__year` is `year`."""
     name = name.removesuffix("__exact").removesuffix("__id")
     return name if name in LABELS else name.rpartition("__")[2]
 
 
 def told(entry: Any) -> list[tuple[str, str]]:
-    """What an entry tells, in words: labels and values. What has no word here stands as it is.
+    """Return the entry's data as labels and values in words, after look_up(). Unknown keys and codes stay as they are.
 
-    By the names of the keys: PostgreSQL does not keep their order.
+    Sorted by key, since PostgreSQL does not keep their order.
     """
-    told = sorted(entry.data.items())
-    return [(str(LABELS.get(name, name)), _value(entry, name, value)) for name, value in told]
+    items = sorted(entry.data.items())
+    return [(str(LABELS.get(name, name)), _value(entry, name, value)) for name, value in items]
 
 
 def _value(entry: Any, name: str, value: Any) -> str:

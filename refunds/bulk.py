@@ -1,8 +1,8 @@
-"""一括返金: a file of refunds, looked up by a worker, started by a person, asked for line by line.
+"""一括返金: a file of refunds. A worker checks it, a person starts it, and a worker requests it line by line.
 
-Nothing is sent from here. A line becomes a row of the ledger by services.request_refund(), under an id that is made
-of the file's contents and the line's number; from there on it is a refund like any other. So this may die anywhere,
-be run by several workers at once, and be given the same file again: a line that has its row gets no second one.
+Nothing is sent from here. services.request_refund() makes a line a row of the ledger, under an id derived from the
+file's contents and the line's number. From there on it is a refund like any other. So a process may die anywhere,
+several workers may run at once, and the same file may come again: a line that has its row gets no second one.
 """
 
 import unicodedata
@@ -31,13 +31,13 @@ from refunds.models import Bulk, BulkLine, Order, Refund
 log = structlog.get_logger(__name__)
 
 NAMESPACE = uuid.UUID("5d3c4c1e-0f6f-4c53-9a53-0d9a1b7c6e2f")  # of the refunds' ids; never changes
-CHUNK, CHUNKS = 100, 5  # lines checked in one transaction, and how many of these in one turn
-AHEAD = 20  # refunds of a file that wait to be sent, or are 結果不明: so many go on after a pause
-LEASE = timedelta(seconds=60)  # a worker that is silent for so long has died
+CHUNK, CHUNKS = 100, 5  # lines checked in one transaction, and transactions in one turn
+AHEAD = 20  # refunds of a file that may wait to be sent or be 結果不明; a pause does not stop them
+LEASE = timedelta(seconds=60)  # a worker that has not renewed it for so long has died
 DESCRIPTION = PlainText(limit=DESCRIPTION_LENGTH, required=False)
 ALL_THAT_IS_LEFT = {"残額", "残額すべて", "全額", "rest"}
 
-Line, Problem = BulkLine.State, BulkLine.Problem
+LineState, Problem = BulkLine.State, BulkLine.Problem
 PROBLEMS: dict[type[services.RefundError], BulkLine.Problem] = {
     services.AboveMaximum: Problem.MAXIMUM,
     services.AboveDailyLimit: Problem.DAILY_LIMIT,
@@ -56,18 +56,18 @@ DECISION = ("decided_by", "decided_at", "decision_note")
 
 
 class BulkError(Exception):
-    """What a person can act on; str(error) tells them. `field`: of the form, None for the whole of it."""
+    """An error that a person can act on; str(error) is its message. `field`: of the form; None for the whole form."""
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
 
 
-# --- A person uploads, starts, decides, stops ---------------------------------------------------------------
+# --- What people do: upload, start, decide, stop ---------------------------------------------------------------
 
 
 def upload(file_name: str, data: bytes, *, by: User) -> tuple[Bulk, bool]:
-    """Keep a file to be checked; return it, and whether it is new. The same contents are the same Bulk.
+    """Store a file to be checked; return it, and whether it is new. The same contents are the same Bulk.
 
     Raises: PermissionDenied, csv_file.BadFile.
     """
@@ -110,10 +110,10 @@ def upload(file_name: str, data: bytes, *, by: User) -> tuple[Bulk, bool]:
 
 
 def start(bulk_id: uuid.UUID, *, by: User, similar_reason: str = "") -> Bulk:
-    """Have the lines refunded that nothing speaks against, and with a reason those with a similar refund.
+    """Start refunding the lines that are ready and, if a reason is given, those with a similar refund.
 
-    Above REFUND_APPROVAL_ABOVE in all it waits for a second person first.
-    Raises: PermissionDenied for another's file, BulkError.
+    If their sum is above REFUND_APPROVAL_ABOVE, the file waits for a second person first.
+    Raises: PermissionDenied if another person uploaded it, BulkError.
     """
     with _locked(bulk_id) as bulk:
         _may(by, roles.REQUEST_REFUND)
@@ -122,12 +122,12 @@ def start(bulk_id: uuid.UUID, *, by: User, similar_reason: str = "") -> Bulk:
         if bulk.state != Bulk.State.CHECKED:
             raise BulkError(_("この一括返金はすでに開始されたか、中止されています。"))
         _check_age(bulk.uploaded_at)
-        similar = bulk.lines.filter(state=Line.SIMILAR)
+        similar = bulk.lines.filter(state=LineState.SIMILAR)
         if similar_reason:
-            similar.update(state=Line.READY)
+            similar.update(state=LineState.READY)
         else:
-            similar.update(state=Line.LEFT_OUT, problem=Problem.NO_REASON)
-        total = bulk.lines.filter(state=Line.READY).aggregate(total=Sum("amount"))["total"]
+            similar.update(state=LineState.LEFT_OUT, problem=Problem.NO_REASON)
+        total = bulk.lines.filter(state=LineState.READY).aggregate(total=Sum("amount"))["total"]
         if not total:
             raise BulkError(_("返金する行がありません。"))
         _check_day(total, by=by)
@@ -146,9 +146,9 @@ def _check_day(total: int, *, by: User) -> None:
 
 
 def decide(bulk_id: uuid.UUID, *, by: User, approved: bool, note: str = "") -> Bulk:
-    """Approve another person's file as a whole, or turn it down with a reason.
+    """Approve a file as a whole, or reject it with a reason.
 
-    Raises: PermissionDenied (one's own, too), BulkError.
+    Raises: PermissionDenied (also for the person's own file), BulkError.
     """
     with _locked(bulk_id) as bulk:
         _may(by, roles.APPROVE_REFUND)
@@ -171,9 +171,10 @@ def decide(bulk_id: uuid.UUID, *, by: User, approved: bool, note: str = "") -> B
 
 
 def pause(bulk_id: uuid.UUID, *, by: User, paused: bool) -> Bulk:
-    """Hold the lines that are no rows of the ledger yet, or go on with them: who uploaded them, or an approver.
+    """Hold the lines that have no row in the ledger yet, or resume them.
 
-    What somebody else has paused, only an approver resumes. Raises: PermissionDenied, BulkError.
+    The uploader or an approver may do it; only an approver may resume what somebody else paused.
+    Raises: PermissionDenied, BulkError.
     """
     before, after = Bulk.State.RUNNING, Bulk.State.PAUSED
     if not paused:
@@ -195,7 +196,7 @@ def pause(bulk_id: uuid.UUID, *, by: User, paused: bool) -> Bulk:
 
 
 def cancel(bulk_id: uuid.UUID, *, by: User) -> Bulk:
-    """Give up what is not sent: who uploaded it, or an approver. Lines without a row get none.
+    """Give up what was not sent. The uploader or an approver may do it. Lines without a row get none.
 
     Rows that were never sent are withdrawn, here or when their turn comes: see sending.py.
     Raises: PermissionDenied, BulkError.
@@ -217,20 +218,23 @@ def cancel(bulk_id: uuid.UUID, *, by: User) -> Bulk:
 
 
 def _stop(bulk: Bulk, state: Bulk.State) -> None:
-    """No line gets a row from here on: the database refuses one whose file is not running."""
+    """End the file. No line gets a row from here on: the database refuses one whose file is not running."""
     bulk.state, bulk.ended_at = state, clock.now()
-    _leave_out(bulk.lines.filter(state__in=[Line.UNCHECKED, Line.READY, Line.SIMILAR]), Problem.STOPPED)
+    _leave_out(
+        bulk.lines.filter(state__in=[LineState.UNCHECKED, LineState.READY, LineState.SIMILAR]),
+        Problem.STOPPED,
+    )
 
 
 def _leave_out(lines: QuerySet[BulkLine], problem: BulkLine.Problem) -> int:
-    """Close the lines, whose file is locked; return how many have no row of the ledger."""
-    # Who asked for the line's refund may have died before saying so here.
-    lines.filter(HAS_ROW, state=Line.READY).update(state=Line.ASKED)
-    return lines.update(state=Line.LEFT_OUT, problem=problem)
+    """Close the lines of a locked file; return how many have no row in the ledger."""
+    # A worker may have died after it made the row and before it marked the line.
+    lines.filter(HAS_ROW, state=LineState.READY).update(state=LineState.ASKED)
+    return lines.update(state=LineState.LEFT_OUT, problem=problem)
 
 
 def _check_age(moment: datetime | None) -> None:
-    """Nobody's word holds for longer than REFUND_REQUEST_DAYS: the lines were judged, and approved, long ago."""
+    """Raise BulkError if the moment of the check or approval is more than REFUND_REQUEST_DAYS ago."""
     if moment and moment < services.expired_before():
         raise BulkError(
             _(
@@ -240,7 +244,7 @@ def _check_age(moment: datetime | None) -> None:
 
 
 def _expire() -> None:
-    """Give up what nobody has started or decided for REFUND_REQUEST_DAYS, as a single request expires."""
+    """Cancel files that nobody started or decided within REFUND_REQUEST_DAYS, as single requests expire."""
     waits = (Bulk.State.CHECKED, Bulk.State.AWAITING_APPROVAL)
     old = Bulk.objects.filter(state__in=waits, uploaded_at__lt=services.expired_before())
     for bulk_id in old.values_list("pk", flat=True):
@@ -267,26 +271,28 @@ def _locked(bulk_id: uuid.UUID) -> Iterator[Bulk]:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """So many lines, and the sum of what they refund, in yen."""
+    """A number of lines, and the sum that they refund, in yen."""
 
     lines: int = 0
     total: int = 0
 
 
 def tally(bulk: Bulk) -> dict[str, Share]:
-    """Lines by what became of them: a Line.State, or for those in the ledger the Refund.State of their row."""
-    lines = bulk.lines.exclude(state=Line.ASKED).values("state").annotate(n=Count("pk"), sum=Sum("amount"))
+    """Count the lines by what became of them: a LineState; for lines in the ledger the Refund.State of their row."""
+    lines = (
+        bulk.lines.exclude(state=LineState.ASKED).values("state").annotate(n=Count("pk"), sum=Sum("amount"))
+    )
     rows = _rows(bulk).order_by().values("state").annotate(n=Count("pk"), sum=Sum("amount"))
     return {row["state"]: Share(row["n"], row["sum"] or 0) for row in (*lines, *rows)}
 
 
 def _rows(bulk: Bulk) -> QuerySet[Refund]:
-    asked = bulk.lines.filter(state=Line.ASKED)
+    asked = bulk.lines.filter(state=LineState.ASKED)
     return Refund.objects.filter(pk__in=asked.values("request_id"))
 
 
 def with_rows(lines: Sequence[BulkLine]) -> list[tuple[BulkLine, Refund | None]]:
-    """Each line with its row of the ledger, if it has one."""
+    """Return each line with its row in the ledger; None if it has none."""
     rows = Refund.objects.in_bulk([line.request_id for line in lines])
     return [(line, rows.get(line.request_id)) for line in lines]
 
@@ -295,7 +301,7 @@ def with_rows(lines: Sequence[BulkLine]) -> list[tuple[BulkLine, Refund | None]]
 
 
 def work(*, stop: Callable[[], bool] = lambda: False) -> None:
-    """One round: check what was uploaded, ask for what was started. Any number of workers may do it at once."""
+    """Check uploaded files and request refunds of started ones, once. Any number of workers may run it."""
     _expire()
     me = str(uuid.uuid4())
     at_work = Bulk.objects.filter(state__in=[Bulk.State.CHECKING, Bulk.State.RUNNING])
@@ -311,14 +317,14 @@ def work(*, stop: Callable[[], bool] = lambda: False) -> None:
             has_moved = not Bulk.objects.filter(pk=bulk.pk, state=bulk.state).exists()
             if isinstance(error, IntegrityError) and has_moved:
                 continue  # a guard refused a line of a file that was stopped meanwhile
-            # A defect, or the database gone. The other files shall not wait for it.
+            # A defect, or the database is gone. Other files must not wait for it.
             log.exception("bulk.turn_failed", alarm=True, bulk=str(bulk.pk))
         finally:
             Bulk.objects.filter(pk=bulk.pk, lease_owner=me).update(lease_owner="", lease_until=None)
 
 
 def _lease(bulk: Bulk, me: str) -> bool:
-    """Keep others from the same file, for a minute more. Without it they would be in each other's way, no worse."""
+    """Lease the file for LEASE; return whether it was free. Two workers at one file would only be slower, not wrong."""
     now = clock.now()
     free = Q(lease_until=None) | Q(lease_until__lt=now) | Q(lease_owner=me)
     mine = Bulk.objects.filter(free, pk=bulk.pk, state=bulk.state)
@@ -326,9 +332,9 @@ def _lease(bulk: Bulk, me: str) -> bool:
 
 
 def _check(bulk: Bulk, stop: Callable[[], bool]) -> None:
-    """Look up lines, in their order, a chunk at a time; some chunks only, so that no other file waits for long."""
+    """Check some chunks of lines, in their order; not all, so that no other file waits for long."""
     for _chunk in range(CHUNKS):
-        lines = list(bulk.lines.filter(state=Line.UNCHECKED).order_by("number")[:CHUNK])
+        lines = list(bulk.lines.filter(state=LineState.UNCHECKED).order_by("number")[:CHUNK])
         if not lines:
             Bulk.objects.filter(pk=bulk.pk, state=Bulk.State.CHECKING).update(state=Bulk.State.CHECKED)
             return
@@ -339,7 +345,7 @@ def _check(bulk: Bulk, stop: Callable[[], bool]) -> None:
 
 
 class _Check:
-    """Says of each of some lines what it means and what speaks against it; they are not saved."""
+    """Finds the payment, amount and problem of each line of a chunk. It sets them on the lines and saves nothing."""
 
     def __init__(self, bulk: Bulk, lines: list[BulkLine]) -> None:
         self._bulk, self._lines = bulk, lines
@@ -352,9 +358,9 @@ class _Check:
         self._by_reference: dict[str, dict[str, Order]] = {}
         for order in orders:
             self._by_reference.setdefault(order.reference_folded, {})[order.order_id] = order
-        before = bulk.lines.filter(state__in=[Line.READY, Line.SIMILAR]).order_by()
+        before = bulk.lines.filter(state__in=[LineState.READY, LineState.SIMILAR]).order_by()
         of_orders = before.filter(payment__order__in={order.pk for order in orders})
-        # What the lines so far take from each payment, which orders they are of, and which customer gets how much.
+        # Of the lines so far: the sum taken from each payment, the orders, and (customer, amount) pairs.
         self._taken: dict[str, int] = {
             row["payment"]: row["sum"] for row in of_orders.values("payment").annotate(sum=Sum("amount"))
         }
@@ -366,7 +372,7 @@ class _Check:
             (text, line.amount)
             for line in before.filter(people).select_related("payment__order")
             if line.payment
-            for text in _called(line.payment.order)
+            for text in _customer_identities(line.payment.order)
         }
 
     def run(self) -> None:
@@ -374,7 +380,7 @@ class _Check:
             problem = self._understand(line) or self._look_at_payment(line)
             line.problem = problem or ""
             if problem:
-                line.state = Line.PROBLEM
+                line.state = LineState.PROBLEM
 
     def _understand(self, line: BulkLine) -> BulkLine.Problem | None:
         order = self._order(line)
@@ -407,7 +413,7 @@ class _Check:
         return Problem.TOO_HIGH if amount > left else None
 
     def _order(self, line: BulkLine) -> Order | BulkLine.Problem:
-        # Found as a search finds it, and then taken to the letter: a shop's numbers may differ in a dot.
+        # Found by the folded reference, as a search does, then compared exactly: two numbers may differ in a dot only.
         by_reference = {
             order_id: order
             for order_id, order in self._by_reference.get(fold_reference(line.reference_text), {}).items()
@@ -422,7 +428,7 @@ class _Check:
             return (
                 Problem.ORDERS_DIFFER if line.reference_text and order.order_id not in by_reference else order
             )
-        # The attempts that a shopper left unpaid carry it too.
+        # A shopper's unpaid attempts carry the same reference.
         paid = [
             order
             for order in by_reference.values()
@@ -443,26 +449,26 @@ class _Check:
         except PermissionDenied:
             return Problem.NOT_ENTITLED
         if known := Refund.objects.filter(pk=line.request_id).first():
-            # One that was never sent is of a file that was cancelled: it is withdrawn when its turn comes.
+            # A row that was never sent belongs to a cancelled file: it is withdrawn when its turn comes.
             is_made = known.state in (Refund.State.SUCCEEDED, *Refund.OPEN)
             return Problem.USED if is_made else Problem.NOT_MADE
         order = preview.payment.order
-        # Told by as services.similar_refunds() tells customers.
-        told_by = order.email_folded or order.name_folded
+        # services.similar_refunds() tells customers apart in the same way.
+        customer = order.email_folded or order.name_folded
         line.is_similar = (
             bool(preview.similar)
             or line.payment.order_id in self._orders
-            or (told_by, line.amount) in self._given
+            or (customer, line.amount) in self._given
         )
-        line.state = Line.SIMILAR if line.is_similar else Line.READY
-        self._given |= {(text, line.amount) for text in _called(order)}
+        line.state = LineState.SIMILAR if line.is_similar else LineState.READY
+        self._given |= {(text, line.amount) for text in _customer_identities(order)}
         self._taken[line.payment.pk] = self._taken.get(line.payment.pk, 0) + line.amount
         self._orders.add(line.payment.order_id)
         return None
 
 
-def _called(order: Order) -> list[str]:
-    """What another order of the same customer is told by: its mail or, where that has none, its name."""
+def _customer_identities(order: Order) -> list[str]:
+    """Return the folded mail and name, by either of which another order of the same customer is recognised."""
     return [text for text in (order.email_folded, order.name_folded) if text]
 
 
@@ -479,7 +485,7 @@ def _amount(text: str) -> int | None:
 
 @cache
 def _reasons() -> dict[str, Refund.Reason]:
-    """Each word for a reason: none, Smartpay's own, and what the template calls it, in whatever language."""
+    """Map what may stand in the reason column to the reason: blank, Smartpay's code, and the label in each language."""
     words = {"": Refund.Reason.REQUESTED_BY_CUSTOMER}
     for reason in Refund.Reason:
         words[reason.value] = reason
@@ -510,21 +516,21 @@ def _request(line: BulkLine) -> services.RefundRequest:
 
 
 def _ask(bulk: Bulk) -> None:
-    """Ask for refunds, in the order of the lines, while few of them wait to be sent and somebody's word holds."""
-    said_at = bulk.decided_at or bulk.started_at
-    if said_at is None or said_at < services.expired_before():
+    """Request refunds in the order of the lines, AHEAD at a time, until the start or approval expires."""
+    authorised_at = bulk.decided_at or bulk.started_at
+    if authorised_at is None or authorised_at < services.expired_before():
         with _locked(bulk.pk):
-            if lines := _leave_out(bulk.lines.filter(state=Line.READY), Problem.EXPIRED):
+            if lines := _leave_out(bulk.lines.filter(state=LineState.READY), Problem.EXPIRED):
                 audit.record(None, "refund.requested", bulk, refused=True, lines=lines, why="expired")
-    ready = bulk.lines.filter(state=Line.READY)
+    ready = bulk.lines.filter(state=LineState.READY)
     if not ready.exists():
-        # A case for people may stay one for days: the file does not wait for it.
-        # A line's refund waits for approval of its own only where the limit was lowered after its file was started.
+        # The file does not wait for cases under review: they may last for days.
+        # A refund waits for its own approval only if the limit was lowered after its file was started.
         if not _rows(bulk).filter(state__in=[*Refund.NEVER_SENT, *Refund.IN_FLIGHT]).exists():
             _finish(bulk)
         return
-    # Those behind a refund that is not settled wait for that one, and shall hold up no other payment's. But where one
-    # after the other becomes 結果不明, no more of them shall.
+    # A refund that waits behind an unsettled one of its payment does not count, so it holds up no other payment. Those
+    # that are 結果不明 do count: if one after the other becomes so, no more are requested.
     queued = _rows(bulk).filter(state__in=[Refund.State.QUEUED, Refund.State.SENDING])
     unknown = _rows(bulk).filter(state=Refund.State.UNKNOWN)
     waiting = queued.exclude(IS_BLOCKED).count() + unknown.count()
@@ -532,18 +538,18 @@ def _ask(bulk: Bulk) -> None:
         try:
             _ask_for(bulk, line)
         except services.RefundUnsettled:
-            return  # since a moment ago: the payment's lines wait, and keep their order
+            return  # became unsettled just now: the lines of the payment wait and keep their order
         except services.RefundError as error:
             _refuse(bulk, line, PROBLEMS[type(error)])
         except PermissionDenied:
             _refuse(bulk, line, Problem.NOT_ENTITLED)
         else:
-            BulkLine.objects.filter(pk=line.pk, state=Line.READY).update(state=Line.ASKED)
+            BulkLine.objects.filter(pk=line.pk, state=LineState.READY).update(state=LineState.ASKED)
 
 
 def _refuse(bulk: Bulk, line: BulkLine, problem: BulkLine.Problem) -> None:
-    refused = BulkLine.objects.filter(pk=line.pk, state=Line.READY)
-    if refused.update(state=Line.REFUSED, problem=problem):
+    refused = BulkLine.objects.filter(pk=line.pk, state=LineState.READY)
+    if refused.update(state=LineState.REFUSED, problem=problem):
         audit.record(None, "refund.requested", bulk, refused=True, line=line.number, why=str(problem))
 
 

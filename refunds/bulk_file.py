@@ -1,6 +1,6 @@
-"""The file of a 一括返金, as Excel and other programs write it: bytes -> lines, or why it can't be read.
+"""Parse the file of a 一括返金, as Excel and other programs write it: bytes -> lines, or BadFile.
 
-What a line means is not decided here: see bulk.py.
+bulk.py decides what a line means.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from refunds.csv_file import BadFile
 
 MOST_LINES = 10_000
 MOST_BYTES = 5 * 1024 * 1024
-# Characters. Looked at before anything is done with a cell: to normalise a long one takes its square in time.
+# In characters. Checked first: the time to normalise a cell grows with the square of its length.
 LONGEST = {"order": 255, "reference": 255, "amount": 40, "description": 400, "reason": 40}
-# Windows and the others take these characters of Shift_JIS for different ones of Unicode. As NFKC leaves them.
+# Characters of Shift_JIS that Windows and other systems map to different ones of Unicode, after NFKC.
 TWINS = str.maketrans("〜−‖—\\", "~-∥―¥")
 BEFORE_COMMA, AFTER_COMMA = re.compile(r"\W*\d{1,3}"), re.compile(r"\d{3}(\.\d+)?\s?(円\s?([(（].*|也)?)?\W*")
 
@@ -31,13 +31,13 @@ HEADINGS = {
     "description": ("説明", "description"),
     "reason": ("理由", "reason"),
 }
-# What was refunded already, as this tool writes it out: a list of that is no request to refund it all again.
+# Columns of this tool's exports. An export lists past refunds, and must not be taken for a request to repeat them.
 WRITTEN_OUT = {"受付番号", "refund number", "返金済み額", "refunded"}
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A line as it is written. `number`: its place in the file, the heading being 1."""
+    """A line of the file, its cells trimmed. `number`: its place in the file; the heading is 1."""
 
     number: int
     order: str
@@ -48,7 +48,7 @@ class Written:
 
 
 def read(data: bytes) -> list[Written]:
-    """The lines that say something, in order. Columns that are not ours are left alone. Raises BadFile."""
+    """Return the lines that are not blank, in order; unknown columns are ignored. Raises BadFile."""
     if len(data) > MOST_BYTES:
         raise BadFile(_("ファイルが大きすぎます(5MBまで)。分けて取り込んでください。"))
     written = _lines(csv_file.rows(io.BytesIO(data)))
@@ -66,7 +66,7 @@ def _lines(rows: Iterator[list[str]]) -> list[Written]:
     for number, row in enumerate(rows, start=2):
         cells = {name: row[place].strip() if place < len(row) else "" for name, place in places.items()}
         beside = "".join(row[places["amount"] + 1 :][:1]).strip()
-        # An amount of 1,000 without quotes around it would be 1 yen, and 000 of what follows.
+        # 1,000 without quotes would be an amount of 1 yen, with 000 in the next column.
         is_cut = BEFORE_COMMA.fullmatch(cells["amount"]) and AFTER_COMMA.fullmatch(beside)
         if is_cut or any(cell.strip() for cell in row[len(heading) :]):
             raise BadFile(
@@ -86,18 +86,18 @@ def _lines(rows: Iterator[list[str]]) -> list[Written]:
 
 
 def digest(lines: list[Written]) -> str:
-    """SHA-256 of what the lines say, in hex: whatever the encoding, the heading's words and the other columns."""
-    said = [[cell if isinstance(cell, int) else _as_read(cell) for cell in astuple(line)] for line in lines]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    """Return the SHA-256 of the lines, in hex. Encoding, headings and unknown columns make no difference."""
+    cells = [[cell if isinstance(cell, int) else _as_read(cell) for cell in astuple(line)] for line in lines]
+    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()
 
 
 def _as_read(cell: str) -> str:
-    """What stays of a text, whatever program saves it in whatever encoding."""
+    """Return the cell without the differences that programs and encodings make."""
     return unicodedata.normalize("NFKC", cell).translate(TWINS)
 
 
 def _places(heading: list[str]) -> dict[str, int]:
-    """Which column is where."""
+    """Return each column's index. Raises BadFile without the needed ones, or if the file is an export of ours."""
     found = csv_file.places(heading, HEADINGS)
     if "amount" not in found or not {"order", "reference"} & found.keys():
         raise BadFile(

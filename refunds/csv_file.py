@@ -1,4 +1,4 @@
-"""A CSV file as Excel and others write it: bytes -> rows of cells, or why it can't be read. In constant memory."""
+"""Read CSV as Excel and others write it: bytes -> rows of cells, or BadFile. Takes constant memory."""
 
 import codecs
 import csv
@@ -15,11 +15,11 @@ CHUNK = 1024 * 1024  # bytes
 
 
 class BadFile(Exception):
-    """Nothing of it was kept; str(error) tells the person why."""
+    """The file can't be read, and nothing of it was kept. str(error) tells the person why."""
 
 
 def rows(file: BinaryIO) -> Iterator[list[str]]:
-    """The rows of a file that can be read twice, the heading first. Raises BadFile, before or between them."""
+    """Yield the rows of a seekable file, the heading first. Raises BadFile before the first or between them."""
     encoding = _encoding(file)
     file.seek(0)
     text = io.TextIOWrapper(file, encoding=encoding, newline="")
@@ -32,11 +32,14 @@ def rows(file: BinaryIO) -> Iterator[list[str]]:
         raise BadFile(_('CSV ファイルとして読み取れません。引用符(")の数を確かめてください。')) from error
     finally:
         if not file.closed:
-            text.detach()  # the file is the caller's to close
+            text.detach()  # so that the caller closes the file
 
 
 def places(heading: Sequence[str], headings: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Which of our columns is where. `headings`: for each column, the words that may stand above it, folded."""
+    """Return the index of each of our columns that is there. `headings`: column -> its possible headings, folded.
+
+    Raises BadFile if a heading is too long or a column is there twice.
+    """
     ours = {word: name for name, words in headings.items() for word in words}
     found: dict[str, int] = {}
     for place, cell in enumerate(heading):
@@ -51,7 +54,7 @@ def places(heading: Sequence[str], headings: Mapping[str, Sequence[str]]) -> dic
 
 
 def folded(heading: str) -> str:
-    """The word above a column without width, case and blanks around it."""
+    """Return the heading without differences of width, case and blanks around it."""
     return unicodedata.normalize("NFKC", heading).strip().casefold()
 
 

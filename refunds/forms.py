@@ -1,4 +1,4 @@
-"""The shape of the input: what was typed, folded to what was meant. No rule of money is here."""
+"""The shape of the input: what people type, normalised. No rule of money is here."""
 
 import re
 import unicodedata
@@ -13,28 +13,28 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models import User
-from refunds import services
+from refunds import roles, services
 from refunds.models import Order, Payment, Refund, ReviewDecision
 from refunds.search import ANY_STATUS, IN_PROGRESS, Filters
 
-DESCRIPTION_LENGTH = (
-    80  # code points: Smartpay's own limit is unknown, this is that of a checkout's description
-)
+# In code points. Smartpay's own limit is unknown; this is that of a checkout's description.
+DESCRIPTION_LENGTH = 80
 MEMO_LENGTH = 1000
 AMOUNT_DIGITS = 12
-NFC_SHRINKS = 4  # times at most: ᾂ may be typed as four code points
+NFC_SHRINKS = 4  # to a quarter at most: ᾂ may be typed as four code points
 INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode's categories; the last two break lines
 
 GROUPED = re.compile(r"[1-9]\d{0,2}(,\d{3})+", re.ASCII)
 MINUS = "-−△▲"
-# Only what a Japanese keyboard types for ASCII. NFKC would also make 12 of 1², and money of ① and ㍘.
+# The full-width forms of ASCII that a Japanese keyboard types, and no more: NFKC would read 1² as 12, and ① as 1.
 FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {ord("\u3000"): " ", ord("￥"): "¥"}
 
 
 class YenField(forms.CharField):
     """Whole yen as people type them: `1000`, `1,000`, `¥1,000`, `１０００円`. Cleans to an int of 1 or more.
 
-    Not required and left empty, it is None. Blanks may stand around the number, never inside: two numbers are not one.
+    An optional field that is left empty cleans to None. Blanks around the number are ignored; blanks inside it are an
+    error, since they may separate two numbers.
     """
 
     default_error_messages = {
@@ -66,9 +66,9 @@ class YenField(forms.CharField):
 
 
 class PlainText(forms.CharField):
-    """Text in NFC, trimmed, blank as absent; control, bidi and invisible characters are refused.
+    """Text, trimmed and in NFC; blank counts as absent. Control, bidi and other invisible characters are errors.
 
-    `lines` lets line breaks pass. The length counts code points.
+    `limit`: the longest text, in code points. `lines`: whether line breaks are allowed.
     """
 
     default_error_messages = {
@@ -80,11 +80,13 @@ class PlainText(forms.CharField):
         super().__init__(**kwargs)
         self.limit = limit
         self.lines = lines
-        self.validators = []  # Django's own refusal of NUL is part of ours
+        self.validators = []  # Django's check for NUL is part of clean()
 
     def clean(self, value: Any) -> str:
         typed = super().clean(value)
-        if len(typed) > NFC_SHRINKS * self.limit:  # first: NFC takes a time that grows by the square
+        if (
+            len(typed) > NFC_SHRINKS * self.limit
+        ):  # first: the time NFC takes grows with the square of the length
             raise self._too_long(typed)
         text = unicodedata.normalize("NFC", typed).replace("\r\n", "\n")
         seen = text.replace("\n", "") if self.lines else text
@@ -100,7 +102,7 @@ class PlainText(forms.CharField):
 
 
 class RefundForm(forms.Form):
-    """返金フォーム. `request_id` is the refund's id for ever; it is minted when an empty form is drawn."""
+    """返金フォーム. `request_id` is minted when an empty form is rendered, and stays the refund's id for ever."""
 
     request_id = forms.UUIDField(widget=forms.HiddenInput)
     payment = forms.ChoiceField(
@@ -135,9 +137,9 @@ class RefundForm(forms.Form):
         choice.choices = [(payment.pk, payment.pk) for payment in payments]
 
     def clean(self) -> dict[str, Any]:
-        """Beside other errors, also that the amount is too high as far as we know, so that all are told at once.
+        """Add to other errors that the amount is too high, as far as is known, so that all are told at once.
 
-        Alone it is no error here: the payment is read afresh before an amount is judged.
+        Without other errors it is none here: services/ judges the amount, after the payment is read afresh.
         """
         data: dict[str, Any] = self.cleaned_data
         if self.errors and "amount" in data and self.chosen and data["amount"] > self.chosen.refundable():
@@ -146,12 +148,12 @@ class RefundForm(forms.Form):
 
     @property
     def chosen(self) -> Payment | None:
-        """The payment chosen so far, also in a form that is not valid yet."""
+        """The chosen payment, also in a form that is not valid or not bound; None if there is none."""
         pk = self["payment"].value()
         return next((payment for payment in self.payments if payment.pk == pk), None)
 
     def request(self) -> services.RefundRequest:
-        """What is asked for. Only of a valid form."""
+        """Return the request. The form has to be valid."""
         data = self.cleaned_data
         return services.RefundRequest(
             request_id=data["request_id"],
@@ -164,7 +166,7 @@ class RefundForm(forms.Form):
 
 
 class SimilarForm(forms.Form):
-    """Why it is refunded all the same, where a similar refund was found."""
+    """Why a refund is made although there is a similar one."""
 
     similar_reason = PlainText(
         label=_("それでも返金する理由"),
@@ -174,13 +176,13 @@ class SimilarForm(forms.Form):
 
 
 class DecisionForm(forms.Form):
-    """承認・却下. Why a refund is turned down is asked for; why it is approved may be said."""
+    """承認・却下. services/ asks for the reason of a rejection; that of an approval is optional."""
 
     note = PlainText(label=_("理由"), required=False, limit=MEMO_LENGTH, lines=True, widget=forms.Textarea)
 
 
 class ReviewForm(forms.Form):
-    """要調査の判定: one of the refunds that Smartpay shows, or that there is none; and why."""
+    """要調査の判定: which of the refunds at Smartpay this is, or that there is none; and why."""
 
     choice = forms.CharField(
         label=_("判定"), max_length=80, error_messages={"required": _("判定を選んでください。")}
@@ -192,11 +194,11 @@ class ReviewForm(forms.Form):
         widget=forms.Textarea,
         error_messages={"required": _("判定の理由を入力してください。")},
     )
-    # What the evidence of the page was of.
+    # The round of review whose evidence the page showed.
     round = forms.IntegerField(required=False, widget=forms.HiddenInput)
 
     def clean(self) -> dict[str, Any]:
-        """What services.decide_case() takes: `verdict`, `smartpay_id`, `note` and `at_round`."""
+        """Return the arguments of services.decide_case(): `verdict`, `smartpay_id`, `note` and `at_round`."""
         choice = self.cleaned_data.get("choice", "")
         if choice == ReviewDecision.Verdict.NOT_EXECUTED:
             chosen = {"verdict": ReviewDecision.Verdict.NOT_EXECUTED, "smartpay_id": ""}
@@ -209,7 +211,7 @@ class ReviewForm(forms.Form):
 
 
 class BulkUploadForm(forms.Form):
-    """一括返金: the file."""
+    """一括返金: the upload of a file."""
 
     file = forms.FileField(
         label=_("CSV ファイル"),
@@ -225,19 +227,19 @@ class BulkUploadForm(forms.Form):
 
 
 class SendsForm(forms.Form):
-    """送信の停止と再開."""
+    """送信の停止と再開: why."""
 
     reason = PlainText(label=_("理由"), limit=200, error_messages={"required": _("理由を入力してください。")})
 
 
 class FilterSelect(forms.Select):
-    """A select of options without groups, drawn at once: Django's has a template of its own for each of them."""
+    """A select without option groups, rendered by one template: Django's renders one for each option."""
 
     template_name = "refunds/select.html"
 
 
 class FilterField(forms.ChoiceField):
-    """A choice that narrows a list."""
+    """A choice that filters a list."""
 
     widget = FilterSelect
 
@@ -246,7 +248,7 @@ class FilterField(forms.ChoiceField):
 
 
 class PeriodForm(forms.Form):
-    """期間: Japan's days, counted back from today."""
+    """期間: days in Japan's time, counted back from today."""
 
     PERIODS = {"today": 1, "week": 7, "month": 30, "quarter": 90, "year": 365}
 
@@ -263,7 +265,7 @@ class PeriodForm(forms.Form):
     )
 
     def since(self) -> datetime | None:
-        """The first moment of the span in Japan's time; None for all."""
+        """Return when the period began, at midnight in Japan; None for all time."""
         days = self.PERIODS.get(self.cleaned_data.get("period", ""))
         if days is None:
             return None
@@ -271,12 +273,12 @@ class PeriodForm(forms.Form):
         return timezone.make_aware(datetime.combine(first, time.min))
 
     def narrowing(self) -> int:
-        """How many of the filters that a person can set narrow the list."""
+        """Return how many visible filters are set."""
         return sum(bool(self.cleaned_data.get(field.name)) for field in self.visible_fields())
 
 
 class OrderFilterForm(PeriodForm):
-    """The filters of 注文一覧; they live in the URL."""
+    """The filters of 注文一覧, as they stand in its URL."""
 
     FILTERS = ("status", "refund_status", "period")
     field_order = ("search", *FILTERS)
@@ -293,7 +295,7 @@ class OrderFilterForm(PeriodForm):
     refund_status = FilterField(label=_("返金状況"), choices=[("", _("すべて")), *Order.RefundStatus.choices])
 
     def filters(self) -> Filters:
-        """The filters that can be read; what can't is taken as not given."""
+        """Return the filters. One that is not valid counts as not set."""
         self.is_valid()
         status = self.cleaned_data.get("status", "")
         return Filters(
@@ -304,7 +306,7 @@ class OrderFilterForm(PeriodForm):
 
 
 class SavedSearchForm(OrderFilterForm):
-    """保存した検索: the filters as they are set, and a name for them."""
+    """保存した検索: the filters and the search, with a name for them."""
 
     name = PlainText(label=_("名前"), limit=40, error_messages={"required": _("名前を入力してください。")})
 
@@ -315,7 +317,7 @@ class SavedSearchForm(OrderFilterForm):
         return data
 
     def as_address(self) -> str:
-        """The filters as they stand in the address of 注文一覧, without the search. Only of a valid form."""
+        """Return the filters as a query string of 注文一覧, without the search. The form has to be valid."""
         return urlencode({name: self.cleaned_data[name] for name in self.FILTERS if self.cleaned_data[name]})
 
 
@@ -325,10 +327,11 @@ FILTERED_AMOUNT = {
     "positive": _("金額は1円以上で入力してください。"),
     "huge": _("金額が大きすぎます。"),
 }
+REQUESTERS = [role for role, permissions in roles.ROLES.items() if roles.REQUEST_REFUND in permissions]
 
 
 class RefundFilterForm(PeriodForm):
-    """The filters of 返金一覧."""
+    """The filters of 返金一覧, as they stand in its URL."""
 
     field_order = ("state", "person", "period", "min_amount", "max_amount")
 
@@ -345,13 +348,15 @@ class RefundFilterForm(PeriodForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        may = Exists(Group.objects.filter(user=OuterRef("pk"), name__in=["operator", "approver"]))
-        did = Exists(Refund.objects.filter(requested_by=OuterRef("pk")))  # whoever left, too
-        people = User.objects.filter(may | did).order_by("name")
+        may_request = Exists(Group.objects.filter(user=OuterRef("pk"), name__in=REQUESTERS))
+        has_requested = Exists(
+            Refund.objects.filter(requested_by=OuterRef("pk"))
+        )  # also people who have left
+        people = User.objects.filter(may_request | has_requested).order_by("name")
         self.fields["person"].queryset = people  # type: ignore[attr-defined]
 
     def refunds(self) -> QuerySet[Refund]:
-        """Those that the filters leave; what can't be read is taken as not given."""
+        """Return the refunds that match. A filter that is not valid counts as not set."""
         self.is_valid()
         data = self.cleaned_data
         wanted = {

@@ -1,4 +1,4 @@
-"""Tables for Excel: CSV as a stream, with the mark that Excel knows UTF-8 by, and no cell that it would calculate."""
+"""CSV for Excel, as a stream: with a byte order mark, by which Excel knows UTF-8, and without formulas."""
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,42 +9,50 @@ from typing import Any
 from django.http import StreamingHttpResponse
 from django.utils import timezone
 
-FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # what Excel may take for the beginning of a formula
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # a cell that begins with one of these may be taken for a formula
 
 
 def download(name: str, heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> StreamingHttpResponse:
-    """The table as a file, sent as it is made. By then the request is over: its language, and whom the trail names
-    with their address and number, are kept for the rows."""
-    response = StreamingHttpResponse(_as_now(lines(heading, rows)), content_type="text/csv; charset=utf-8")
+    """Return the table as a download whose rows are made while it is sent.
+
+    The request is over by then. Its context variables are kept for the rows: the language, and the person, address
+    and request id that the audit trail records.
+    """
+    response = StreamingHttpResponse(
+        _in_context_of_now(lines(heading, rows)), content_type="text/csv; charset=utf-8"
+    )
     response["Content-Disposition"] = f'attachment; filename="{name}"'
     return response
 
 
 def moment(at: datetime | None) -> str:
-    """As Excel reads it, in Japan's time."""
+    """Format a moment in Japan's time, as Excel reads it; "" for None."""
     return timezone.localtime(at).strftime("%Y/%m/%d %H:%M:%S") if at else ""
 
 
 def lines(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """Yield the lines of the file: the byte order mark and the heading, then the rows."""
     writer = csv.writer(_Line())
     yield "\ufeff" + writer.writerow(heading)
     for row in rows:
         yield writer.writerow([cell(value) for value in row])
 
 
-def _as_now(made: Iterator[str]) -> Iterator[str]:
+def _in_context_of_now(made: Iterator[str]) -> Iterator[str]:
     context = copy_context()
-    return iter(lambda: context.run(next, made, ""), "")  # no line is empty: each has its end
+    return iter(
+        lambda: context.run(next, made, ""), ""
+    )  # "" ends the iteration; no line is empty, since each has its line break
 
 
 def cell(value: Any) -> str:
-    """The value as a text that no spreadsheet calculates: what looks like a formula gets an apostrophe before it."""
+    """Return the value as text; what a spreadsheet could take for a formula gets an apostrophe before it."""
     text = "" if value is None else str(value)
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
 class _Line:
-    """A file that hands back what is written into it, for csv.writer."""
+    """A file for csv.writer whose write() returns the text, so that writerow() returns the line."""
 
     def write(self, text: str) -> str:
         return text

@@ -1,4 +1,4 @@
-"""What people read often: an amount, a shortened id, a minute, how long ago."""
+"""Amounts, ids, times and errors, formatted as people read them."""
 
 import re
 from datetime import datetime
@@ -10,12 +10,12 @@ from django.utils.translation import gettext_lazy, ngettext
 
 SIGNS = {"JPY": "¥"}
 DECIMALS = {"JPY": 0, "KRW": 0, "VND": 0}  # of the minor unit; every other currency has two
-SHORT_ID = 4  # characters kept on either side of the dots
+SHORT_ID = 4  # characters of the random part kept on either side of the dots
 
 
 def money(amount: int | Literal[""] | None, currency: str = "JPY") -> str:
-    """`¥1,000`; `USD 12.50`; `–` where there is no amount. Amounts are in the currency's minor unit."""
-    if amount is None or amount == "":  # a template has "" for what is not there
+    """Format an amount in the currency's minor unit: `¥1,000`, `USD 12.50`; `–` if there is none."""
+    if amount is None or amount == "":  # templates pass "" for a missing value
         return "–"
     sign = ("−" if amount < 0 else "") + (SIGNS.get(currency) or f"{currency} ")
     decimals = DECIMALS.get(currency, 2)
@@ -26,12 +26,12 @@ def money(amount: int | Literal[""] | None, currency: str = "JPY") -> str:
 
 
 def grouped(number: int) -> str:
-    """`10,000`, in both languages."""
+    """Format a number: `10,000` in both languages."""
     return f"{number:,}"
 
 
 def short_id(value: object) -> str:
-    """`order_test_bA1znhGULw5lROfDTpHChv` as `order_test_bA1z…HChv`; the prefix is kept, short ids stay whole."""
+    """Shorten an id: `order_test_bA1znhGULw5lROfDTpHChv` to `order_test_bA1z…HChv`. Short ids stay whole."""
     text = str(value)
     start = text.rfind("_", 0, 16) + 1  # a random part may hold an underscore too
     if len(text) - start <= 2 * SHORT_ID + 1:
@@ -40,12 +40,12 @@ def short_id(value: object) -> str:
 
 
 def minute(moment: datetime) -> str:
-    """`2026/11/22 18:20`, the same in both languages. A tenth of the price of `date`, which a long list pays."""
+    """Format a moment in local time: `2026/11/22 18:20` in both languages. Takes a tenth of the time of `date`."""
     return f"{timezone.localtime(moment):%Y/%m/%d %H:%M}"
 
 
 def ago(moment: datetime | None, now: datetime | None = None) -> str:
-    """`12 秒前`, `3 分前`, `5 時間前` in one piece; after a day the date and time; empty when never."""
+    """Say how long ago, without line breaks: `12 秒前`, `3 分前`, `5 時間前`; after a day the minute; "" for None."""
     if moment is None:
         return ""
     seconds = max(1, int(((now or timezone.now()) - moment).total_seconds()))
@@ -56,11 +56,11 @@ def ago(moment: datetime | None, now: datetime | None = None) -> str:
     elif seconds < 86400:
         said = ngettext("%(count)d 時間前", "%(count)d 時間前", seconds // 3600) % {"count": seconds // 3600}
     else:
-        said = timezone.localtime(moment).strftime("%Y/%m/%d %H:%M")
+        said = minute(moment)
     return said.replace(" ", "\N{NO-BREAK SPACE}")
 
 
-# What we write of an answer of Smartpay's, or of what it shows, for engineers: see Refund.error_message.
+# Our own notes for engineers about answers of Smartpay, as patterns: see Refund.error_message.
 ERRORS: dict[str, Any] = {
     r"No answer within the deadline\.": gettext_lazy("時間内に応答がありませんでした。"),
     r"No answer: (?P<what>\w+)\.": gettext_lazy("応答がありませんでした(%(what)s)。"),
@@ -101,7 +101,7 @@ FIELDS: dict[str, Any] = {
 
 
 def error_text(message: str) -> str:
-    """What went wrong, in words, where we have written it ourselves; Smartpay's own words as they are."""
+    """Translate a note of our own about an error; Smartpay's own message is returned as it is."""
     for pattern, words in ERRORS.items():
         if found := re.fullmatch(pattern, message):
             what = found.groupdict().get("what", "")

@@ -17,10 +17,11 @@ from django.utils import timezone
 from django.utils.html import escape, strip_tags
 
 from dashboard.models import User
-from refunds import audit, sealing, services, views_bulk
+from refunds import audit, sealing, services
 from refunds.audit_words import CODES, LABELS
 from refunds.models import AuditEntry, Difference, Order, Refund, Search
 from refunds.services import sending
+from refunds.views import bulk
 from refunds.wording import error_text
 from tests.conftest import make_order, sign_in
 from tests.site import ROOT
@@ -295,7 +296,7 @@ def test_whatever_the_sources_record_has_a_word() -> None:
     assert {"shown", "why", "roles_before"} < keys
     assert ("why", "same contents") in codes
     assert keys - LABELS.keys() == set()
-    assert views_bulk.ACTS.keys() <= CODES["tried"].keys()
+    assert bulk.ACTS.keys() <= CODES["tried"].keys()
     assert {(key, code) for key, code in codes if code not in CODES[key]} == set()
 
 

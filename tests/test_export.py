@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from dashboard.models import User
-from refunds import audit, search, views_export
+from refunds import audit, search
 from refunds.models import AuditEntry, Order, Payment, Refund, Search
+from refunds.views import exports
 from tests.conftest import make_order, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_services import mirrored, refund
@@ -32,7 +33,7 @@ def payment(db: None, sandbox: Sandbox) -> Payment:
 def test_all_pages_of_the_orders_are_in_the_file(
     viewer: User, monkeypatch: pytest.MonkeyPatch, django_assert_max_num_queries: Any
 ) -> None:
-    monkeypatch.setattr(views_export, "CHUNK", 3)
+    monkeypatch.setattr(exports, "CHUNK", 3)
     made = [make_order(1000 + number, age=100 - number) for number in range(8)]
 
     # Signing in and three pages, each with its entry, take 37 on PostgreSQL; a query for each row would make 45 of them.
@@ -58,7 +59,7 @@ def test_file_holds_what_was_filtered_and_searched(viewer: User) -> None:
 def test_no_order_is_in_the_file_twice_though_those_behind_it_change_meanwhile(
     viewer: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(views_export, "CHUNK", 2)
+    monkeypatch.setattr(exports, "CHUNK", 2)
     newest, second, oldest = (make_order(1000, age=age) for age in (1, 2, 3))
     answer = sign_in(viewer).get("/orders/export/?status=succeeded")
     stream = iter(answer.streaming_content)  # type: ignore[attr-defined]
@@ -76,7 +77,7 @@ def test_file_of_a_search_says_where_it_is_not_all(
     viewer: User, monkeypatch: pytest.MonkeyPatch, bound: int
 ) -> None:
     monkeypatch.setattr(search, "CANDIDATES", bound)
-    monkeypatch.setattr(views_export, "CHUNK", 2)
+    monkeypatch.setattr(exports, "CHUNK", 2)
     made = [make_order(1000, name=f"田中{number} 太郎", age=number) for number in range(8)]
     kept = Search.objects.create(person=viewer, text="田中", created_at=made[0].created_at)
 
@@ -122,7 +123,7 @@ def test_many_refunds_are_read_in_few_queries(
     monkeypatch: pytest.MonkeyPatch,
     django_assert_max_num_queries: Any,
 ) -> None:
-    monkeypatch.setattr(views_export, "CHUNK", 4)
+    monkeypatch.setattr(exports, "CHUNK", 4)
     for _number in range(9):
         refund(payment, operator, 1, similar_reason="x")
 
@@ -145,7 +146,7 @@ def test_file_that_was_taken_along_is_on_the_trail_and_what_was_typed_is_not(vie
 def test_each_part_is_on_the_trail_with_its_rows_before_it_leaves(
     viewer: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(views_export, "CHUNK", 2)
+    monkeypatch.setattr(exports, "CHUNK", 2)
     made = [make_order(1000, age=age).order_id for age in range(5)]
     entries = AuditEntry.objects.filter(action="orders.exported").order_by("id")
     answer = sign_in(viewer).get("/orders/export/")

@@ -19,7 +19,7 @@ from dashboard.models import User
 from dashboard.parked_forms import PARKED_SECONDS
 from refunds import audit, services, smartpay
 from refunds.models import AuditEntry, Order, Payment, Refund, Search, SyncCursor
-from refunds.views_asking import READ_SECONDS
+from refunds.views.refund_form import READ_SECONDS
 from refunds.wording import money
 from tests.conftest import Clock, make_order, make_user, sign_in
 from tests.sandbox import Sandbox
@@ -314,7 +314,7 @@ def test_stale_confirmation_is_asked_for_anew(
     browser: Client, paid: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = browser.post(form_url(paid), typed(paid))
-    monkeypatch.setattr("refunds.views_asking.CONFIRMATION_SECONDS", -1)
+    monkeypatch.setattr("refunds.views.refund_form.CONFIRMATION_SECONDS", -1)
 
     answer = browser.post(form_url(paid), hidden(page) | {"confirm": "1"})
 
@@ -966,7 +966,7 @@ def test_own_waiting_refund_is_withdrawn_by_a_button(
 def test_every_state_of_a_refund_says_what_it_means_for_the_money(
     browser: Client, ledger: list[Refund]
 ) -> None:
-    from refunds.views_refunds import _meaning
+    from refunds.views.refunds import _meaning
 
     for state in State:
         explanation, _what_now = _meaning(Refund(state=state))

@@ -1,4 +1,4 @@
-"""wording.py in templates."""
+"""The functions of wording.py as template filters."""
 
 from django import template
 

@@ -1,4 +1,7 @@
-"""The rows of 注文一覧, drawn by Jinja2: fifty take Django's own engine as long as all else of the page together."""
+"""The rows of 注文一覧, rendered by Jinja2.
+
+Django's engine takes as long for fifty rows as for all the rest of the page.
+"""
 
 from typing import Any
 
@@ -16,7 +19,7 @@ register = template.Library()
 
 
 def environment(**options: Any) -> Environment:
-    """What its templates may say: see TEMPLATES in the settings."""
+    """Return the Jinja2 environment, with our filters: see TEMPLATES in the settings."""
     made = Environment(**options)  # noqa: S701  (Django turns autoescape on)
     made.filters |= {"money": money, "minute": minute, "short_id": short_id}
     made.globals["_"] = gettext
@@ -25,7 +28,7 @@ def environment(**options: Any) -> Environment:
 
 @register.simple_tag(takes_context=True)
 def order_rows(context: Context) -> SafeString:
-    """Table rows of the page's `orders`; with what matched, where it shows a `search`."""
+    """Render table rows of the page's `orders`, with what matched if it shows a `search`."""
     rows = engines["jinja2"].get_template("refunds/order_rows.html")
     return mark_safe(  # noqa: S308  (a template with autoescape)
         rows.render(

@@ -17,7 +17,7 @@ from dashboard.urls import urlpatterns as product
 from refunds import audit, search
 from refunds.forms import OrderFilterForm
 from refunds.models import Order, Search
-from refunds.views import may_see
+from refunds.views.common import may_see
 
 ROWS = search.list_orders(search.Filters()).orders
 SHOWN = [order.order_id for order in ROWS]

@@ -1,22 +1,32 @@
-"""Refunds: the ledger, and the one page of a refund, where it is followed, withdrawn and approved or rejected."""
+"""Refunds: the ledger, and the page of a refund, where it is followed, withdrawn, approved or rejected."""
 
 import uuid
+from typing import Any
 
 from django.contrib import messages
 from django.contrib.auth.decorators import permission_required
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_safe
 
 from dashboard import limits, opened
 from dashboard.parked_forms import posted_from
-from refunds import audit, paging, roles, services
+from refunds import audit, paging, roles, services, waiting
 from refunds.forms import DecisionForm, RefundFilterForm
 from refunds.models import Control, Refund, SmartpayRefund
-from refunds.views import may_see, parked_fields, person, refunds_waiting, refused, remember_way_back, viewed
-from refunds.views_asking import shown_similar
+from refunds.views.common import (
+    may_see,
+    parked_fields,
+    person,
+    refused,
+    remember_way_back,
+    see_other,
+    viewed,
+)
+from refunds.views.similar import similar_rows
 from refunds.wording import money
 
 RENEW_SECONDS = {
@@ -26,12 +36,70 @@ RENEW_SECONDS = {
     Refund.State.REVIEW: 15,
 }
 
+# What a state means for the money, and what happens next. Of a cancelled refund, its cause says the latter.
+MEANINGS: dict[str, tuple[Any, Any]] = {
+    Refund.State.AWAITING_APPROVAL: (
+        gettext_lazy("もう一人の承認を待っています。まだ Smartpay に送られていません。"),
+        gettext_lazy(
+            "この金額は、すでに返金可能額から差し引かれています。却下されるか期限が切れると戻ります。"
+        ),
+    ),
+    Refund.State.QUEUED: (
+        gettext_lazy("受け付けました。まだ Smartpay に送られていません。"),
+        gettext_lazy("順番が来ると自動で送信します。もう一度返金しないでください。"),
+    ),
+    Refund.State.SENDING: (
+        gettext_lazy("Smartpay に送信しています。返金されたかどうかはまだ分かりません。"),
+        gettext_lazy("応答を待っています。もう一度返金しないでください。"),
+    ),
+    Refund.State.UNKNOWN: (
+        gettext_lazy("Smartpay からはっきりした応答がありません。返金されたかどうかはまだ分かりません。"),
+        gettext_lazy("自動で確認しています。もう一度返金しないでください。"),
+    ),
+    Refund.State.REVIEW: (
+        gettext_lazy("Smartpay の表示と記録が食い違っています。返金されたかどうかは確定していません。"),
+        gettext_lazy(
+            "承認者二人が判定するまで、この支払いの返金はできません。もう一度返金しないでください。"
+        ),
+    ),
+    Refund.State.SUCCEEDED: (
+        gettext_lazy("Smartpay で返金されたことを確認しました。"),
+        gettext_lazy("お客様には Smartpay からメールが届きます。"),
+    ),
+    Refund.State.REJECTED: (
+        gettext_lazy("Smartpay が返金を断りました。お金は動いていません。"),
+        gettext_lazy("内容を確かめて、必要なら注文からあらためて返金してください。"),
+    ),
+    Refund.State.NOT_EXECUTED: (
+        gettext_lazy("返金は行われていないことを確認しました。お金は動いていません。"),
+        gettext_lazy("必要なら注文からあらためて返金してください。"),
+    ),
+    Refund.State.CANCELLED: (
+        gettext_lazy("この返金は送信されませんでした。お金は動いていません。"),
+        "",  # see WHY_CANCELLED
+    ),
+}
+WHY_CANCELLED: dict[str, Any] = {
+    Refund.Cancelled.WITHDRAWN: gettext_lazy("申請した人が取り下げました。"),
+    Refund.Cancelled.REFUSED: gettext_lazy("承認者が却下しました。"),
+    Refund.Cancelled.EXPIRED: gettext_lazy(
+        "承認されないまま期限が過ぎました。必要なら、あらためて申請してください。"
+    ),
+    Refund.Cancelled.BALANCE: gettext_lazy(
+        "送信の前に返金可能額が変わりました。残額を確かめて、必要なら申請し直してください。"
+    ),
+    Refund.Cancelled.ENTITLEMENT: gettext_lazy(
+        "送信の前に、申請した人の権限がなくなりました。必要なら別の担当者が申請し直してください。"
+    ),
+    "": "",
+}
+
 
 @limits.limited(limits.LISTS)
 @require_safe
 @may_see
 def refund_list(request: HttpRequest) -> HttpResponse:
-    """The ledger, newest first: by state, person, period and amount."""
+    """返金一覧: the ledger, newest first, filtered by state, person, period and amount."""
     form = RefundFilterForm(request.GET)
     refunds = form.refunds().select_related("payment__order", "requested_by")
     rows, newer, older = paging.newest_first(refunds, "requested_at", request.GET.get("page", ""))
@@ -52,8 +120,8 @@ def refund_list(request: HttpRequest) -> HttpResponse:
 @require_safe
 @may_see
 def refund_detail(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
-    """The one page of a refund. Reading it again never sends anything."""
-    return draw_refund(request, refund_of(refund_id), DecisionForm(initial=parked_fields(request)))
+    """The page of a refund. Loading it again never sends anything."""
+    return render_refund(request, refund_of(refund_id), DecisionForm(initial=parked_fields(request)))
 
 
 def refund_page(request: HttpRequest, refund_id: uuid.UUID) -> str:
@@ -65,23 +133,17 @@ def refund_of(refund_id: uuid.UUID) -> Refund:
     return get_object_or_404(related, pk=refund_id)
 
 
-def draw_refund(
+def render_refund(
     request: HttpRequest, refund: Refund, decision: DecisionForm, status: int = 200
 ) -> HttpResponse:
     viewed(request, "refund.viewed", refund)
-    waiting = refund.state == Refund.State.AWAITING_APPROVAL
+    undecided = refund.state == Refund.State.AWAITING_APPROVAL
     mine = refund.requested_by_id == request.user.pk
     order = refund.payment.order
     is_approver = request.user.has_perm(roles.APPROVE_REFUND)
-    can_decide = waiting and not mine and is_approver
+    can_decide = undecided and not mine and is_approver
     similar = services.similar_refunds(refund.payment, refund.amount, but=refund.pk) if can_decide else []
     explanation, what_now = _meaning(refund)
-    if (
-        refund.state == Refund.State.CANCELLED
-        and refund.seen.exclude(status=SmartpayRefund.Status.FAILED).exists()
-    ):
-        explanation = _("この返金はこのツールから送信していませんが、Smartpay に同じ返金があります。")
-        what_now = _("システム担当者に連絡してください。もう一度返金しないでください。")
     back = request.session.get("way_back") or reverse("refunds:order", args=[order.order_id])
     lists = {
         reverse("refunds:approvals"): _("承認に戻る"),
@@ -92,7 +154,7 @@ def draw_refund(
         "order": order,
         "back_url": back,
         "back_label": lists.get(back.partition("?")[0], _("注文に戻る")),
-        "next_waiting": refunds_waiting(request, Refund.State.AWAITING_APPROVAL).first()
+        "next_waiting": waiting.refunds(person(request), Refund.State.AWAITING_APPROVAL).first()
         if is_approver and refund.decided_by_id == request.user.pk
         else None,
         "attempts": refund.attempts.all(),
@@ -104,9 +166,9 @@ def draw_refund(
         "can_judge": refund.state == Refund.State.REVIEW and not why_not_my_case(request, refund),
         "other_amount": _other_amount(refund),
         "renew_seconds": RENEW_SECONDS.get(Refund.State(refund.state), 0),
-        "can_withdraw": mine and (waiting or refund.state == Refund.State.QUEUED),
+        "can_withdraw": mine and (undecided or refund.state == Refund.State.QUEUED),
         "can_decide": can_decide,
-        "similar": [shown_similar(each, order) for each in similar],
+        "similar": similar_rows(similar, order),
         "decision": decision,
         "left_after": refund.refundable_before - refund.amount,
         "approve_label": _("%(amount)s の返金を承認する") % {"amount": money(refund.amount, refund.currency)},
@@ -115,7 +177,7 @@ def draw_refund(
 
 
 def _why_held(refund: Refund) -> str:
-    """Why a refund that could be sent is not sent now, in words; "" where nothing holds it."""
+    """Say why a refund that could be sent is not sent now; "" if nothing holds it."""
     if refund.state not in (Refund.State.QUEUED, Refund.State.UNKNOWN):
         return ""
     if not Control.sends_are_on():
@@ -136,7 +198,7 @@ def _why_held(refund: Refund) -> str:
 
 
 def why_not_my_case(request: HttpRequest, refund: Refund) -> str:
-    """Why this person can't decide this case, in words; "" if they can."""
+    """Say why this person can't decide this case; "" if they can."""
     if not request.user.has_perm(roles.APPROVE_REFUND):
         return _("判定できるのは承認者だけです。承認者二人に依頼してください。")
     if refund.requested_by_id == request.user.pk:
@@ -145,68 +207,25 @@ def why_not_my_case(request: HttpRequest, refund: Refund) -> str:
 
 
 def _other_amount(refund: Refund) -> int | None:
-    """What Smartpay says was refunded, where that is not what was asked for: people decided that it is this one."""
+    """Return what Smartpay says was refunded if that is not the amount asked for; else None.
+
+    It happens when people decided that a refund of another amount is this one.
+    """
     seen = SmartpayRefund.objects.filter(pk=refund.smartpay_id).first() if refund.smartpay_id else None
     return seen.amount if seen and seen.counts and seen.amount != refund.amount else None
 
 
 def _meaning(refund: Refund) -> tuple[str, str]:
-    """What a state means for the money, and what happens next."""
-    return {
-        Refund.State.AWAITING_APPROVAL: (
-            _("もう一人の承認を待っています。まだ Smartpay に送られていません。"),
-            _("この金額は、すでに返金可能額から差し引かれています。却下されるか期限が切れると戻ります。"),
-        ),
-        Refund.State.QUEUED: (
-            _("受け付けました。まだ Smartpay に送られていません。"),
-            _("順番が来ると自動で送信します。もう一度返金しないでください。"),
-        ),
-        Refund.State.SENDING: (
-            _("Smartpay に送信しています。返金されたかどうかはまだ分かりません。"),
-            _("応答を待っています。もう一度返金しないでください。"),
-        ),
-        Refund.State.UNKNOWN: (
-            _("Smartpay からはっきりした応答がありません。返金されたかどうかはまだ分かりません。"),
-            _("自動で確認しています。もう一度返金しないでください。"),
-        ),
-        Refund.State.REVIEW: (
-            _("Smartpay の表示と記録が食い違っています。返金されたかどうかは確定していません。"),
-            _("承認者二人が判定するまで、この支払いの返金はできません。もう一度返金しないでください。"),
-        ),
-        Refund.State.SUCCEEDED: (
-            _("Smartpay で返金されたことを確認しました。"),
-            _("お客様には Smartpay からメールが届きます。"),
-        ),
-        Refund.State.REJECTED: (
-            _("Smartpay が返金を断りました。お金は動いていません。"),
-            _("内容を確かめて、必要なら注文からあらためて返金してください。"),
-        ),
-        Refund.State.NOT_EXECUTED: (
-            _("返金は行われていないことを確認しました。お金は動いていません。"),
-            _("必要なら注文からあらためて返金してください。"),
-        ),
-        Refund.State.CANCELLED: (
-            _("この返金は送信されませんでした。お金は動いていません。"),
-            _why_cancelled(refund),
-        ),
-    }[Refund.State(refund.state)]
-
-
-def _why_cancelled(refund: Refund) -> str:
-    return {
-        Refund.Cancelled.WITHDRAWN: _("申請した人が取り下げました。"),
-        Refund.Cancelled.REFUSED: _("承認者が却下しました。"),
-        Refund.Cancelled.EXPIRED: _(
-            "承認されないまま期限が過ぎました。必要なら、あらためて申請してください。"
-        ),
-        Refund.Cancelled.BALANCE: _(
-            "送信の前に返金可能額が変わりました。残額を確かめて、必要なら申請し直してください。"
-        ),
-        Refund.Cancelled.ENTITLEMENT: _(
-            "送信の前に、申請した人の権限がなくなりました。必要なら別の担当者が申請し直してください。"
-        ),
-        "": "",
-    }[refund.cancelled_because]
+    """Return what the refund's state means for the money, and what happens next or is to be done."""
+    explanation, what_now = MEANINGS[refund.state]
+    if refund.state != Refund.State.CANCELLED:
+        return str(explanation), str(what_now)
+    if refund.seen.exclude(status=SmartpayRefund.Status.FAILED).exists():
+        return (
+            _("この返金はこのツールから送信していませんが、Smartpay に同じ返金があります。"),
+            _("システム担当者に連絡してください。もう一度返金しないでください。"),
+        )
+    return str(explanation), str(WHY_CANCELLED[refund.cancelled_because])
 
 
 @posted_from(refund_page)
@@ -218,4 +237,4 @@ def refund_withdraw(request: HttpRequest, refund_id: uuid.UUID) -> HttpResponse:
     except services.NotWaiting as error:
         refused(request, "refund.cancelled", refund, error)
         messages.warning(request, str(error))
-    return redirect("refunds:refund", refund_id)
+    return see_other("refunds:refund", refund_id)

@@ -1,4 +1,4 @@
-"""Orders and refunds as files for Excel: what the list shows with its filters, all pages of it."""
+"""Orders and refunds as CSV files for Excel: all pages of a list, with its filters."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,16 +15,16 @@ from refunds import audit, paging, search, spreadsheet
 from refunds.forms import OrderFilterForm, RefundFilterForm
 from refunds.models import Refund, Search
 from refunds.search import Filters, Found
-from refunds.views import may_see
-from refunds.views_orders import own_search
+from refunds.views.common import may_see
+from refunds.views.orders import own_search
 from refunds.wording import error_text
 
 CHUNK = 500  # rows read at a time: neither memory nor a transaction grows with the file
 
-# Note [What was taken along]
-# That a file is asked for is recorded at once, with its filters. How many rows it has nobody knows before the last one
-# is sent, and then the download may have broken off. So each part is recorded with its rows before it leaves: what left
-# is on the trail, and what can't be recorded does not leave.
+# Note [Exported rows]
+# A request for a file is recorded at once, with its filters. The number of its rows is known only when the last one is
+# sent, and a download may break off before. So each chunk is recorded, with its rows, before it is sent: all rows that
+# left are in the audit trail, and rows that can't be recorded do not leave.
 
 
 @limits.limited(limits.LISTS)
@@ -44,7 +44,7 @@ def order_export(request: HttpRequest) -> StreamingHttpResponse:
 
 
 def _orders(request: HttpRequest, typed: Search | None, filters: Filters) -> Iterator[list[Any]]:
-    """The rows; a last one says so where there were more matches than were looked at."""
+    """Yield the rows. If not all matches were looked at, a last row says so."""
     cursor, partial = "", False
     while True:
         if typed:
@@ -52,9 +52,9 @@ def _orders(request: HttpRequest, typed: Search | None, filters: Filters) -> Ite
         else:
             page = search.list_orders(filters, cursor, limit=CHUNK)
         if cursor and not page.newer:
-            break  # what was left fits the filters no more, so that this is the first page again
+            break  # the orders that were left no longer match, so this is the first page again
         if shown := [order.order_id for order in page.orders]:
-            # See Note [What was taken along].
+            # See Note [Exported rows].
             audit.record(request.user, "orders.exported", typed, entries=len(shown), shown=shown)
         yield from map(_order, page.orders)
         partial = partial or page.partial
@@ -100,7 +100,7 @@ def _refunds(request: HttpRequest, refunds: QuerySet[Refund]) -> Iterator[list[A
     while True:
         page, _newer, cursor = paging.newest_first(refunds, "requested_at", cursor, size=CHUNK)
         if shown := [str(refund.pk) for refund in page]:
-            # See Note [What was taken along].
+            # See Note [Exported rows].
             audit.record(request.user, "refunds.exported", None, entries=len(shown), shown=shown)
         yield from map(_refund, page)
         if not cursor:
@@ -132,7 +132,7 @@ def _refund(refund: Refund) -> list[Any]:
 
 
 def _recorded(form: Form) -> dict[str, str]:
-    """The filters for the trail: what the form knows, and nothing else that stood in the address."""
+    """Return the filters for the audit trail: fields of the form alone, nothing else that stood in the address."""
     return {name: str(getattr(value, "pk", value)) for name, value in form.cleaned_data.items() if value}
 
 

@@ -4,31 +4,34 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_safe
 
-from refunds import audit, notices, paging, roles, search
+from refunds import audit, notices, paging, roles, search, waiting
 from refunds.models import Refund
-from refunds.views import files_waiting, may_see, parked_fields, person, refunds_waiting, remember_way_back
+from refunds.views.common import (
+    may_see,
+    parked_fields,
+    person,
+    remember_way_back,
+)
 
 
 @require_safe
 @may_see
 def start(request: HttpRequest) -> HttpResponse:
-    """A person's start page: the search box, own refunds that are not settled, and those found out lately."""
+    """A person's start page: the search box, their unsettled refunds, and those whose outcome became known lately."""
+    me = person(request)
     unsettled = (
-        Refund.objects.filter(requested_by=person(request), state__in=Refund.RESERVING)
+        Refund.objects.filter(requested_by=me, state__in=Refund.RESERVING)
         .select_related("payment__order")
         .order_by("-requested_at", "-id")[: paging.PAGE]
     )
-    may_decide = request.user.has_perm(roles.APPROVE_REFUND)
-    waiting = (
-        len(refunds_waiting(request, Refund.State.AWAITING_APPROVAL)[: paging.PAGE])
-        + len(files_waiting(request)[: paging.PAGE])
-        if may_decide
-        else 0
-    )
-    cases = len(refunds_waiting(request, Refund.State.REVIEW)[: paging.PAGE]) if may_decide else 0
+    to_approve = cases = 0
+    if request.user.has_perm(roles.APPROVE_REFUND):
+        to_approve = len(waiting.refunds(me, Refund.State.AWAITING_APPROVAL)[: paging.PAGE])
+        to_approve += len(waiting.bulks(me)[: paging.PAGE])
+        cases = len(waiting.refunds(me, Refund.State.REVIEW)[: paging.PAGE])
     found_out = (
         notices.found_out(notices.SHOWN)
-        .filter(requested_by=person(request))
+        .filter(requested_by=me)
         .select_related("payment__order")[: paging.PAGE]
     )
     if shown := [str(refund.pk) for refund in (*unsettled, *found_out)]:
@@ -37,8 +40,8 @@ def start(request: HttpRequest) -> HttpResponse:
     context = {
         "unsettled": unsettled,
         "found_out": found_out,
-        "recent": search.remembered(person(request)).recent,
-        "waiting": waiting,
+        "recent": search.remembered(me).recent,
+        "waiting": to_approve,
         "cases": cases,
         "typed": parked_fields(request).get("q", ""),
     }

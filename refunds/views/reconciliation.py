@@ -1,4 +1,4 @@
-"""照合: the days that were compared, a line each, and what differed on one of them. Ids and amounts, no names."""
+"""照合: the reconciled days, and the differences of one of them. Shows ids and amounts, no names."""
 
 from datetime import date
 
@@ -10,8 +10,8 @@ from django.views.decorators.http import require_safe
 from refunds import audit, reconciling, roles
 from refunds.models import Reconciliation
 
-DAYS = 31  # a page
-MOST_SHOWN = 500  # differences of a day; the command has them all
+DAYS = 31  # on a page
+MOST_SHOWN = 500  # differences of a day; the `reconcile` command prints all
 
 may_compare = permission_required(roles.RECONCILE, raise_exception=True)
 
@@ -19,7 +19,7 @@ may_compare = permission_required(roles.RECONCILE, raise_exception=True)
 @require_safe
 @may_compare
 def reconciliation_list(request: HttpRequest) -> HttpResponse:
-    """A line for each day, newest first, under the refund that has waited longest for its outcome."""
+    """The days, newest first, below the refund that has waited longest for its outcome."""
     days = Reconciliation.objects.all()
     if before := _day(request.GET.get("before", "")):
         days = days.filter(day__lt=before)
@@ -38,7 +38,7 @@ def reconciliation_list(request: HttpRequest) -> HttpResponse:
 @require_safe
 @may_compare
 def reconciliation_detail(request: HttpRequest, day: str) -> HttpResponse:
-    """What differed on a day."""
+    """The differences of one day."""
     if (at := _day(day)) is None:
         raise Http404
     compared = get_object_or_404(Reconciliation, pk=at)

@@ -1,7 +1,8 @@
-"""Orders: the list, its search and what is kept of searches; and the page of an order."""
+"""Orders: the list with its search and saved searches, and the page of an order."""
 
-from datetime import timedelta
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
 from urllib.parse import urlencode
 
 from django.conf import settings
@@ -14,11 +15,12 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
 from dashboard import limits
+from dashboard.models import User
 from dashboard.parked_forms import posted_from
 from refunds import audit, paging, roles, search, services, smartpay
 from refunds.forms import OrderFilterForm, SavedSearchForm
 from refunds.models import AuditEntry, Order, Payment, Refund, SavedSearch, Search, SmartpayRefund
-from refunds.views import (
+from refunds.views.common import (
     may_see,
     parked_fields,
     person,
@@ -28,15 +30,15 @@ from refunds.views import (
     uuid_of,
 )
 
-NOW = timedelta(minutes=5)  # of 「いま開いています」
-LATE = timedelta(minutes=15)  # read every minute, the list is not: who looks for a new order has to know
+PRESENCE_WINDOW = timedelta(minutes=5)  # a colleague who opened an order within it counts as being at it
+MIRROR_LATE_AFTER = timedelta(minutes=15)  # it is read every minute; past this the list warns that it is late
 
 
 @limits.limited(limits.LISTS)
 @require_safe
 @may_see
 def order_list(request: HttpRequest) -> HttpResponse:
-    """Orders, newest first, or what a search found. What was typed is never in the address."""
+    """注文一覧: orders, newest first, or what a search found. The address holds the search's id, not its text."""
     if request.GET.get("q"):
         return _searched(request, request.GET["q"])
     remembered = own_search(request, request.GET.get("search", ""))
@@ -77,7 +79,7 @@ def order_list(request: HttpRequest) -> HttpResponse:
         + urlencode({"search": typed.pk if typed else "", "status": search.ANY_STATUS}),
         "partial": result.partial,
         "synced_at": synced_at,
-        "late": synced_at is not None and now - synced_at > LATE,
+        "late": synced_at is not None and now - synced_at > MIRROR_LATE_AFTER,
         "now": now,
     }
     return render(request, "refunds/order_list.html", context)
@@ -91,7 +93,10 @@ def order_search(request: HttpRequest) -> HttpResponse:
 
 
 def _searched(request: HttpRequest, typed: str) -> HttpResponse:
-    """Keep what was typed on our side and go on to an address without it; a whole id opens its order or refund."""
+    """Store what was typed and redirect to an address without it; the id of an order or refund opens its page.
+
+    It answers 302 to the post of the search box as well as to a GET with `?q=`.
+    """
     text = search.as_typed(typed)
     if not text:
         return redirect("refunds:order_list")
@@ -107,7 +112,7 @@ def _searched(request: HttpRequest, typed: str) -> HttpResponse:
 @posted_from(lambda request: reverse("refunds:order_list"))
 @may_see
 def saved_searches(request: HttpRequest) -> HttpResponse:
-    """保存した検索: keep the filters, and the search, under a name; the same name again replaces it. Or forget one."""
+    """保存した検索: save the filters and the search under a name, replacing one of that name; or delete one."""
     mine = SavedSearch.objects.filter(person=person(request))
     if forgotten := request.POST.get("forget", ""):
         mine.filter(name=forgotten).delete()
@@ -125,13 +130,13 @@ def saved_searches(request: HttpRequest) -> HttpResponse:
     )
     messages.success(request, _("検索を保存しました。"))
     address = urlencode({"search": typed.pk}) + "&" if typed else ""
-    return redirect(f"{reverse('refunds:order_list')}?{address}{form.as_address()}")
+    return see_other(f"{reverse('refunds:order_list')}?{address}{form.as_address()}")
 
 
 def own_search(request: HttpRequest, search_id: str) -> search.Remembered:
-    """What is remembered for the person; `asked` is the search of this id, for its person and for auditors.
+    """Return what is remembered for the person. Its `asked` is the search of this id; None without an id.
 
-    To everybody else that does not exist: raises Http404. None without an id.
+    Raises Http404 if there is no such search, or if it is another person's and this one is no auditor.
     """
     remembered = search.remembered(person(request), search_id)
     asked = remembered.asked
@@ -147,7 +152,7 @@ def own_search(request: HttpRequest, search_id: str) -> search.Remembered:
 @require_safe
 @may_see
 def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:
-    """An order, read afresh from Smartpay; the mirror's copy, with its age, where Smartpay does not answer."""
+    """注文詳細, read afresh from Smartpay; if Smartpay does not answer, the mirror's copy with its age."""
     client = smartpay.client()
     if smartpay.id_kind(order_id) != ("order", client.mode):
         return _order_missing(request, order_id, None)
@@ -165,7 +170,7 @@ def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:
     gone = isinstance(problem, smartpay.NotFound)
     blocked = why_no_refund(request, order, payments, gone=gone)
     timeline = _timeline(order, payments)
-    open_ones = [entry for entry in timeline if entry.get("refund") and entry["state"] in Refund.BLOCKING]
+    open_refunds = [entry for entry in timeline if entry.refund and entry.state in Refund.BLOCKING]
     kept = request.session.get("search", "")
     context = {
         "order": order,
@@ -180,11 +185,11 @@ def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:
         },
         "line_items": [_line(item) for item in order.line_items],
         "timeline": timeline,
-        "open_refunds": open_ones,
-        "in_review": any(entry["state"] == Refund.State.REVIEW for entry in open_ones),
+        "open_refunds": open_refunds,
+        "in_review": any(entry.state == Refund.State.REVIEW for entry in open_refunds),
         "refund_url": "" if blocked else reverse("refunds:refund_form", args=[order.order_id]),
-        # Of what the notices of these refunds say already, only what follows from it.
-        "refund_blocked": _("いまは返金できません。") if blocked == unsettled() and open_ones else blocked,
+        # The notices of these refunds tell the reason already.
+        "refund_blocked": _("いまは返金できません。") if blocked == unsettled() and open_refunds else blocked,
         "fresh": not problem,
         "read_at": order.read_at,
         "problem": problem_text(problem) if problem else "",
@@ -194,15 +199,18 @@ def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:
 
 
 def others_on(request: HttpRequest, order: Order) -> list[AuditEntry]:
-    """Colleagues who are, or a moment ago were, on this order: two people may hold the same call."""
-    return audit.other_people_on_order(order, person(request), since=NOW)
+    """Return the last entries of colleagues at this order: two people may be handling the same request."""
+    return audit.other_people_on_order(order, person(request), since=PRESENCE_WINDOW)
 
 
 def _order_missing(
     request: HttpRequest, order_id: str, problem: smartpay.SmartpayError | None
 ) -> HttpResponse:
-    """404 where there is no such order for us; 503 where nobody could tell. `problem`: None if nobody was asked."""
-    known = order_id if smartpay.id_kind(order_id) else ""  # else it is what somebody typed: perhaps a name
+    """Return 404 if the order does not exist, 503 if that could not be found out.
+
+    `problem`: what Smartpay answered; None if it was not asked, because the id can't be one of this environment.
+    """
+    known = order_id if smartpay.id_kind(order_id) else ""  # anything else was typed, and may be a name
     audit.record(request.user, "order.viewed", None, refused=True, order_id=known[:80])
     if problem is None:
         explanation = _(
@@ -220,7 +228,7 @@ def _order_missing(
 
 
 def why_no_refund(request: HttpRequest, order: Order, payments: list[Payment], *, gone: bool = False) -> str:
-    """Why this person can't refund this order now, in words; "" if they can. `gone`: Smartpay said that it has none."""
+    """Say why this person can't refund this order now; "" if they can. `gone`: Smartpay says it does not exist."""
     if not request.user.has_perm(roles.REQUEST_REFUND):
         return _("返金の権限がありません。返金は返金担当者に依頼してください。")
     if gone or order.vanished_at:
@@ -232,10 +240,10 @@ def why_no_refund(request: HttpRequest, order: Order, payments: list[Payment], *
                 "取り消したいときは、返金ではなく Smartpay で注文をキャンセルします。"
             )
         return _("支払いがないため、返金するものがありません。")
-    open_ones = [payment for payment in payments if payment.refundable()]
-    if open_ones:
-        blocked = Refund.objects.filter(payment__in=open_ones, state__in=Refund.BLOCKING)
-        if len(set(blocked.values_list("payment", flat=True))) < len(open_ones):
+    refundable = [payment for payment in payments if payment.refundable()]
+    if refundable:
+        blocked = Refund.objects.filter(payment__in=refundable, state__in=Refund.BLOCKING)
+        if len(set(blocked.values_list("payment", flat=True))) < len(refundable):
             return ""
         return unsettled()
     if any(payment.reserved for payment in payments):
@@ -248,58 +256,74 @@ def unsettled() -> str:
 
 
 def _line(item: dict[str, Any]) -> dict[str, Any]:
-    """A line of the order with the amount of all its pieces; a discount takes off."""
+    """Return a line item with the amount of all its pieces; that of a discount is negative."""
     amount = item["amount"] * item["quantity"]
     return item | {"amount": -abs(amount) if item["kind"] == "discount" else amount}
 
 
-def _timeline(order: Order, payments: list[Payment]) -> list[dict[str, Any]]:
-    """What happened to an order, newest first: the order, its payments, our refunds, and those made elsewhere."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimelineEntry:
+    """A line of refunds/_timeline.html: what happened to an order."""
+
+    at: datetime
+    kind: Literal["order", "payment", "refund", "external"]  # external: a refund made outside this tool
+    amount: int  # in the currency's minor unit
+    currency: str
+    description: str = ""
+    state: str = ""  # a Refund.State, of refunds
+    # Of our own refunds:
+    label: str = ""
+    person: User | None = None
+    refund: Refund | None = None
+    # Of external refunds:
+    smartpay_id: str = ""
+    contradicts: bool = (
+        False  # it carries the reference of a refund of ours, which the ledger does not have it for
+    )
+
+
+def _timeline(order: Order, payments: list[Payment]) -> list[TimelineEntry]:
+    """Return the order, its payments, our refunds and those made outside this tool, newest first."""
     ours = Refund.objects.filter(payment__in=payments).select_related("requested_by")
     elsewhere = SmartpayRefund.objects.filter(SmartpayRefund.beside_the_ledger(), payment__in=payments)
-    entries: list[dict[str, Any]] = [
-        {
-            "at": order.created_at,
-            "kind": "order",
-            "amount": order.amount,
-            "currency": order.currency,
-        }
+    entries = [
+        TimelineEntry(at=order.created_at, kind="order", amount=order.amount, currency=order.currency),
+        *[
+            TimelineEntry(
+                at=payment.created_at,
+                kind="payment",
+                amount=payment.captured,
+                currency=payment.currency,
+                description=payment.description,
+            )
+            for payment in payments
+        ],
+        *[
+            TimelineEntry(
+                at=refund.requested_at,
+                kind="refund",
+                amount=refund.amount,
+                currency=refund.currency,
+                description=refund.description,
+                state=refund.state,
+                label=refund.label,
+                person=refund.requested_by,
+                refund=refund,
+            )
+            for refund in ours
+        ],
+        *[
+            TimelineEntry(
+                at=seen.created_at,
+                kind="external",
+                amount=seen.amount,
+                currency=seen.currency,
+                description=seen.description,
+                state=Refund.State.SUCCEEDED if seen.counts else Refund.State.REJECTED,
+                smartpay_id=seen.pk,
+                contradicts=seen.ours_id is not None,
+            )
+            for seen in elsewhere
+        ],
     ]
-    entries += [
-        {
-            "at": payment.created_at,
-            "kind": "payment",
-            "amount": payment.captured,
-            "currency": payment.currency,
-            "description": payment.description,
-        }
-        for payment in payments
-    ]
-    entries += [
-        {
-            "at": refund.requested_at,
-            "kind": "refund",
-            "label": refund.label,
-            "state": refund.state,
-            "amount": refund.amount,
-            "currency": refund.currency,
-            "person": refund.requested_by,
-            "refund": refund,
-            "description": refund.description,
-        }
-        for refund in ours
-    ]
-    entries += [
-        {
-            "at": seen.created_at,
-            "kind": "external",
-            "state": Refund.State.SUCCEEDED if seen.counts else Refund.State.REJECTED,
-            "amount": seen.amount,
-            "currency": seen.currency,
-            "description": seen.description,
-            "smartpay_id": seen.pk,
-            "contradicts": seen.ours_id is not None,
-        }
-        for seen in elsewhere
-    ]
-    return sorted(entries, key=lambda entry: entry["at"], reverse=True)
+    return sorted(entries, key=lambda entry: entry.at, reverse=True)

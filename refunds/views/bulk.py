@@ -1,7 +1,8 @@
-"""一括返金: the list of files, and the one page of a file, where it is looked at, started, decided and followed."""
+"""一括返金: the list of files, and the page of a file, where it is checked, started, decided and followed."""
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from django.contrib import messages
@@ -15,11 +16,12 @@ from django.views.decorators.http import require_http_methods, require_safe
 
 from dashboard import limits, opened
 from dashboard.sso.decorators import fresh_sign_in_required
-from refunds import audit, bulk, bulk_file, csv_file, paging, roles, services, spreadsheet
+from refunds import audit, bulk_file, csv_file, paging, roles, services, spreadsheet
+from refunds import bulk as bulk_refunds
 from refunds.bulk import Share
 from refunds.forms import BulkUploadForm, DecisionForm, SimilarForm
 from refunds.models import Bulk, BulkLine, Refund
-from refunds.views import may_see, parked_fields, person, remember_way_back, see_other, viewed
+from refunds.views.common import may_see, parked_fields, person, remember_way_back, see_other, viewed
 from refunds.wording import error_text
 
 RENEW_SECONDS = {Bulk.State.CHECKING: 2, Bulk.State.RUNNING: 3, Bulk.State.PAUSED: 15}
@@ -30,10 +32,10 @@ SETTLED = (*(state for state in Refund.State if state not in Refund.RESERVING), 
 @require_http_methods(["GET", "HEAD", "POST"])
 @may_see
 def bulk_list(request: HttpRequest) -> HttpResponseBase:
-    """The files, newest first, and the form for the next one."""
+    """List the files, newest first, with the form for the next one; a post uploads it."""
     if request.method == "POST":
         return _upload(request)
-    return _draw_list(request, BulkUploadForm())
+    return _render_list(request, BulkUploadForm())
 
 
 @permission_required(roles.REQUEST_REFUND, raise_exception=True)
@@ -42,14 +44,14 @@ def _upload(request: HttpRequest) -> HttpResponse:
         return limits.too_many(request, wait)
     form = BulkUploadForm(request.POST, request.FILES)
     if not form.is_valid():
-        return _draw_list(request, form, status=422)
+        return _render_list(request, form, status=422)
     file = form.cleaned_data["file"]
     try:
-        kept, is_new = bulk.upload(file.name, file.read(), by=person(request))
+        bulk, is_new = bulk_refunds.upload(file.name, file.read(), by=person(request))
     except csv_file.BadFile as error:
         audit.record(request.user, "bulk.uploaded", None, refused=True, why="unreadable")
         form.add_error("file", str(error))
-        return _draw_list(request, form, status=422)
+        return _render_list(request, form, status=422)
     if not is_new:
         messages.warning(
             request,
@@ -57,10 +59,10 @@ def _upload(request: HttpRequest) -> HttpResponse:
                 "同じ内容のファイルがすでに取り込まれています。二重に返金しないように、その一括返金を開きました。"
             ),
         )
-    return see_other("refunds:bulk", kept.pk)
+    return see_other("refunds:bulk", bulk.pk)
 
 
-def _draw_list(request: HttpRequest, form: BulkUploadForm, status: int = 200) -> HttpResponse:
+def _render_list(request: HttpRequest, form: BulkUploadForm, status: int = 200) -> HttpResponse:
     rows, newer, older = paging.newest_first(
         Bulk.objects.select_related("uploaded_by"), "uploaded_at", request.GET.get("page", "")
     )
@@ -79,7 +81,7 @@ def _draw_list(request: HttpRequest, form: BulkUploadForm, status: int = 200) ->
 @require_safe
 @may_see
 def bulk_template(request: HttpRequest) -> HttpResponseBase:
-    """A file to fill in: the heading, and a line of each kind."""
+    """A file to fill in: the heading and two examples."""
     examples = [
         ["order_…", "", "1000", _("欠品のため"), str(Refund.Reason.REQUESTED_BY_CUSTOMER.label)],
         ["", "EC-1001", _("残額"), "", ""],
@@ -93,67 +95,67 @@ def bulk_template(request: HttpRequest) -> HttpResponseBase:
 @require_http_methods(["GET", "HEAD", "POST"])
 @may_see
 def bulk_detail(request: HttpRequest, bulk_id: uuid.UUID) -> HttpResponseBase:
-    """A file: what would be refunded, what was, and what not, line by line."""
-    kept = get_object_or_404(Bulk.objects.select_related("uploaded_by", "decided_by"), pk=bulk_id)
+    """The page of a file, line by line; a post acts on the file: see ACTS."""
+    bulk = get_object_or_404(Bulk.objects.select_related("uploaded_by", "decided_by"), pk=bulk_id)
     if request.method != "POST":
-        return _draw(request, kept)
+        return _render(request, bulk)
     act = ACTS.get(request.POST.get("do", ""))
     if act is None:
-        return _draw(request, kept, status=400)
+        return _render(request, bulk, status=400)
     try:
-        return act(request, kept)
-    except bulk.BulkError as error:
-        audit.record(request.user, "bulk.viewed", kept, refused=True, tried=request.POST["do"])
+        return act(request, bulk)
+    except bulk_refunds.BulkError as error:
+        audit.record(request.user, "bulk.viewed", bulk, refused=True, tried=request.POST["do"])
         messages.warning(request, str(error))
-        return see_other("refunds:bulk", kept.pk)
+        return see_other("refunds:bulk", bulk.pk)
 
 
-def _start(request: HttpRequest, kept: Bulk) -> HttpResponseBase:
-    tally, wanted, similar_reason = bulk.tally(kept), [BulkLine.State.READY], ""
+def _start(request: HttpRequest, bulk: Bulk) -> HttpResponseBase:
+    tally, wanted, similar_reason = bulk_refunds.tally(bulk), [BulkLine.State.READY], ""
     if request.POST["do"] == "start_with_similar":
         form = SimilarForm(request.POST)
         if not form.is_valid():
-            return _draw(request, kept, similar_form=form, status=422)
+            return _render(request, bulk, similar_form=form, status=422)
         wanted, similar_reason = [*wanted, BulkLine.State.SIMILAR], form.cleaned_data["similar_reason"]
     total = _sum([tally.get(name, Share()) for name in wanted]).total
-    started = fresh_sign_in_required(_started) if services.needs_approval(total) else _started
-    return started(request, kept, similar_reason)
+    started = fresh_sign_in_required(_start_now) if services.needs_approval(total) else _start_now
+    return started(request, bulk, similar_reason)
 
 
-def _started(request: HttpRequest, kept: Bulk, similar_reason: str) -> HttpResponseBase:
-    bulk.start(kept.pk, by=person(request), similar_reason=similar_reason)
-    return see_other("refunds:bulk", kept.pk)
+def _start_now(request: HttpRequest, bulk: Bulk, similar_reason: str) -> HttpResponseBase:
+    bulk_refunds.start(bulk.pk, by=person(request), similar_reason=similar_reason)
+    return see_other("refunds:bulk", bulk.pk)
 
 
 @fresh_sign_in_required
-def _decide(request: HttpRequest, kept: Bulk) -> HttpResponseBase:
+def _decide(request: HttpRequest, bulk: Bulk) -> HttpResponseBase:
     form = DecisionForm(request.POST)
     if not form.is_valid():
-        return _draw(request, kept, decision_form=form, status=422)
+        return _render(request, bulk, decision_form=form, status=422)
     try:
-        bulk.decide(
-            kept.pk,
+        bulk_refunds.decide(
+            bulk.pk,
             by=person(request),
             approved=request.POST["do"] == "approve",
             note=form.cleaned_data["note"],
         )
-    except bulk.BulkError as error:
+    except bulk_refunds.BulkError as error:
         if not error.field:
             raise
         form.add_error(error.field, str(error))
-        return _draw(request, kept, decision_form=form, status=422)
-    return see_other("refunds:bulk", kept.pk)
+        return _render(request, bulk, decision_form=form, status=422)
+    return see_other("refunds:bulk", bulk.pk)
 
 
-def _pause(request: HttpRequest, kept: Bulk) -> HttpResponseBase:
-    bulk.pause(kept.pk, by=person(request), paused=request.POST["do"] == "pause")
-    return see_other("refunds:bulk", kept.pk)
+def _pause(request: HttpRequest, bulk: Bulk) -> HttpResponseBase:
+    bulk_refunds.pause(bulk.pk, by=person(request), paused=request.POST["do"] == "pause")
+    return see_other("refunds:bulk", bulk.pk)
 
 
-def _cancel(request: HttpRequest, kept: Bulk) -> HttpResponseBase:
-    bulk.cancel(kept.pk, by=person(request))
+def _cancel(request: HttpRequest, bulk: Bulk) -> HttpResponseBase:
+    bulk_refunds.cancel(bulk.pk, by=person(request))
     messages.success(request, _("中止しました。まだ送信していなかった返金は行われません。"))
-    return see_other("refunds:bulk", kept.pk)
+    return see_other("refunds:bulk", bulk.pk)
 
 
 ACTS = {
@@ -167,18 +169,18 @@ ACTS = {
 }
 
 
-def _draw(
+def _render(
     request: HttpRequest,
-    kept: Bulk,
+    bulk: Bulk,
     *,
     similar_form: SimilarForm | None = None,
     decision_form: DecisionForm | None = None,
     status: int = 200,
 ) -> HttpResponse:
-    viewed(request, "bulk.viewed", kept)
-    tally = bulk.tally(kept)
+    viewed(request, "bulk.viewed", bulk)
+    tally = bulk_refunds.tally(bulk)
     wanted = request.GET.get("state", "")
-    lines = kept.lines.select_related("payment__order").order_by("number")
+    lines = bulk.lines.select_related("payment__order").order_by("number")
     if wanted in BulkLine.State:
         lines = lines.filter(state=wanted)
     after = request.GET.get("after", "")
@@ -188,21 +190,21 @@ def _draw(
     more, shown = len(shown) > paging.PAGE, shown[: paging.PAGE]
     ready, similar = (tally.get(name, Share()) for name in (BulkLine.State.READY, BulkLine.State.SIMILAR))
     with_similar = _sum([ready, similar])
-    mine = kept.uploaded_by_id == request.user.pk
-    can_start = kept.state == Bulk.State.CHECKED and mine and request.user.has_perm(roles.REQUEST_REFUND)
+    mine = bulk.uploaded_by_id == request.user.pk
+    can_start = bulk.state == Bulk.State.CHECKED and mine and request.user.has_perm(roles.REQUEST_REFUND)
     can_decide = (
-        kept.state == Bulk.State.AWAITING_APPROVAL
+        bulk.state == Bulk.State.AWAITING_APPROVAL
         and not mine
         and request.user.has_perm(roles.APPROVE_REFUND)
     )
     back = request.session.get("way_back", "")
     to_approvals = back.partition("?")[0] == reverse("refunds:approvals")
     context = {
-        "bulk": kept,
+        "bulk": bulk,
         "back_url": back if to_approvals else reverse("refunds:bulk_list"),
         "back_label": _("承認に戻る") if to_approvals else _("一括返金"),
-        "lines": [(line, refund, _label(kept, line.state)) for line, refund in bulk.with_rows(shown)],
-        "shares": _shares(kept, tally),
+        "lines": [(line, refund, _label(bulk, line.state)) for line, refund in bulk_refunds.with_rows(shown)],
+        "shares": _share_rows(bulk, tally),
         "wanted": wanted,
         "next_url": f"?state={wanted}&after={shown[-1].number}" if more else "",
         "is_first": not after,
@@ -210,7 +212,7 @@ def _draw(
         "with_similar": with_similar,
         "similar": similar,
         "problems": tally.get(BulkLine.State.PROBLEM, Share()),
-        "checked": kept.lines_count - tally.get(BulkLine.State.UNCHECKED, Share()).lines,
+        "checked": bulk.lines_count - tally.get(BulkLine.State.UNCHECKED, Share()).lines,
         "settled": _sum([share for name, share in tally.items() if name in SETTLED]),
         "refunded": tally.get(Refund.State.SUCCEEDED, Share()),
         "to_refund": _sum([share for name, share in tally.items() if name not in NOT_REFUNDED]),
@@ -218,14 +220,15 @@ def _draw(
         "similar_needs_approval": services.needs_approval(with_similar.total),
         "similar_form": similar_form or SimilarForm(initial=parked_fields(request)),
         "decision_form": decision_form or DecisionForm(initial=parked_fields(request)),
-        "renew_seconds": RENEW_SECONDS.get(Bulk.State(kept.state), 0),
+        "renew_seconds": RENEW_SECONDS.get(Bulk.State(bulk.state), 0),
         "can_start": can_start,
         "can_decide": can_decide,
-        "typing": can_decide or (can_start and similar.lines),  # links here would lose it
-        "can_pause": kept.state in PAUSABLE
+        "typing": can_decide
+        or (can_start and similar.lines),  # links open in a tab of their own, or what is typed would be lost
+        "can_pause": bulk.state in PAUSABLE
         and request.user.has_perm(roles.REQUEST_REFUND)
         and (mine or request.user.has_perm(roles.APPROVE_REFUND)),
-        "can_cancel": (mine or request.user.has_perm(roles.APPROVE_REFUND)) and kept.state in Bulk.OPEN,
+        "can_cancel": (mine or request.user.has_perm(roles.APPROVE_REFUND)) and bulk.state in Bulk.OPEN,
     }
     return render(request, "refunds/bulk_detail.html", context, status=status)
 
@@ -242,48 +245,58 @@ def _sum(shares: list[Share]) -> Share:
     return Share(sum(each.lines for each in shares), sum(each.total for each in shares))
 
 
-def _label(kept: Bulk, state: str) -> str:
-    """What a line or its refund has come to, in words; once a file was started, a line that can be refunded waits."""
-    if state == BulkLine.State.READY and kept.state in PAUSABLE:
+def _label(bulk: Bulk, state: str) -> str:
+    """Return the state of a line or of its refund in words. Ready lines of a started file are waiting."""
+    if state == BulkLine.State.READY and bulk.state in PAUSABLE:
         return _("順番待ち")
     return str({**dict(BulkLine.State.choices), **dict(Refund.State.choices)}[state])
 
 
-def _shares(kept: Bulk, tally: dict[str, Share]) -> list[dict[str, Any]]:
-    """What became of the lines, in the order in which it matters: what is not settled first."""
+@dataclass(frozen=True, slots=True)
+class ShareRow:
+    """How many lines of a file came to this, and what they refund."""
+
+    name: str  # a BulkLine.State or a Refund.State
+    label: str
+    share: Share
+
+    @property
+    def is_line(self) -> bool:
+        """Whether the list of lines can be filtered by it."""
+        return self.name in BulkLine.State
+
+    @property
+    def has_sum(self) -> bool:
+        """Whether its sum is money. What a line with a problem asks for is nobody's."""
+        return self.name != BulkLine.State.PROBLEM
+
+
+def _share_rows(bulk: Bulk, tally: dict[str, Share]) -> list[ShareRow]:
+    """Return what became of the lines, what is not settled first."""
     order = [*Refund.OPEN, *Refund.State.values, *BulkLine.State.values]
-    names = dict.fromkeys(name for name in order if name in tally)
-    return [
-        {
-            "name": str(name),
-            "label": _label(kept, name),
-            "share": tally[name],
-            "is_line": name in BulkLine.State,
-            "has_sum": name != BulkLine.State.PROBLEM,  # what it asks for is no money of anybody's
-        }
-        for name in names
-    ]
+    names = dict.fromkeys(str(name) for name in order if name in tally)
+    return [ShareRow(name, _label(bulk, name), tally[name]) for name in names]
 
 
 @require_safe
 @may_see
 def bulk_result(request: HttpRequest, bulk_id: uuid.UUID) -> HttpResponseBase:
-    """What became of each line, for Excel."""
-    kept = get_object_or_404(Bulk, pk=bulk_id)
-    audit.record(request.user, "bulk.exported", kept)
+    """What became of each line, as a CSV for Excel."""
+    bulk = get_object_or_404(Bulk, pk=bulk_id)
+    audit.record(request.user, "bulk.exported", bulk)
     heading = [
         _("行"), _("注文ID"), _("ショップ注文番号"), _("返金額"), _("説明"), _("状態"), _("金額"), _("内容"),
         _("受付番号"), _("Smartpay 返金ID"), _("申請日時"), _("確定日時"),
     ]  # fmt: skip
-    return spreadsheet.download(f"bulk-{kept.pk}.csv", heading, _result(kept))
+    return spreadsheet.download(f"bulk-{bulk.pk}.csv", heading, _result(bulk))
 
 
-def _result(kept: Bulk) -> Iterator[list[Any]]:
+def _result(bulk: Bulk) -> Iterator[list[Any]]:
     last = 0
     while lines := list(
-        kept.lines.filter(number__gt=last).select_related("payment__order").order_by("number")[:500]
+        bulk.lines.filter(number__gt=last).select_related("payment__order").order_by("number")[:500]
     ):
-        for line, refund in bulk.with_rows(lines):
+        for line, refund in bulk_refunds.with_rows(lines):
             order = line.payment.order if line.payment else None
             yield [
                 line.number,
@@ -291,7 +304,7 @@ def _result(kept: Bulk) -> Iterator[list[Any]]:
                 order.reference if order else line.reference_text,
                 line.amount_text,
                 line.description,
-                refund.label if refund else _label(kept, line.state),
+                refund.label if refund else _label(bulk, line.state),
                 refund.amount if refund else line.amount,
                 (error_text(refund.error_message) if refund else "") or line.get_problem_display(),
                 refund.pk if refund else "",

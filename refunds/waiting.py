@@ -1,0 +1,35 @@
+"""What waits for a second person's decision: refunds, cases under review and bulk files, without one's own."""
+
+from django.db.models import QuerySet
+
+from dashboard.models import User
+from refunds import paging
+from refunds.models import Bulk, Refund
+
+
+def refunds(approver: User, *states: Refund.State) -> QuerySet[Refund]:
+    """Refunds in these states that this person did not ask for, the longest waiting first."""
+    return (
+        Refund.objects.filter(state__in=states)
+        .exclude(requested_by=approver)
+        .select_related("payment__order", "requested_by")
+        .order_by("requested_at", "id")
+    )
+
+
+def bulks(approver: User) -> QuerySet[Bulk]:
+    """Bulk files awaiting approval that this person did not upload, the longest waiting first."""
+    waiting = Bulk.objects.filter(state=Bulk.State.AWAITING_APPROVAL).exclude(uploaded_by=approver)
+    return waiting.select_related("uploaded_by").order_by("uploaded_at", "id")
+
+
+def count(approver: User) -> str:
+    """Return how many refunds and bulk files this person could decide, for the navigation: "", "3" or "50+"."""
+    waiting = sum(
+        len(rows.order_by().values_list("pk")[: paging.PAGE + 1])
+        for rows in (
+            refunds(approver, Refund.State.AWAITING_APPROVAL, Refund.State.REVIEW),
+            bulks(approver),
+        )
+    )
+    return f"{paging.PAGE}+" if waiting > paging.PAGE else str(waiting or "")
