@@ -15,6 +15,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+import structlog
 from django.db import connection, transaction
 from django.db.models import Exists, Model, OuterRef, Q, QuerySet
 
@@ -24,6 +25,8 @@ from refunds.folding import fold
 from refunds.models import Evidence, Order, Payment, Refund, SmartpayRefund, SyncCursor
 from refunds.order_keys import mint_keys
 from refunds.rows import Row, Table, in_list_sql, list_param
+
+log = structlog.get_logger(__name__)
 
 ORDERS_TABLE, PAYMENTS_TABLE, REFUNDS_TABLE = Table(Order), Table(Payment), Table(SmartpayRefund)
 SESSION = Order.CustomerSource.SESSION.value
@@ -104,19 +107,20 @@ def record_orders(
     return len(changed)
 
 
-def refresh_order(order_id: str, client: smartpay.Client) -> tuple[smartpay.Refund, ...]:
-    """Read an order at Smartpay and record it with its payments; return those of its refunds that are news.
+def refresh_order(order_id: str, client: smartpay.Client) -> tuple[bool, tuple[smartpay.Refund, ...]]:
+    """Read an order at Smartpay and record it with its payments; read those of its listed refunds that are news.
 
-    The refunds are news() as defined there, and not recorded: services.observe_refund() does that.
+    Returns (listed, refunds). `listed`: whether its payments list their refunds; that they always do is UNKNOWN.
+    `refunds`: news() as defined there, and not recorded: services.observe_refund() does that.
 
     Raises: smartpay.SmartpayError.
     """
     read_at = clock.now()
     order = client.get_order(order_id)
     record_order(order, read_at=read_at)
-    return _read_news(
-        [refund_id for payment in order.payments for refund_id in payment.refund_ids or ()], client
-    )
+    lists = [payment.refund_ids for payment in order.payments]
+    news_of = [refund_id for refund_ids in lists for refund_id in refund_ids or ()]
+    return None not in lists, _read_news(news_of, client)
 
 
 def refresh_payment(payment_id: str, client: smartpay.Client) -> tuple[bool, tuple[smartpay.Refund, ...]]:
@@ -233,6 +237,8 @@ def _write_payments(
         }
         batch.add(row, {} if _is_older(row, read_at) else facts)
     changed = batch.write()
+    for row in map(batch.rows.__getitem__, changed):
+        _alarm_if_overdrawn(row["id"], row["captured"], row["reserved"] + row["refunded"] + row["external"])
     new = payments.keys() - locked.keys()
     if new and REFUNDS_TABLE.held("payment_id", new):  # recorded before their payment
         count_external(new)
@@ -413,9 +419,21 @@ def count_external(payment_ids: Iterable[str]) -> None:
                 GROUP BY payment.id
             ) AS counted
             WHERE counted.id = refunds_payment.id AND refunds_payment.external <> counted.total
+            RETURNING refunds_payment.id, captured, reserved + refunded + external
             """,  # noqa: S608  (names of ours)
             [list_param(ids)],
         )
+        for payment_id, captured, taken in cursor.fetchall():
+            _alarm_if_overdrawn(payment_id, captured, taken)
+
+
+def _alarm_if_overdrawn(payment_id: str, captured: int, taken: int) -> None:
+    """Smartpay's facts are recorded even where they break the sum of a payment; then people are told.
+
+    taken: refunded, here or elsewhere, or reserved by refunds that are not settled.
+    """
+    if taken > captured:
+        log.error("payment.overdrawn", alarm=True, payment=payment_id)
 
 
 def _booked(ids: Iterable[str]) -> set[str]:

@@ -87,6 +87,11 @@ def scan_refunds(client: smartpay.Client, *, observe: Observe) -> None:
         _Scan(_Refunds(client, observe)).run(full=True)
 
 
+def refunds_read_at() -> datetime | None:
+    """When a page of Smartpay's refunds was last read, by a scan or a sweep; None before the first."""
+    return SyncCursor.objects.filter(pk=SyncCursor.REFUNDS).values_list("last_read_at", flat=True).first()
+
+
 def scanned_at() -> datetime | None:
     """Return when the last complete scan of GET /refunds began; None before the first."""
     return SyncCursor.objects.filter(pk=SyncCursor.REFUNDS).values_list("last_started_at", flat=True).first()
@@ -169,7 +174,8 @@ class _Orders(_Source):
         return mirror.record_orders(read.page.items, read_at=read.read_at)
 
     def read_missing(self, missing_id: str) -> tuple[smartpay.Refund, ...]:
-        return mirror.refresh_order(missing_id, self.client)
+        _listed, refunds = mirror.refresh_order(missing_id, self.client)
+        return refunds
 
 
 class _Refunds(_Source):

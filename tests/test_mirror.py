@@ -11,9 +11,11 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from dashboard.models import User
-from refunds import customer_fields, customer_import, mirror, order_keys, smartpay
+from refunds import clock, customer_fields, customer_import, mirror, order_keys, services, smartpay
 from refunds.models import Evidence, Order, Payment, Refund, SmartpayRefund
 from refunds.order_keys import KEY_BITS
+from tests.sandbox import Sandbox
+from tests.test_services import mirrored, refund, shown
 
 pytestmark = pytest.mark.django_db
 
@@ -545,3 +547,43 @@ def test_refunds_and_an_import_of_the_same_orders_do_not_meet_in_a_deadlock() ->
         thread.join(10)
     assert errors == []
     assert set(Order.objects.values_list("family_name", "refunded")) == {("田中", 300)}
+
+
+# --- Facts that break a sum ---------------------------------------------------------------------------------
+
+
+def alarms(caplog: pytest.LogCaptureFixture) -> int:
+    return caplog.text.count("payment.overdrawn")
+
+
+def test_people_are_told_once_when_more_is_refunded_than_was_captured(
+    operator: User, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    payment = mirrored(sandbox, "refundable", min_amount=2000)
+    made = refund(payment, operator, payment.refundable())
+    before = SmartpayRefund.objects.filter(ours=None).count()
+    elsewhere = dataclasses.replace(
+        shown(made), id="refund_test_elsewhere000000000000", amount=500, reference="", metadata={}
+    )
+
+    for _time in range(2):
+        services.observe_refund(elsewhere, read_at=clock.now())
+
+    assert SmartpayRefund.objects.filter(ours=None).count() == before + 1
+    assert alarms(caplog) == 1
+
+
+def test_people_are_told_when_a_payment_shrinks_below_what_was_refunded(
+    operator: User, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    payment = mirrored(sandbox, "refundable", min_amount=2000)
+    refund(payment, operator, 1500)
+    order = smartpay.client().get_order(payment.order.order_id)
+    smaller = [
+        dataclasses.replace(each, amount=1000) if each.id == payment.pk else each for each in order.payments
+    ]
+
+    mirror.record_order(dataclasses.replace(order, payments=tuple(smaller)), read_at=clock.now())
+
+    payment.refresh_from_db()
+    assert (payment.captured, payment.refundable(), alarms(caplog)) == (1000, 0, 1)

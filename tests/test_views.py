@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from dashboard.models import User
 from dashboard.parked_forms import PARKED_SECONDS
-from refunds import audit, services, smartpay
+from refunds import audit, scanning, services, smartpay
 from refunds.models import AuditEntry, Order, Payment, Refund, Search, SyncCursor
 from refunds.views.refund_form import READ_SECONDS
 from refunds.wording import money
@@ -853,6 +853,22 @@ def test_what_hides_hits_is_told_and_one_press_shows_them(
     everything = re.search(rf'href="(\?[^"]*status=any[^"]*)">{way_out}', page)
     assert everything
     assert order.order_id in text(browser.get("/orders/" + unescape(everything[1])))
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_figures_that_smartpay_does_not_list_are_told_as_estimates_with_their_age(
+    browser: Client, paid: Order, sandbox: Sandbox, at: Clock, listed: bool
+) -> None:
+    scanning.sync(smartpay.client(), observe=services.observe_refund)
+    at.advance(minutes=12)
+    sandbox.switch(payments_list_refunds=listed)
+    sandbox.refund_elsewhere(paid.payments.get().pk, 900)
+
+    page = text(browser.get(f"/orders/{paid.order_id}/"))
+
+    told = re.search(r"12\s分前に読み取った返金の一覧から計算しています", page)
+    assert bool(told) is not listed
+    assert ("¥900" in page) is listed
 
 
 def test_never_paid_orders_are_hidden_unless_asked_for(browser: Client) -> None:

@@ -111,14 +111,16 @@ def _recover(refund_id: uuid.UUID, seen: smartpay.Refund) -> None:
         )  # before the commit: who dies here raises it again
 
 
-def read_order(order_id: str, *, client: smartpay.Client) -> None:
-    """Read an order at Smartpay, and the refunds of its payments that we did not know.
+def read_order(order_id: str, *, client: smartpay.Client) -> bool:
+    """Read an order at Smartpay, and the refunds of its payments that we did not know; return whether they list them.
 
     Raises: smartpay.SmartpayError.
     """
     read_at = clock.now()
-    for seen in mirror.refresh_order(order_id, client):
+    listed, refunds = mirror.refresh_order(order_id, client)
+    for seen in refunds:
         observe_refund(seen, read_at=read_at)
+    return listed
 
 
 def read_payment(payment_id: str, *, client: smartpay.Client) -> bool:
