@@ -34,7 +34,7 @@ class DatabaseCollector(Collector):
 
 
 def _unsettled(now: datetime) -> Iterator[Metric]:
-    """Unsettled refunds are few, because people are alerted to them. Settled ones only grow: they are never counted."""
+    """Unsettled refunds are few, because people are alerted to them. Settled ones are never all counted."""
     unsettled = _gauge("refunds_unsettled", "Refunds whose money is reserved, by state.", "state")
     oldest = _gauge("refunds_oldest_seconds", "Since the oldest of them was asked for.", "state")
     waiting = Refund.objects.filter(state__in=Refund.RESERVING).order_by()

@@ -26,6 +26,7 @@ FULLY_COVERED = [
     "refunds/customer_fields.py",
     "refunds/customer_import.py",
     "refunds/order_keys.py",
+    "refunds/retention.py",
     "refunds/scanning.py",
     "refunds/search.py",
 ]
