@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 from django import forms
 from django.contrib.auth.models import Group
 from django.db.models import Exists, OuterRef, QuerySet
+from django.http import QueryDict
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -139,9 +140,13 @@ class RefundForm(forms.Form):
     def clean(self) -> dict[str, Any]:
         """Add to other errors that the amount is too high, as far as is known, so that all are told at once.
 
-        Without other errors it is none here: services/ judges the amount, after the payment is read afresh.
+        Without other errors it is none here: services/ judges the amount, after the payment is read afresh. A field
+        that was sent twice is an error: which of the two was meant, nobody can tell.
         """
         data: dict[str, Any] = self.cleaned_data
+        for name in self.fields:
+            if isinstance(self.data, QueryDict) and len(self.data.getlist(name)) > 1:
+                self.add_error(name, forms.ValidationError(_("この項目が二度送信されました。"), "repeated"))
         if self.errors and "amount" in data and self.chosen and data["amount"] > self.chosen.refundable():
             self.add_error("amount", forms.ValidationError(services.too_high(self.chosen), "too_high"))
         return data

@@ -855,6 +855,20 @@ def test_what_hides_hits_is_told_and_one_press_shows_them(
     assert order.order_id in text(browser.get("/orders/" + unescape(everything[1])))
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_field_that_is_sent_twice_refunds_nothing(
+    browser: Client, paid: Order, sandbox: Sandbox, last: bool
+) -> None:
+    fields = typed(paid, amount="10")
+    if last:
+        fields = hidden(browser.post(form_url(paid), fields)) | {"confirm": "1"}
+
+    page = browser.post(form_url(paid), fields | {"amount": ["10", "20"]})
+
+    assert (page.status_code, Refund.objects.count()) == (422, 0)
+    assert "この項目が二度送信されました。" in text(page)
+
+
 @pytest.mark.parametrize("listed", [True, False])
 def test_figures_that_smartpay_does_not_list_are_told_as_estimates_with_their_age(
     browser: Client, paid: Order, sandbox: Sandbox, listed: bool
