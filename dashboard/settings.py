@@ -122,7 +122,7 @@ else:
     # jit: compiling a statement takes some 20 ms, and no statement here runs long enough to be worth it.
     DATABASES["default"].setdefault("OPTIONS", {})["options"] = "-c synchronous_commit=on -c jit=off"
     DATABASES["default"]["OPTIONS"]["server_side_binding"] = True
-    # Only search.py prepares its statements, and a web server those that it repeats: see dashboard/wsgi.py.
+    # Only search/sql.py prepares its statements, and a web server those that it repeats: see dashboard/wsgi.py.
     DATABASES["default"]["OPTIONS"]["prepare_threshold"] = None
     # First, because refunds/admin.py unregisters its admin pages. With SQLite a timer runs jobs: see refunds/jobs.py.
     INSTALLED_APPS.insert(0, "procrastinate.contrib.django")

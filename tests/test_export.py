@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from dashboard.models import User
-from refunds import audit, search
+from refunds import audit
 from refunds.models import AuditEntry, Order, Payment, Refund, Search
+from refunds.search import tiers
 from refunds.views import exports
 from tests.conftest import make_order, make_user, sign_in
 from tests.sandbox import Sandbox
@@ -76,7 +77,7 @@ def test_no_order_is_in_the_file_twice_though_those_behind_it_change_meanwhile(
 def test_file_of_a_search_says_where_it_is_not_all(
     viewer: User, monkeypatch: pytest.MonkeyPatch, bound: int
 ) -> None:
-    monkeypatch.setattr(search, "CANDIDATES", bound)
+    monkeypatch.setattr(tiers, "CANDIDATES", bound)
     monkeypatch.setattr(exports, "CHUNK", 2)
     made = [make_order(1000, name=f"田中{number} 太郎", age=number) for number in range(8)]
     kept = Search.objects.create(person=viewer, text="田中", created_at=made[0].created_at)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from refunds import mirror, search, smartpay
 from refunds.folding import fold, fold_reference
 from refunds.models import Order
-from refunds.search import ANY_STATUS, IN_PROGRESS, Filters
+from refunds.search import ANY_STATUS, IN_PROGRESS, Filters, sql, tiers
 from refunds.variants import FORMS
 from tests.plain_search import Plain, draw_query, is_right
 
@@ -515,7 +515,7 @@ def test_hidden_by_filters_also_by_the_hiding_of_the_never_paid() -> None:
 
 
 def test_partial_is_told_where_candidates_were_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "CANDIDATES", 3)
+    monkeypatch.setattr(tiers, "CANDIDATES", 3)
     store(
         *(
             order_of(number, family="田中", given="一", email=f"mail{number}@example.jp")
@@ -634,7 +634,7 @@ def draw_orders(draw: random.Random, count: int) -> list[smartpay.CheckoutSessio
 
 @pytest.mark.parametrize("candidates", [3000, 20])
 def test_find_equals_a_look_at_every_row(candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "CANDIDATES", candidates)
+    monkeypatch.setattr(tiers, "CANDIDATES", candidates)
     draw = random.Random(20261123)
     sessions = draw_orders(draw, 3000)
     for at in range(0, len(sessions), 100):
@@ -662,8 +662,8 @@ def test_every_page_of_a_search_is_right_however_few_candidates_are_looked_at(
     plain = Plain([row for row in rows if row.status not in Order.UNPAID])
     wrong = []
     for _ in range(150):
-        monkeypatch.setattr(search, "CANDIDATES", draw.choice([3, 5, 10, 20]))
-        monkeypatch.setattr(search, "WALK", draw.choice([10, 50]))
+        monkeypatch.setattr(tiers, "CANDIDATES", draw.choice([3, 5, 10, 20]))
+        monkeypatch.setattr(tiers, "WALK", draw.choice([10, 50]))
         text, limit = draw_query(draw, rows), draw.choice([3, 5, 20])
         page = search.find(text, limit=limit)
         pages = [page]
@@ -679,7 +679,7 @@ def test_every_page_of_a_search_is_right_however_few_candidates_are_looked_at(
 
 
 def test_who_begins_like_a_common_family_is_found_among_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "CANDIDATES", 3)
+    monkeypatch.setattr(tiers, "CANDIDATES", 3)
     store(*(order_of(number, family="田中", given="一") for number in range(4)))
     store(
         order_of(4, family="田中丸", given="一"),
@@ -694,7 +694,7 @@ def test_who_begins_like_a_common_family_is_found_among_all_of_them(monkeypatch:
 
 
 def test_several_common_words_are_paged_beyond_the_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "CANDIDATES", 50)
+    monkeypatch.setattr(tiers, "CANDIDATES", 50)
     domains = ("example.jp", "example.com")
     store(*(order_of(n, family="田中", given="太郎", email=f"t{n}@{domains[n % 2]}") for n in range(120)))
     found, page = [], search.find("田中 example.jp", limit=5)
@@ -722,18 +722,18 @@ def test_word_that_is_a_domain_may_begin_something_else_among_many_of_the_domain
 
 def test_order_that_changes_while_it_is_looked_for_is_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both looks at 田中 are cut here, and find some orders twice."""
-    monkeypatch.setattr(search, "CANDIDATES", 3)
+    monkeypatch.setattr(tiers, "CANDIDATES", 3)
     store(*(order_of(n, family="田中", given="一") for n in range(4)))
     store(order_of(4, family="田", given="中子"), *(order_of(n, family="田中子") for n in range(5, 9)))
     store(*(order_of(n, family="田", given="中子一") for n in range(10, 14)))
-    asked, amounts = search._rows, count(2000)
+    asked, amounts = sql.fetch, count(2000)
 
-    def ask_while_the_mirror_is_written(sql: str, parameters: Any) -> list[Any]:
-        found = asked(sql, parameters)
+    def ask_while_the_mirror_is_written(statement: str, parameters: Any) -> list[Any]:
+        found = asked(statement, parameters)
         Order.objects.update(amount=next(amounts))
         return found
 
-    with patch("refunds.search._rows", ask_while_the_mirror_is_written):
+    with patch("refunds.search.sql.fetch", ask_while_the_mirror_is_written):
         shown = numbers(search.find("田中", limit=20))
 
     assert shown[:4] == [3, 2, 1, 0]
@@ -742,7 +742,7 @@ def test_order_that_changes_while_it_is_looked_for_is_shown_once(monkeypatch: py
 
 
 def test_empty_page_is_partial_where_the_look_without_filters_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "CANDIDATES", 3)
+    monkeypatch.setattr(tiers, "CANDIDATES", 3)
     store(order_of(0, family="田中", email="t@elsewhere.jp"))
     store(*(order_of(n, family="田中", email=f"t{n}@example.jp") for n in range(1, 10)))
 
@@ -804,9 +804,9 @@ def test_as_many_queries_for_one_row_as_for_many() -> None:
 
 def test_page_that_candidates_hardly_fill_asks_few_queries() -> None:
     """All but one of a page are the newest, and none of the thousand behind them is the last."""
-    for at in range(0, search.CANDIDATES, 100):
+    for at in range(0, tiers.CANDIDATES, 100):
         store(*(order_of(n, email=f"mail{n:04d}@example.jp") for n in range(at, at + 100)))
-    newest = range(search.CANDIDATES, search.CANDIDATES + search.PAGE)
+    newest = range(tiers.CANDIDATES, tiers.CANDIDATES + search.PAGE)
     store(*(order_of(n, email=f"mail{n:04d}@example.jp", status="pending") for n in newest))
 
     with CaptureQueriesContext(connection) as queries:
@@ -817,16 +817,16 @@ def test_page_that_candidates_hardly_fill_asks_few_queries() -> None:
     assert len(queries) <= 14
 
 
-def plan_of(sql: str, parameters: dict[str, Any], *, for_all_values: bool) -> str:
+def plan_of(statement: str, parameters: dict[str, Any], *, for_all_values: bool) -> str:
     """How the database goes about it. for_all_values: on PostgreSQL, by the plan that a search keeps."""
     if connection.vendor != "postgresql" or not for_all_values:
         with connection.cursor() as cursor:
             cursor.execute(
-                f"EXPLAIN {'' if connection.vendor == 'postgresql' else 'QUERY PLAN'} {sql}", parameters
+                f"EXPLAIN {'' if connection.vendor == 'postgresql' else 'QUERY PLAN'} {statement}", parameters
             )
             return "\n".join(str(row[-1]) for row in cursor.fetchall())
     names: dict[str, int] = {}
-    numbered = re.sub(r"%\((\w+)\)s", lambda name: f"${names.setdefault(name[1], len(names) + 1)}", sql)
+    numbered = re.sub(r"%\((\w+)\)s", lambda name: f"${names.setdefault(name[1], len(names) + 1)}", statement)
     values = f"({', '.join(f'%({name})s' for name in names)})" if names else ""
     with psycopg.ClientCursor(connection.connection) as cursor:
         cursor.execute("SET LOCAL plan_cache_mode = force_generic_plan")
@@ -855,7 +855,7 @@ def test_plans_of_others_are_made_for_their_values_whatever_became_of_a_search()
     with (
         pytest.raises(DatabaseError, match="nowhere"),
         transaction.atomic(),
-        patch("refunds.search._page", fail),
+        patch("refunds.search.pages._page", fail),
     ):
         search.find("田中")
     assert mode() == "auto"
@@ -873,11 +873,11 @@ def test_name_that_many_have_is_looked_through_for_so_long_where_a_filter_leaves
     canceled = Filters(status="canceled")
     assert len(search.find("田中", filters=canceled).orders) == 2
     assert len(search.find("田中", filters=canceled, limit=1).orders) == 1
-    monkeypatch.setattr(search, "WALK", 50)
+    monkeypatch.setattr(tiers, "WALK", 50)
 
-    monkeypatch.setattr(search, "FILTERED", 9)
+    monkeypatch.setattr(tiers, "FILTERED", 9)
     cut = search.find("田中", filters=canceled)
-    monkeypatch.setattr(search, "FILTERED", 10)
+    monkeypatch.setattr(tiers, "FILTERED", 10)
     whole = search.find("田中", filters=canceled)
 
     assert ([len(cut.orders), cut.partial], [len(whole.orders), whole.partial]) == ([1, True], [2, False])
@@ -908,7 +908,7 @@ def test_what_a_filter_leaves_of_two_columns_is_found_newest_first_and_whole(
     assert not any(page.partial for page in pages)
     assert [number for page in pages for number in numbers(page)] == expected
     # Where no more may be looked at, the full page says that something may be missing between its rows.
-    monkeypatch.setattr(search, "FILTERED", 500)
+    monkeypatch.setattr(tiers, "FILTERED", 500)
     page = search.find("ミナミ", filters=Filters(status="canceled"))
     assert (len(page.orders), page.partial) == (search.PAGE, True)
 
@@ -917,15 +917,15 @@ def test_what_a_filter_leaves_of_two_columns_is_found_newest_first_and_whole(
     "filters", [Filters(), Filters(status=ANY_STATUS), Filters(period_from=BEGIN, status=IN_PROGRESS)]
 )
 @pytest.mark.parametrize("older", [True, False])
-@pytest.mark.parametrize("fragments", [1, search.CANDIDATES + 1])
+@pytest.mark.parametrize("fragments", [1, tiers.CANDIDATES + 1])
 def test_every_branch_is_a_range_of_an_index(filters: Filters, older: bool, fragments: int) -> None:
     statements: list[tuple[str, dict[str, Any]]] = []
 
-    def explain(sql: str, parameters: dict[str, Any]) -> list[Any]:
-        statements.append((sql, parameters))
-        if sql.startswith("SELECT branch, key, "):
+    def explain(statement: str, parameters: dict[str, Any]) -> list[Any]:
+        statements.append((statement, parameters))
+        if statement.startswith("SELECT branch, key, "):
             return [(0, 1, True)]  # a candidate, to be judged
-        return [(fragments,)] if sql.startswith("SELECT sum(1) FROM (") else []
+        return [(fragments,)] if statement.startswith("SELECT sum(1) FROM (") else []
 
     for at in range(0, 2000, 100):
         store(
@@ -934,7 +934,7 @@ def test_every_branch_is_a_range_of_an_index(filters: Filters, older: bool, frag
                 for n in range(at, at + 100)
             )
         )
-    with patch("refunds.search._rows", explain):
+    with patch("refunds.search.sql.fetch", explain):
         for text in QUERIES:
             search.find(text, filters=filters, cursor="" if older else "n2.5")
         listed_from = len(statements)
@@ -944,16 +944,16 @@ def test_every_branch_is_a_range_of_an_index(filters: Filters, older: bool, frag
         if connection.vendor == "postgresql":
             cursor.execute("SET LOCAL enable_seqscan = off")
             cursor.execute("ANALYZE refunds_order")
-        for number, (sql, parameters) in enumerate(statements):
-            assert not re.search(r"\b(COUNT|OFFSET|LIKE|UPPER)\b", sql, re.IGNORECASE)
+        for number, (statement, parameters) in enumerate(statements):
+            assert not re.search(r"\b(COUNT|OFFSET|LIKE|UPPER)\b", statement, re.IGNORECASE)
             searched = number < listed_from
-            plan = plan_of(sql, parameters, for_all_values=searched)
-            assert not re.search(r"(Seq Scan on|SCAN) refunds_", plan), f"{sql}\n{plan}"
-            if searched and "SELECT order_id FROM" not in sql:
+            plan = plan_of(statement, parameters, for_all_values=searched)
+            assert not re.search(r"(Seq Scan on|SCAN) refunds_", plan), f"{statement}\n{plan}"
+            if searched and "SELECT order_id FROM" not in statement:
                 # Nor is the key's own index walked for what only some rows have; one row may be looked up in it.
                 walked = (
                     r"sqlite_autoindex_refunds_order_1 (?!\(key=\?\))"
                     r"|refunds_order_pkey.*\n(?!.*\(key = (\w+\.key|1)\))"
                 )
-                assert not re.search(walked, plan), f"{sql}\n{plan}"
-                assert not re.search("Hash Join|Hash Semi|Merge", plan), f"{sql}\n{plan}"
+                assert not re.search(walked, plan), f"{statement}\n{plan}"
+                assert not re.search("Hash Join|Hash Semi|Merge", plan), f"{statement}\n{plan}"

@@ -1,0 +1,557 @@
+"""Needles -> branches of SQL -> rows, tier by tier.
+
+    Exact       a column is the needle
+    Candidates  a column begins with it, or the order id ends in it
+    Within      it stands within the name or its kana, or is the mail's domain: Note [Fragments of names] in models.py
+    Words       each of several needles is, or begins, a column, or is the mail's domain
+
+A branch is a condition that one index answers. Every such index ends in the order's key (Note [Keys in time order] in
+models.py), so the rows of which a column equals something come newest first, however many there are. Rows of which a
+column begins with something come in the order of that column: only so many of them are looked at, and the result says
+where that left something out.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from refunds.search import sql
+from refunds.search.filters import Conditions
+from refunds.search.sql import Parameters, either
+from refunds.search.typed import Needle, Query
+
+PAGE = 50  # orders
+CANDIDATES = 1000  # orders that a branch may bring that does not give them in the order of their keys
+WALK = 5000  # fragments looked at, from the newest on, where more than CANDIDATES match
+FILTERED = 20_000  # orders of one name looked at for those that a filter leaves
+SHORTEST_FRAGMENT = 2  # characters: an index of single ones would find too much
+
+NAMES = ("family_folded", "given_folded", "name_folded", "name_turned_folded")
+KANA = ("family_kana_folded", "given_kana_folded", "kana_folded", "kana_turned_folded")
+WHOLE = (*NAMES, *KANA, "email_folded", "reference_folded")  # columns that hold folded text
+PARTS = (*NAMES[:2], *KANA[:2])  # family and given names
+# Full names begin with the family name, and turned ones with the given name: these find what PARTS begin with too.
+BEGINNING = tuple(column for column in WHOLE if column not in PARTS)
+LOOKED_IN = (*WHOLE, "order_id_reversed")
+LAST = "\U0010ffff"  # nothing sorts after it: what begins with q lies between q and q + LAST
+
+type Row = tuple[Any, ...]  # of an order, its key first
+
+
+class Branch(NamedTuple):
+    """A condition on orders that one index answers.
+
+    column: the column in whose order the index gives the rows; "" where it gives them in the order of their keys.
+    """
+
+    condition: str
+    column: str = ""
+
+
+class Wanted(NamedTuple):
+    """Which rows a page wants of a tier.
+
+    columns: what to read of each order, its key first; "key" alone for whether there is any.
+    conditions: the filters, and where the page begins.
+    newest_first: the order of the rows; False where a page of newer orders is read, oldest first.
+    limit: how many rows at most.
+    """
+
+    columns: str
+    conditions: Conditions
+    newest_first: bool
+    limit: int
+
+    @property
+    def direction(self) -> str:
+        return "DESC" if self.newest_first else "ASC"
+
+    @property
+    def parameters(self) -> Parameters:
+        return self.conditions.parameters | {"limit": self.limit}
+
+
+class Tier(Protocol):
+    @property
+    def last_resort(self) -> bool:
+        """Whether the tier is asked only where those before it find nothing."""
+        ...
+
+    def rows(self, wanted: Wanted) -> tuple[list[Row], bool]:
+        """Return the wanted rows in their order, and whether a bound left something out."""
+        ...
+
+
+def all_orders(*conditions: str) -> Tier:
+    """Return the tier of all orders that meet one of the conditions, each of which an index answers."""
+    return _Exact(conditions or ("TRUE",), {})
+
+
+def tiers_of(query: Query) -> list[Tier]:
+    """Return the query's tiers, in the order in which they fill a page; [] where there is nothing to look for."""
+    if not query.whole.folded:
+        return []
+    if query.id_kind in _OWNERS:
+        return [_Exact((f"key = ({_OWNERS[query.id_kind]})",), {"id": query.whole.typed})]
+    term = _Term("whole", query.whole)
+    tiers: list[Tier] = [
+        _Exact(tuple(branch.condition for branch in term.equal()), term.parameters(), walked=True),
+        _longer_than(term),
+    ]
+    if len(query.whole.folded) >= SHORTEST_FRAGMENT:
+        tiers.append(_Within(query.whole, f"NOT {term.starts_column()}", term.parameters()))
+    if query.words and not all(word.domain for word in query.words):
+        tiers.append(_Words(query.words))
+    return tiers
+
+
+# The order of a payment's id, and of a refund's.
+_OWNERS = {
+    "payment": "SELECT order_id FROM refunds_payment WHERE id = %(id)s",
+    "refund": "SELECT order_id FROM refunds_payment WHERE id = "
+    "(SELECT payment_id FROM refunds_smartpayrefund WHERE id = %(id)s)",
+}
+
+
+def _longer_than(term: "_Term") -> "_Candidates":
+    """Return the tier of orders of which a column begins with the term and none is equal to it."""
+    not_equal = f"NOT {either([branch.condition for branch in term.equal()])}"
+    parameters = term.parameters()
+    fallback = None
+    if apart := term.longer_apart():
+        fallback = _Candidates(tuple(apart), f"{term.starts_column()} AND {not_equal}", parameters)
+    return _Candidates(tuple(term.longer()), not_equal, parameters, fallback=fallback)
+
+
+# --- A needle in SQL ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """A needle in SQL. The names of its parameters begin with `name`, so that one statement may hold several terms."""
+
+    name: str
+    needle: Needle
+
+    def parameters(self) -> Parameters:
+        name, needle = self.name, self.needle
+        parameters = {
+            name: needle.folded,
+            f"{name}_to": needle.folded + LAST,
+            f"{name}_reference": needle.reference,
+            f"{name}_reference_to": needle.reference + LAST,
+            f"{name}_typed": needle.typed,
+            f"{name}_typed_to": needle.typed + LAST,
+            f"{name}_tail": needle.folded[::-1],
+            f"{name}_tail_to": needle.folded[::-1] + LAST,
+            f"{name}_domain": needle.domain,
+        }
+        return parameters | {f"{name}_{len(head)}": head for head in needle.heads}
+
+    def equal(self) -> list[Branch]:
+        """Branches for the orders of which a column is the needle."""
+        return [
+            Branch(f"order_id = %({self.name}_typed)s"),
+            *(Branch(f"{column} = %({self._parameter(column)})s") for column in WHOLE),
+        ]
+
+    def longer(self) -> list[Branch]:
+        """Branches for the orders of which a column begins with the needle and is longer."""
+        return [*self._ranges(BEGINNING), *self._ids()]
+
+    def longer_apart(self) -> list[Branch]:
+        """Other branches for the same orders and a few more; none for a needle that has no heads.
+
+        Of the full names that begin with 田中, nearly all are those of the many 田中, whom equal() finds. They would be
+        all the candidates of longer(). The others are found beside them here: a family that begins with 田中 and is
+        longer, as 田中丸, and everybody of the family 田, of whom some have a given name that begins with 中.
+        """
+        heads = self.needle.heads
+        if not heads:
+            return []
+        others = [column for column in BEGINNING if column not in {*NAMES, *KANA}]
+        apart = [Branch(f"{part} = %({self.name}_{len(head)})s") for part in PARTS for head in heads]
+        return [*self._ranges([*PARTS, *others]), *apart, *self._ids()]
+
+    def starting(self) -> list[Branch]:
+        """Fewer branches than equal() and longer() together, for the same orders."""
+        return [
+            *self._ranges(BEGINNING, ">="),
+            *self._ids(),
+            Branch(f"order_id = %({self.name}_typed)s"),
+        ]
+
+    def starts_column(self) -> str:
+        """The condition for an order at hand that a column is the needle, or begins with it."""
+        return either([branch.condition for branch in self.starting()])
+
+    def matches(self) -> str:
+        """The condition for an order at hand that a column begins with the needle, or the mail is of this domain."""
+        conditions = [self.starts_column()]
+        if self.needle.domain:
+            domain = f"%({self.name}_domain)s"
+            conditions.append(f"substr(email_folded, length(email_folded) - length({domain}) + 1) = {domain}")
+        return either(conditions)
+
+    def key_may_match(self) -> str:
+        """The condition for a `candidate`, of whom only the key is at hand, that its order may meet matches().
+
+        Holds for every order of the domain, and for all others as soon as any order at all begins with the needle.
+        """
+        of_domain = (
+            f"SELECT TRUE FROM refunds_fragment WHERE text = %({self.name}_domain)s AND key = candidate.key"
+        )
+        any_starting = " UNION ALL ".join(_walks(self.starting()))
+        return f"(({of_domain}) OR EXISTS ({any_starting}))"
+
+    def _parameter(self, column: str) -> str:
+        """The name of the parameter that the column is compared with."""
+        return f"{self.name}_reference" if column == "reference_folded" else self.name
+
+    def _ranges(self, columns: Sequence[str], above: str = ">") -> list[Branch]:
+        return [
+            Branch(f"{column} {above} %({start})s AND {column} <= %({start}_to)s", column)
+            for column, start in ((column, self._parameter(column)) for column in columns)
+        ]
+
+    def _ids(self) -> list[Branch]:
+        name, branches = self.name, []
+        if self.needle.begins_order_id:
+            condition = f"order_id > %({name}_typed)s AND order_id <= %({name}_typed_to)s"
+            branches.append(Branch(condition, "order_id"))
+        if self.needle.is_tail:
+            column = "order_id_reversed"
+            condition = f"{column} >= %({name}_tail)s AND {column} <= %({name}_tail_to)s"
+            branches.append(Branch(condition, column))
+        return branches
+
+
+def _walks(branches: Sequence[Branch]) -> list[str]:
+    """For each branch, a statement that walks its index as far as candidates are looked at, and one row further."""
+    return [
+        f"SELECT key FROM (SELECT key FROM refunds_order WHERE {condition} "
+        f"ORDER BY {column or 'key'} DESC LIMIT %(candidates)s + 1) AS walk{number}"
+        for number, (condition, column) in enumerate(branches)
+    ]
+
+
+# --- Tiers --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Exact:
+    """Branches whose rows an index gives in the order of their keys: nothing is left out, however many rows there are.
+
+    walked: whether narrow filters look only at so many rows of each branch, for names that many people have.
+    """
+
+    branches: tuple[str, ...]
+    parameters: Parameters
+    walked: bool = False
+    last_resort: bool = False
+
+    def rows(self, wanted: Wanted) -> tuple[list[Row], bool]:
+        if self.walked and wanted.conditions.narrow:
+            return self._filtered_rows(wanted)
+        sources = [f"refunds_order WHERE {branch} AND {wanted.conditions}" for branch in self.branches]
+        return sql.fetch(self._statement(sources, wanted), self.parameters | wanted.parameters), False
+
+    def _filtered_rows(self, wanted: Wanted) -> tuple[list[Row], bool]:
+        """Look at ever more rows of each branch, until the filters leave a page of them or FILTERED are looked at."""
+        values = self.parameters | wanted.parameters
+        conditions, direction = wanted.conditions, wanted.direction
+        sources = [
+            f"(SELECT key, status, refund_status FROM refunds_order WHERE {branch} AND {conditions.key} "
+            f"ORDER BY key {direction} LIMIT %(walk)s) AS walked WHERE {conditions.others}"
+            for branch in self.branches
+        ]
+        statement = self._statement(sources, wanted)
+        walk = WALK // 10
+        while True:
+            found = sql.fetch(statement, values | {"walk": walk})
+            full = len(found) == wanted.limit
+            if full and not self._rows_before(found[-1][0], wanted, walk):
+                return found, False
+            if walk == FILTERED:
+                break
+            walk = min(_growth(wanted.limit, found) * walk, FILTERED)
+        return found, full or self._rows_beyond(conditions.key, FILTERED, values)
+
+    def _rows_before(self, key: int, wanted: Wanted, walk: int) -> bool:
+        """Whether a branch was walked no further than a row that comes before the one of this key.
+
+        What follows in that branch may come before it as well.
+        """
+        before = f"{wanted.conditions.key} AND key {'>' if wanted.newest_first else '<'} %(last)s"
+        return self._rows_beyond(before, walk, self.parameters | wanted.parameters | {"last": key})
+
+    def _rows_beyond(self, key_condition: str, walk: int, values: Parameters) -> bool:
+        """Whether a branch has more rows that meet the condition than are walked."""
+        walks = [
+            f"SELECT 1 FROM refunds_order WHERE {branch} AND {key_condition} LIMIT %(walk)s + 1"
+            for branch in self.branches
+        ]
+        return sql.any_exceeds(walk, walks, values | {"walk": walk})
+
+    def _statement(self, sources: Sequence[str], wanted: Wanted) -> str:
+        direction = wanted.direction
+        branches = " UNION ".join(
+            f"SELECT key FROM (SELECT key FROM {source} ORDER BY key {direction} LIMIT %(limit)s) AS branch{number}"
+            for number, source in enumerate(sources)
+        )
+        return _in_order(
+            f"SELECT key FROM ({branches}) AS found ORDER BY key {direction} LIMIT %(limit)s", wanted
+        )
+
+
+class _Candidate(NamedTuple):
+    """A row that a branch brings. may_match: whether its key does not tell already that the order does not match."""
+
+    branch: int
+    key: int
+    may_match: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """Branches of which a bounded number of rows is looked at, those of all branches in the order of their keys.
+
+    condition: what a candidate's order has to meet.
+    key_condition: what its key has to meet; no row is read for one that does not.
+    fallback: another way to the same orders, asked where the bound left something out and the page is not full.
+    """
+
+    branches: tuple[Branch, ...]
+    condition: str
+    parameters: Parameters
+    key_condition: str = "TRUE"
+    fallback: "_Candidates | None" = None
+    last_resort: bool = False
+
+    def rows(self, wanted: Wanted) -> tuple[list[Row], bool]:
+        return self.rows_among(wanted, CANDIDATES)
+
+    def rows_among(self, wanted: Wanted, most: int) -> tuple[list[Row], bool]:
+        """As rows(), with at most so many candidates of a branch."""
+        found, partial = self._rows_without_fallback(wanted, most)
+        if not partial or not self.fallback or len(found) == wanted.limit:
+            return found, partial
+        others, partial = self.fallback.rows_among(wanted, most)
+        if not partial:
+            return others, False
+        # The rows of both are right. Both are partial, so the next page may begin only after the rows of both. An order
+        # that both found may have changed in between: only the key tells that it is the same.
+        rows = {row[0]: row for row in (*found, *others)}
+        keys = sorted(rows, reverse=wanted.newest_first)[: wanted.limit]
+        return [rows[key] for key in keys], True
+
+    def _rows_without_fallback(self, wanted: Wanted, most: int) -> tuple[list[Row], bool]:
+        values = self.parameters | wanted.parameters | {"candidates": most}
+        candidates = [_Candidate(*row) for row in sql.fetch(self._walk(wanted), values)]
+        found = self._matching_rows(candidates, wanted, values)
+        counts = Counter(candidate.branch for candidate in candidates)
+        truncated = {branch for branch, rows in counts.items() if rows > most}
+        if not truncated or len(found) < wanted.limit or any(self.branches[one].column for one in truncated):
+            return found, bool(truncated)
+        # Branches in the order of their keys lack nothing on this page if all were walked as far as its last row.
+        last = found[-1][0]
+        reached = {
+            branch
+            for branch, key, _may_match in candidates
+            if (key <= last if wanted.newest_first else key >= last)
+        }
+        return found, not truncated <= reached
+
+    def _walk(self, wanted: Wanted) -> str:
+        """A statement for the candidates of all branches."""
+        key = wanted.conditions.key
+        candidates = " UNION ALL ".join(
+            f"SELECT * FROM (SELECT {number} AS branch, key FROM refunds_order WHERE {condition} "
+            + (
+                f"ORDER BY {column} DESC, key DESC"
+                if column
+                else f"AND {key} ORDER BY key {wanted.direction}"
+            )
+            + f" LIMIT %(candidates)s + 1) AS branch{number}"
+            for number, (condition, column) in enumerate(self.branches)
+        )
+        return f"SELECT branch, key, {key} AND {self.key_condition} FROM ({candidates}) AS candidate"
+
+    def _matching_rows(
+        self, candidates: Sequence[_Candidate], wanted: Wanted, values: Parameters
+    ) -> list[Row]:
+        """Read the candidates' rows, batch by batch, until those that match fill the page."""
+        keys = sorted(
+            {key for _branch, key, may_match in candidates if may_match}, reverse=wanted.newest_first
+        )
+        found: list[Row] = []
+        read, batch_size = 0, _first_batch(wanted.limit)
+        while keys[read:] and len(found) < wanted.limit:
+            batch = keys[read : read + batch_size]
+            orders = _orders(wanted.columns, _literals(batch))
+            statement = f"{orders} AND {self.condition} AND {wanted.conditions.others}"
+            matching = {row[0]: row for row in sql.fetch(statement, values)}
+            found += [matching[key] for key in batch if key in matching]
+            read += len(batch)
+            # At least as many again; more where few have matched, and then a quarter more than that predicts.
+            batch_size = max(read, read * (wanted.limit - len(found)) // max(len(found), 1) * 5 // 4)
+        return found[: wanted.limit]
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """Orders that match each of several words: one word brings the candidates, and the others filter them."""
+
+    words: tuple[Needle, ...]
+    last_resort: bool = True
+
+    def rows(self, wanted: Wanted) -> tuple[list[Row], bool]:
+        longest = sorted((word for word in self.words if not word.domain), key=lambda word: -len(word.folded))
+        # As a rule, a few candidates of the longest word fill the page or are all that there are. Otherwise it is worth
+        # finding a word that has few.
+        found, partial = self.candidates(longest[0]).rows_among(
+            wanted, min(8 * max(wanted.limit, PAGE), CANDIDATES)
+        )
+        if not partial:
+            return found, False
+        rare = next((word for word in longest if self._is_rare(word)), longest[0])
+        return self.candidates(rare).rows(wanted)
+
+    def candidates(self, first: Needle) -> _Candidates:
+        """The candidates that this word brings, filtered by the others."""
+        term = _Term("first", first)
+        others = [
+            _Term(f"other{number}", word)
+            for number, word in enumerate(word for word in self.words if word is not first)
+        ]
+        parameters = term.parameters()
+        for other in others:
+            parameters |= other.parameters()
+        condition = " AND ".join(other.matches() for other in others) or "TRUE"
+        # One domain rules out most candidates by their keys. Another would cost a look for each candidate as well.
+        key_condition = next((other.key_may_match() for other in others if other.needle.domain), "TRUE")
+        branches = (*term.equal(), *term.longer())
+        whole_ranges = _Candidates(branches, condition, parameters, key_condition)
+        if not (apart := term.longer_apart()):
+            return whole_ranges
+        # Somebody who types several words means parts of names, as a rule: those are tried first.
+        return _Candidates(
+            (*term.equal(), *apart),
+            f"{condition} AND {term.starts_column()}",
+            parameters,
+            key_condition,
+            fallback=whole_ranges,
+        )
+
+    def _is_rare(self, word: Needle) -> bool:
+        """Whether all candidates of the word would be looked at."""
+        term = _Term("word", word)
+        walks = _walks([*term.equal(), *term.longer()])
+        return not sql.any_exceeds(CANDIDATES, walks, term.parameters() | {"candidates": CANDIDATES})
+
+
+@dataclass(frozen=True, slots=True)
+class _Within:
+    """Fragments that begin with the needle: all of them where they are few, else those among the newest fragments.
+
+    without: a condition that keeps out the orders of earlier tiers. It is asked once for each order found, and never
+        decides how the database finds them.
+    """
+
+    needle: Needle
+    without: str
+    parameters: Parameters
+    last_resort: bool = False
+
+    def rows(self, wanted: Wanted) -> tuple[list[Row], bool]:
+        values = self.parameters | wanted.parameters | self._range()
+        matching = sql.count(f"refunds_fragment WHERE {_FRAGMENT_MATCHES}", values, up_to="candidates")
+        if not matching:
+            return [], False
+        key, direction = wanted.conditions.key, wanted.direction
+        walked = (
+            f"(SELECT key, text FROM refunds_fragment WHERE start = %(start)s AND {key} "
+            f"ORDER BY key {direction} LIMIT %(walk)s + 1) AS walked"
+        )
+        if matching <= CANDIDATES:
+            source = f"refunds_fragment WHERE {_FRAGMENT_MATCHES} AND {key}"
+        else:
+            source = f"{walked} WHERE {_FRAGMENT_MATCHES}"
+        found, complete = self._widening_rows(self._statement(source, wanted), wanted, values, matching)
+        if complete:
+            return found, False
+        partial = sql.count(walked, values, up_to="walk") > WALK
+        return found, partial or (
+            sql.count(f"{walked} WHERE {_FRAGMENT_MATCHES}", values, up_to="candidates") > CANDIDATES
+        )
+
+    def _range(self) -> Parameters:
+        """The range of fragments that begin with the needle, or, of a domain without its sign, are its mails'."""
+        domain = self.needle.domain
+        text = domain or self.needle.folded
+        return {
+            "start": text[:2],
+            "text": text,
+            "text_to": text if domain and text != self.needle.folded else text + LAST,
+            "candidates": CANDIDATES,
+            "walk": WALK,
+        }
+
+    def _widening_rows(
+        self, statement: str, wanted: Wanted, values: Parameters, matching: int
+    ) -> tuple[list[Row], bool]:
+        """Return what ever longer walks find, and whether they end in a full page or with all matching fragments.
+
+        A short walk fills the page, but where a filter, or another text that begins alike, leaves few of it.
+        """
+        most, walk = min(_first_batch(wanted.limit), CANDIDATES), max(WALK // 10, 1)
+        while True:
+            found = sql.fetch(statement, values | {"candidates": most, "walk": walk})
+            if len(found) == wanted.limit or matching <= most:
+                return found, True
+            if (most, walk) == (CANDIDATES, WALK):
+                return found, False
+            growth = _growth(wanted.limit, found)
+            most, walk = min(growth * most, CANDIDATES), min(growth * walk, WALK)
+
+    def _statement(self, source: str, wanted: Wanted) -> str:
+        direction, others = wanted.direction, wanted.conditions.others
+        near = f"SELECT key FROM {source} ORDER BY key {direction} LIMIT %(candidates)s"
+        # One look at each order, by its key. For a join, PostgreSQL may walk all orders beside the few.
+        fits = f"SELECT TRUE FROM refunds_order WHERE key = near.key AND {others} AND {self.without}"
+        return _in_order(
+            f"WITH near AS MATERIALIZED ({near}) SELECT DISTINCT key FROM near WHERE ({fits}) "
+            f"ORDER BY key {direction} LIMIT %(limit)s",
+            wanted,
+        )
+
+
+_FRAGMENT_MATCHES = "text >= %(text)s AND text <= %(text_to)s"
+
+
+def _first_batch(limit: int) -> int:
+    """How many candidates fill a page as a rule: a third more than it holds, since some are unpaid or do not match."""
+    return max(limit, PAGE) * 4 // 3
+
+
+def _growth(limit: int, found: Sequence[Row]) -> int:
+    """How many times as much to look at for a full page: at least twice, else a quarter more than `found` predicts."""
+    return max(2, 5 * limit // (4 * max(len(found), 1)))
+
+
+def _orders(columns: str, keys: str) -> str:
+    """A statement, open at its end, for the orders of the keys, which are a list or a statement."""
+    return f"SELECT {columns} FROM refunds_order WHERE key IN ({keys})"
+
+
+def _in_order(keys: str, wanted: Wanted) -> str:
+    """A statement for the wanted columns of the orders whose keys a statement gives in the wanted order."""
+    if wanted.columns == "key":
+        return keys
+    return f"{_orders(wanted.columns, keys)} ORDER BY key {wanted.direction}"
+
+
+def _literals(keys: Sequence[int]) -> str:
+    """Keys as text for a statement. They are our numbers; as parameters they take longer to pass than to look up."""
+    return ", ".join(map(str, keys))
