@@ -216,7 +216,7 @@ def test_two_forms_of_equal_amounts_are_two_refunds(site: Site, chrome: Browser)
         operator.open_refund_form(found["order"])
         operator.fill_in("300")
         if time == 2:
-            expect(operator.page.get_by_text("返金 花子 さんが同じ注文で")).to_be_visible()
+            expect(operator.page.get_by_text("返金 花子 さんが申請した同じ注文の")).to_be_visible()
             operator.shoot("refund-similar")
             operator.page.get_by_role("button", name="¥300 を返金する").click()  # without a reason
             expect(operator.page.get_by_role("alert")).to_be_focused()
