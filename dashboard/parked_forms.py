@@ -96,11 +96,10 @@ def take_parked(request: HttpRequest) -> None:
     request.session["parked"] = parked
     if item["user"] == request.user.pk and time.time() < item["until"]:
         request.parked = QueryDict(item["fields"])  # type: ignore[attr-defined]
-        messages.warning(
+        messages.info(
             request,
             _(
-                "サインインを確認しました。"
-                "入力した内容はまだ送信されていません。"
-                "内容を確かめて、もう一度送信してください。"
+                "ご本人を確認しました。操作はまだ実行していません。"
+                "内容を確かめて、下のボタンを押してください。"
             ),
         )

@@ -183,7 +183,9 @@ class SimilarForm(forms.Form):
 class DecisionForm(forms.Form):
     """承認・却下. services/ asks for the reason of a rejection; that of an approval is optional."""
 
-    note = PlainText(label=_("理由"), required=False, limit=MEMO_LENGTH, lines=True, widget=forms.Textarea)
+    note = PlainText(
+        label=_("却下の理由・コメント"), required=False, limit=MEMO_LENGTH, lines=True, widget=forms.Textarea
+    )
 
 
 class ReviewForm(forms.Form):

@@ -84,19 +84,27 @@ document.addEventListener("submit", (event) => {
   const button = event.submitter;
   if (event.target.dataset.sent) return event.preventDefault();
   if (!button?.dataset.lock) return;
-  event.target.dataset.sent = "1";
+  const form = event.target;
+  form.dataset.sent = "1";
   button.dataset.words = button.textContent;
+  button.style.minWidth = `${button.offsetWidth}px`; // no button moves under the pointer
   button.textContent = button.dataset.lock;
-  button.setAttribute("aria-disabled", "true");
-  announce(button.dataset.lock);
+  for (const each of form.querySelectorAll("button")) each.setAttribute("aria-disabled", "true");
+  const waiting = button.matches(".money-out") ? form.querySelector("[data-waiting]") : null;
+  if (waiting) waiting.hidden = false;
+  announce([button.dataset.lock, waiting?.textContent ?? ""].join(" "));
 });
 addEventListener("pageshow", (event) => {
   if (!event.persisted) return;
   for (const form of document.querySelectorAll("[data-sent]")) {
     delete form.dataset.sent;
-    const button = form.querySelector("[data-lock][aria-disabled]");
+    const button = form.querySelector("[data-words]");
     button.textContent = button.dataset.words;
-    button.removeAttribute("aria-disabled");
+    button.style.minWidth = "";
+    delete button.dataset.words;
+    for (const each of form.querySelectorAll("button")) each.removeAttribute("aria-disabled");
+    const waiting = form.querySelector("[data-waiting]");
+    if (waiting) waiting.hidden = true;
   }
 });
 
@@ -106,6 +114,7 @@ if (document.querySelector("form.confirm")) history.replaceState(null, "", locat
 function refundForm(form) {
   const amount = form.elements.amount;
   const remaining = form.querySelector("[data-remaining]");
+  const remainingOfAll = form.querySelector("[data-remaining-all]"); // of an order with several payments
   const all = form.querySelector("[data-all]");
   const error = document.getElementById("id_amount_error");
   let judged = error.textContent; // what the server said of the amount, until another is typed
@@ -123,7 +132,9 @@ function refundForm(form) {
     const left = refundable();
     const wanted = typed();
     const over = left !== null && wanted !== null && wanted > left;
-    remaining.textContent = left !== null && wanted !== null && !over ? yen(left - wanted) : "–";
+    const fits = left !== null && wanted !== null && !over;
+    remaining.textContent = fits ? yen(left - wanted) : "–";
+    if (remainingOfAll) remainingOfAll.textContent = fits ? yen(Number(form.dataset.refundableAll) - wanted) : "–";
     const wrong = judged || (over ? form.dataset.over : "");
     if (wrong && wrong !== error.textContent) announce(wrong);
     error.textContent = wrong;

@@ -1465,9 +1465,9 @@ def test_case_tells_why_it_is_one(
     without = "この返金の受付番号がある返金はありませんが、受付番号のない同じ金額の返金があります。"
     assert why(case) == [without]
     observe(shown(case, number(1), amount=999))
-    differs = "Smartpay が示す返金は、支払い・金額・通貨のいずれかが申請と異なります。"
-    assert why(case) == [differs]
+    assert why(case) == ["Smartpay が示す返金は、金額が申請と異なります(申請 ¥1,000、Smartpay ¥999)。"]
     observe(shown(case, number(2), amount=998))
+    differs = "Smartpay が示す返金は、支払い・金額・通貨のいずれかが申請と異なります。"
     assert why(case) == [differs, "この返金の受付番号がある返金が、Smartpay に二つ以上あります。"]
 
 

@@ -393,7 +393,7 @@ def test_what_made_it_a_case_is_told(
     ]
 
     assert told == [
-        ["Smartpay が示す返金は、支払い・金額・通貨のいずれかが申請と異なります。"],
+        ["Smartpay が示す返金は、金額が申請と異なります(申請 ¥1,000、Smartpay ¥1,300)。"],
         ["この返金の受付番号がある返金はありませんが、受付番号のない同じ金額の返金があります。"],
         ["送信したあと、Smartpay を長いあいだ読み取れませんでした。"],
     ]
@@ -448,7 +448,8 @@ def test_order_says_beside_its_figures_what_an_open_refund_means_for_them(
 
     assert re.search(r'<p class="blocked">.*<span>いまは返金できません。</span></p>', page)
     assert "結果が確定していない返金があります" not in page
-    assert ("<small>判定が終わるまで変わることがあります</small>" in page) == (state == State.REVIEW)
+    assert ("<small>判定後に確定</small>" in page) == (state == State.REVIEW)
+    assert ("<small>結果が分かると確定</small>" in page) == (state == State.UNKNOWN)
 
 
 def test_two_approvers_settle_a_case_on_its_page(

@@ -231,7 +231,7 @@ def test_asking_for_much_and_deciding_want_a_fresh_sign_in(
     operator.type_password("hanako")
 
     assert (stepped_up["prompt"], stepped_up["max_age"]) == ("login", "0")
-    expect(operator.page.get_by_text("入力した内容はまだ送信されていません")).to_be_visible()
+    expect(operator.page.get_by_text("操作はまだ実行していません")).to_be_visible()
     expect(operator.page.get_by_text("店長と相談済み")).to_be_visible()
     operator.page.get_by_role("button", name="¥6,000 の返金を申請する").click()
     expect(operator.heading()).to_contain_text("承認待ち")
@@ -241,14 +241,14 @@ def test_asking_for_much_and_deciding_want_a_fresh_sign_in(
     person.sign_in("ichiro")
     time.sleep(STEP_UP + 1)
     person.page.goto(refund)
-    person.page.get_by_label("理由").fill("電話で確認済み")
+    person.page.get_by_label("却下の理由・コメント").fill("電話で確認済み")
     person.page.get_by_role("button", name="¥6,000 の返金を承認する").click()
     asked = person.asked[-1]
     person.type_password("ichiro")
 
-    expect(person.page.get_by_text("入力した内容はまだ送信されていません")).to_be_visible()
+    expect(person.page.get_by_text("操作はまだ実行していません")).to_be_visible()
     assert (asked["prompt"], asked["max_age"]) == ("login", "0")
-    expect(person.page.get_by_label("理由")).to_have_value("電話で確認済み")
+    expect(person.page.get_by_label("却下の理由・コメント")).to_have_value("電話で確認済み")
     expect(person.heading()).to_contain_text("承認待ち")
     person.page.get_by_role("button", name="¥6,000 の返金を承認する").click()
     expect(person.heading()).to_contain_text("返金済み")

@@ -22,7 +22,7 @@ from tests.test_views import hidden, typed
 pytestmark = pytest.mark.django_db
 running, idp, _nobody_waits_long = test_sso.running, test_sso.idp, test_sso._nobody_waits_long
 
-NOT_SENT = "入力した内容はまだ送信されていません"
+NOT_SENT = "操作はまだ実行していません"
 
 
 @pytest.fixture
@@ -139,7 +139,9 @@ def test_form_that_meets_the_end_of_the_session_is_not_sent_and_that_is_said(
     shown = client.get(form_of(payment)).content.decode()
 
     assert "しばらく操作がなかったため、サインアウトしました。" in told
-    assert f"{NOT_SENT}。10 分以内にサインインすると、続きから確かめられます。" in told
+    assert (
+        "入力した内容はまだ送信されていません。10 分以内にサインインすると、続きから確かめられます。" in told
+    )
     assert "¥500 を返金する" in shown if pressed else 'name="amount" value="500"' in shown
     assert not Refund.objects.exists()
 

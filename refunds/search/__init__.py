@@ -13,8 +13,8 @@ How a search works, for 田中太郎:
    the page's cursor names the tier in which it ends.
 
 No statement counts all rows or skips some (COUNT, OFFSET). Every branch is a range of an index that ends in the order's
-key: Note [Keys in time order] in order_keys.py. Where a bound on the work left something out, the result says that it is
-partial.
+key: Note [Keys in time order] in order_keys.py. Where a bound on the work left something out, the result says that it
+is partial.
 
 The modules, each importing only from those before it:
 

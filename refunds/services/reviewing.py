@@ -26,7 +26,7 @@ from refunds.services.states import (
     retried,
     settle,
 )
-from refunds.wording import minute
+from refunds.wording import minute, money
 
 Verdict = ReviewDecision.Verdict
 
@@ -164,9 +164,7 @@ def _why(refund: Refund, candidates: Iterable[Candidate]) -> list[str]:
         _("送信への応答が、申請した内容と食い違っていました。"): refund.attempts.filter(
             outcome=Attempt.Outcome.CONTRADICTION
         ).exists(),
-        _("Smartpay が示す返金は、支払い・金額・通貨のいずれかが申請と異なります。"): found.filter(
-            detail=Evidence.Detail.DIFFERS
-        ).exists(),
+        _what_differs(refund, named): found.filter(detail=Evidence.Detail.DIFFERS).exists(),
         _("この返金の受付番号がある返金が、Smartpay に二つ以上あります。"): len(named) > 1,
         _("いったん確定したあとに、Smartpay が返金を示しました。"): refund.settled_at is not None,
         _("送信した記録がないのに、Smartpay が返金を示しました。"): refund.first_sent_at is None,
@@ -176,6 +174,18 @@ def _why(refund: Refund, candidates: Iterable[Candidate]) -> list[str]:
     }
     told = [words for words, is_so in reasons.items() if is_so]
     return told or [_("送信したあと、Smartpay を長いあいだ読み取れませんでした。")]
+
+
+def _what_differs(refund: Refund, named: list[Candidate]) -> str:
+    """How the one refund that carries the number differs, where it is its amount; else only that something does."""
+    row = named[0].seen if len(named) == 1 else None
+    only_amount = row and (row.payment_id, row.currency) == (refund.payment_id, refund.currency)
+    if row and only_amount and row.amount != refund.amount:
+        return _("Smartpay が示す返金は、金額が申請と異なります(申請 %(asked)s、Smartpay %(shown)s)。") % {
+            "asked": money(refund.amount, refund.currency),
+            "shown": money(row.amount, row.currency),
+        }
+    return _("Smartpay が示す返金は、支払い・金額・通貨のいずれかが申請と異なります。")
 
 
 # --- Deciding -----------------------------------------------------------------------------------------------

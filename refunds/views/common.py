@@ -1,5 +1,6 @@
 """What the screens share: who may see them, what they record in the audit trail, and how they answer."""
 
+import math
 import uuid
 from typing import Any
 
@@ -13,8 +14,29 @@ from django.utils.translation import gettext as _
 from dashboard import opened
 from dashboard.models import User
 from refunds import audit, roles, smartpay
+from refunds.models import Payment
 
 may_see = permission_required(roles.VIEW_ORDERS, raise_exception=True)
+
+
+def whole_order(payment: Payment, left: int) -> dict[str, int]:
+    """Return what a page needs that says what is `left` of the payment: what is left of its order.
+
+    A refund is of one payment. If the order has others, "¥0 is left" must not read as the end of the order.
+    """
+    others = list(Payment.objects.filter(order=payment.order_id).exclude(pk=payment.pk))
+    left_of_others = sum(each.refundable() for each in others)
+    return {
+        "other_payments": len(others),
+        "left_of_others": left_of_others,
+        "left_of_order": left + left_of_others,
+    }
+
+
+def longest_wait() -> int:
+    """Return for how many seconds the last button may wait for Smartpay: it reads the payment, then sends."""
+    seconds: float = settings.SMARTPAY_VIEW_DEADLINE + settings.SMARTPAY_DEADLINE
+    return math.ceil(seconds)
 
 
 def person(request: HttpRequest) -> User:

@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 
 from django.conf import settings
 from django.contrib import messages
+from django.db.models import F
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
@@ -31,6 +32,7 @@ from refunds.views.common import (
 )
 
 PRESENCE_WINDOW = timedelta(minutes=5)  # a colleague who opened an order within it counts as being at it
+TIMELINE_BESIDE_DECISION = 10  # entries; the order's own page has all
 MIRROR_LATE_AFTER = timedelta(minutes=15)  # it is read every minute; past this the list warns that it is late
 
 
@@ -171,23 +173,32 @@ def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:
     gone = isinstance(problem, smartpay.NotFound)
     blocked = why_no_refund(request, order, payments, gone=gone)
     timeline = _timeline(order, payments)
-    open_refunds = [entry for entry in timeline if entry.refund and entry.state in Refund.BLOCKING]
+    unsettled_refunds = [entry for entry in timeline if entry.refund and entry.state in Refund.RESERVING]
+    open_refunds = [entry for entry in unsettled_refunds if entry.state in Refund.BLOCKING]
+    cases = _cases(unsettled_refunds)
+    refunded = {
+        payment.pk: payment.already_refunded() - sum(case.unjudged.get(payment.pk, 0) for case in cases)
+        for payment in payments
+    }
     kept = request.session.get("search", "")
     context = {
         "order": order,
         "others": others,
-        "payments": payments,
+        "payments": [(payment, refunded[payment.pk]) for payment in payments],
         "totals": {
             "amount": order.amount,
             "captured": sum(payment.captured for payment in payments),
-            "refunded": sum(payment.already_refunded() for payment in payments),
+            "refunded": sum(refunded.values()),
             "refundable": sum(payment.refundable() for payment in payments),
             "reserved": sum(payment.reserved for payment in payments),
         },
         "line_items": [_line(item) for item in order.line_items],
         "timeline": timeline,
         "open_refunds": open_refunds,
-        "in_review": any(entry.state == Refund.State.REVIEW for entry in open_refunds),
+        "waiting_refunds": [entry for entry in unsettled_refunds if entry not in open_refunds],
+        "cases": cases,
+        # Only what was captured can be refunded; the rest of the order has not been paid yet.
+        "captured_only": order.status == Order.Status.REQUIRES_CAPTURE and not blocked,
         "refund_url": "" if blocked else reverse("refunds:refund_form", args=[order.order_id]),
         # The notices of these refunds tell the reason already.
         "refund_blocked": _("いまは返金できません。") if blocked == unsettled() and open_refunds else blocked,
@@ -286,10 +297,47 @@ class TimelineEntry:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A refund in 要調査: what was asked for, and what Smartpay shows of it."""
+
+    refund: Refund
+    shown: list[SmartpayRefund]
+    # What Payment.external holds of it, by payment: see count_external() in mirror/. Until people have judged the
+    # case, it is not known to be refunded, and the figures leave it out.
+    unjudged: dict[str, int]
+
+
+def _cases(entries: list[TimelineEntry]) -> list[Case]:
+    """Return the cases among the entries; one query if there are any, else none."""
+    in_review = [entry.refund for entry in entries if entry.refund and entry.state == Refund.State.REVIEW]
+    cases = {refund.pk: Case(refund, [], {}) for refund in in_review}
+    if not cases:
+        return []
+    seen_ones = SmartpayRefund.objects.filter(ours__in=in_review).exclude(status=SmartpayRefund.Status.FAILED)
+    for seen in seen_ones.order_by("created_at", "id"):
+        assert seen.ours_id  # noqa: S101
+        case = cases[seen.ours_id]
+        is_second = case.refund.smartpay_id is not None and case.refund.smartpay_id != seen.pk
+        counted = seen.amount if is_second else max(0, seen.amount - case.refund.amount)
+        case.shown.append(seen)
+        case.unjudged[seen.payment_id] = case.unjudged.get(seen.payment_id, 0) + counted
+    return list(cases.values())
+
+
+def timeline_beside(refund: Refund) -> list[TimelineEntry]:
+    """Return the newest of what else happened to the refund's order, for whoever decides about the refund."""
+    order = refund.payment.order
+    entries = _timeline(order, list(order.payments.all()))
+    return [entry for entry in entries if entry.refund != refund][:TIMELINE_BESIDE_DECISION]
+
+
 def _timeline(order: Order, payments: list[Payment]) -> list[TimelineEntry]:
     """Return the order, its payments, our refunds and those made outside this tool, newest first."""
     ours = Refund.objects.filter(payment__in=payments).select_related("requested_by")
     elsewhere = SmartpayRefund.objects.filter(SmartpayRefund.beside_the_ledger(), payment__in=payments)
+    # If Smartpay's refund failed, and our row was settled with it and says so, our row is enough.
+    elsewhere = elsewhere.exclude(status=SmartpayRefund.Status.FAILED, ours__smartpay_id=F("id"))
     entries = [
         TimelineEntry(at=order.created_at, kind="order", amount=order.amount, currency=order.currency),
         *[

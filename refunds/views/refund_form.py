@@ -25,6 +25,7 @@ from refunds import audit, clock, roles, services, smartpay
 from refunds.forms import RefundForm, SimilarForm
 from refunds.models import Order, Payment, Refund
 from refunds.views.common import (
+    longest_wait,
     not_now,
     parked_fields,
     person,
@@ -34,6 +35,7 @@ from refunds.views.common import (
     see_other,
     uuid_of,
     viewed,
+    whole_order,
 )
 from refunds.views.orders import others_on, why_no_refund
 from refunds.views.similar import similar_rows
@@ -261,7 +263,8 @@ def _not_taken(submission: _Submission, error: services.RefundError | smartpay.S
     form.add_error(error.field, str(error))
     for payment in form.payments:  # so that the figures shown are those the message speaks of
         payment.refresh_from_db()
-    return _render_form(page, form, status=422)
+    moved = isinstance(error, services.BalanceMoved)
+    return _render_form(page, form, status=422, moved=moved)
 
 
 def _record_refusal(submission: _Submission, error: services.RefundError | smartpay.SmartpayError) -> None:
@@ -375,7 +378,8 @@ def _keep_draft(page: _Page, fields: dict[str, str], similar_form: SimilarForm) 
 # --- Rendering ----------------------------------------------------------------------------------------------
 
 
-def _render_form(page: _Page, form: RefundForm, status: int = 200) -> HttpResponse:
+def _render_form(page: _Page, form: RefundForm, status: int = 200, *, moved: bool = False) -> HttpResponse:
+    """Show the form; without its fields if nothing is left to refund. `moved`: the balance changed meanwhile."""
     request, order = page.request, page.order
     viewed(request, "order.viewed", order)
     remember_way_back(request)
@@ -388,6 +392,8 @@ def _render_form(page: _Page, form: RefundForm, status: int = 200) -> HttpRespon
         "payment": payment,
         "form": form,
         "refundable": payment.refundable() if payment else None,
+        "refundable_all": sum(each.refundable() for each in form.payments),
+        "moved": moved,
         "read_at": read_at,
         "late": clock.now() - read_at > READING_FRESH_FOR,
     }
@@ -427,11 +433,13 @@ def _render_confirmation(
         ),
         "refundable_before": preview.refundable_before,
         "refundable_after": preview.refundable_after,
+        **whole_order(payment, preview.refundable_after),
         "similar": similar_rows(preview.similar, order),
         "similar_form": similar_form if preview.similar else None,
         "fields": [*fields.items(), ("signature", _sign(request, fields, preview, read_at))],
         "final_label": label % {"amount": money(asked.amount, payment.currency)},
         "needs_approval": preview.needs_approval,
+        "longest_wait": longest_wait(),
     }
     return render(request, "refunds/refund_confirm.html", context, status=status)
 

@@ -18,6 +18,7 @@ from refunds import audit, paging, roles, services, waiting
 from refunds.forms import DecisionForm, RefundFilterForm
 from refunds.models import Control, Refund, SmartpayRefund
 from refunds.views.common import (
+    longest_wait,
     may_see,
     parked_fields,
     person,
@@ -25,11 +26,14 @@ from refunds.views.common import (
     remember_way_back,
     see_other,
     viewed,
+    whole_order,
 )
+from refunds.views.orders import timeline_beside
 from refunds.views.similar import similar_rows
 from refunds.wording import money
 
 RENEW_SECONDS = {
+    Refund.State.AWAITING_APPROVAL: 15,  # not for a person who may be typing a decision
     Refund.State.QUEUED: 3,
     Refund.State.SENDING: 3,
     Refund.State.UNKNOWN: 3,
@@ -68,11 +72,11 @@ MEANINGS: dict[str, tuple[Any, Any]] = {
     ),
     Refund.State.REJECTED: (
         gettext_lazy("Smartpay が返金を断りました。お金は動いていません。"),
-        gettext_lazy("内容を確かめて、必要なら注文からあらためて返金してください。"),
+        gettext_lazy("今回の返金は成立しませんでした。内容を確かめて、必要なら注文からやり直せます。"),
     ),
     Refund.State.NOT_EXECUTED: (
         gettext_lazy("返金は行われていないことを確認しました。お金は動いていません。"),
-        gettext_lazy("必要なら注文からあらためて返金してください。"),
+        gettext_lazy("今回の返金は成立しませんでした。必要なら注文からやり直せます。"),
     ),
     Refund.State.CANCELLED: (
         gettext_lazy("この返金は送信されませんでした。お金は動いていません。"),
@@ -144,6 +148,15 @@ def render_refund(
     can_decide = undecided and not mine and is_approver
     similar = services.similar_refunds(refund.payment, refund.amount, but=refund.pk) if can_decide else []
     explanation, what_now = _meaning(refund)
+    if can_decide:
+        explanation = _("あなたの承認を待っています。まだ Smartpay に送られていません。")
+    held = _why_held(refund)
+    held_unsent = bool(held) and refund.state == Refund.State.QUEUED
+    if held_unsent:
+        what_now = _("もう一度返金しないでください。")
+    left_after = refund.refundable_before - refund.amount
+    rest = whole_order(refund.payment, left_after if undecided else refund.payment.refundable())
+    next_label, next_url = _next_act(request, refund, left_of_others=rest["left_of_others"])
     back = request.session.get("way_back") or reverse("refunds:order", args=[order.order_id])
     lists = {
         reverse("refunds:approvals"): _("承認に戻る"),
@@ -161,19 +174,47 @@ def render_refund(
         "evidence": refund.evidence.order_by("-at")[: paging.PAGE],
         "explanation": explanation,
         "what_now": what_now,
-        "held": _why_held(refund),
+        "held": held,
+        "shows_next_check": not undecided and not held_unsent,  # nothing is looked up for these
         "judged": refund.review_decisions.select_related("person").order_by("id"),
         "can_judge": refund.state == Refund.State.REVIEW and not why_not_my_case(request, refund),
         "other_amount": _other_amount(refund),
-        "renew_seconds": RENEW_SECONDS.get(Refund.State(refund.state), 0),
+        "renew_seconds": 0 if can_decide else RENEW_SECONDS.get(Refund.State(refund.state), 0),
         "can_withdraw": mine and (undecided or refund.state == Refund.State.QUEUED),
         "can_decide": can_decide,
         "similar": similar_rows(similar, order),
         "decision": decision,
-        "left_after": refund.refundable_before - refund.amount,
+        "left_after": left_after,
+        **rest,
+        "next_label": next_label,
+        "next_url": next_url,
+        "longest_wait": longest_wait(),
+        "timeline": timeline_beside(refund) if can_decide else [],
         "approve_label": _("%(amount)s の返金を承認する") % {"amount": money(refund.amount, refund.currency)},
     }
     return render(request, "refunds/refund_detail.html", context, status=status)
+
+
+def _next_act(request: HttpRequest, refund: Refund, *, left_of_others: int) -> tuple[str, str]:
+    """Return what to do after a refund that has ended, and its address; ("", "") if nothing follows."""
+    order_id = refund.payment.order.order_id
+    if refund.state in (Refund.State.REJECTED, Refund.State.NOT_EXECUTED):
+        return _("注文を開く"), reverse("refunds:order", args=[order_id])
+    if not request.user.has_perm(roles.REQUEST_REFUND):
+        return "", ""
+    form = reverse("refunds:refund_form", args=[order_id])
+    if refund.state == Refund.State.SUCCEEDED and left_of_others:
+        return _("残りの支払いを返金する"), form
+    asks_again = (Refund.Cancelled.REFUSED, Refund.Cancelled.EXPIRED, Refund.Cancelled.BALANCE)
+    mine = refund.requested_by_id == request.user.pk
+    if refund.cancelled_because in asks_again and mine and not _is_shown_all_the_same(refund):
+        return _("内容を直して申請し直す"), form
+    return "", ""
+
+
+def _is_shown_all_the_same(refund: Refund) -> bool:
+    """Whether Smartpay shows the refund although it was cancelled here."""
+    return refund.seen.exclude(status=SmartpayRefund.Status.FAILED).exists()
 
 
 def _why_held(refund: Refund) -> str:
@@ -181,7 +222,9 @@ def _why_held(refund: Refund) -> str:
     if refund.state not in (Refund.State.QUEUED, Refund.State.UNKNOWN):
         return ""
     if not Control.sends_are_on():
-        return _(
+        if refund.state == Refund.State.QUEUED:
+            return _("返金の送信が停止されているため、いまは送信されません。再開されると自動で送信します。")
+        return _(  # a reading may settle it first, and then nothing is sent
             "返金の送信が停止されているため、いまは送信されません。再開されると、必要なら自動で送信します。"
         )
     if services.smartpay_is_silent():
@@ -220,7 +263,7 @@ def _meaning(refund: Refund) -> tuple[str, str]:
     explanation, what_now = MEANINGS[refund.state]
     if refund.state != Refund.State.CANCELLED:
         return str(explanation), str(what_now)
-    if refund.seen.exclude(status=SmartpayRefund.Status.FAILED).exists():
+    if _is_shown_all_the_same(refund):
         return (
             _("この返金はこのツールから送信していませんが、Smartpay に同じ返金があります。"),
             _("システム担当者に連絡してください。もう一度返金しないでください。"),
