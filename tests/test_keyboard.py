@@ -151,7 +151,7 @@ def test_arrows_go_through_the_results_and_letters_stay_letters_in_a_field(
     page.keyboard.press("?")
     expect(page.get_by_role("dialog", name="キー操作")).to_be_visible()
     operator.shoot("keys")
-    page.get_by_role("checkbox", name="1 文字のキー操作").press("Space")
+    page.get_by_role("checkbox", name="1文字のキー操作").press("Space")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
     page.keyboard.press("?")  # who speaks to their computer has turned it off
