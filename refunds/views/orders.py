@@ -303,7 +303,7 @@ class Case:
 
     refund: Refund
     shown: list[SmartpayRefund]
-    # What Payment.external holds of it, by payment: see count_external() in mirror/. Until people have judged the
+    # What Payment.external holds of it, by payment: see count_external() in mirror.py. Until people have judged the
     # case, it is not known to be refunded, and the figures leave it out.
     unjudged: dict[str, int]
 
