@@ -55,6 +55,11 @@ def sweep_all() -> None:
         scanning.sync(smartpay.client(), full=True, observe=services.observe_refund)
 
 
+def follow_events() -> None:
+    """Catch up with the events that their delivery did not wait for."""
+    webhooks.follow(smartpay.client())
+
+
 def seal() -> None:
     """Seal the trail, all that waits."""
     while sealing.seal() >= sealing.BATCH:
@@ -94,7 +99,7 @@ class Job:
 JOBS = [
     Job("sweep", _("新しい注文の読み取り"), sweep, "* * * * *", "mirror"),
     Job("sweep_all", _("すべての注文の読み取り"), sweep_all, "*/10 * * * *", "mirror"),
-    Job("follow_events", _("通知された注文と返金の読み取り"), webhooks.follow, "* * * * *", "events"),
+    Job("follow_events", _("通知された注文と返金の読み取り"), follow_events, "* * * * *", "events"),
     Job("seal", _("監査記録の封印"), seal, "* * * * * */5", "trail"),
     Job("expire_requests", _("承認待ちの期限切れ"), services.expire_requests, "* * * * *", "requests"),
     Job("notices", _("確定の知らせ"), notices.send_due, "* * * * * */30", "notices"),

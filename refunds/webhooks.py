@@ -110,7 +110,7 @@ def receive(request: HttpRequest) -> HttpResponse:
     return HttpResponse(status=200)
 
 
-def follow() -> None:
+def follow(client: smartpay.Client) -> None:
     """Catch up with the events that their delivery could not wait for, the oldest first. Called by workers.
 
     What Smartpay does not show yet is looked for again, for a day: by then the sweeps have read everything.
@@ -120,7 +120,6 @@ def follow() -> None:
     given_up = Q(received_at__lt=clock.now() - FOLLOWED_FOR)
     # A version before this column has caught up with an event before it writes its row, which names nothing.
     waiting.filter(given_up | Q(names="")).update(caught_up_at=clock.now())
-    client = smartpay.client()
     for event in waiting.order_by("received_at")[:AT_ONCE]:
         try:
             _catch_up(event, client=client)
@@ -129,6 +128,12 @@ def follow() -> None:
 
 
 def _catch_up(event: WebhookEvent, *, client: smartpay.Client) -> None:
+    _read(event, client)
+    event.caught_up_at = clock.now()
+    event.save(update_fields=["caught_up_at"])
+
+
+def _read(event: WebhookEvent, client: smartpay.Client) -> None:
     """Read the refund or the order that the event names. Its own contents are never believed."""
     if event.kind == "refund.created":
         read_at = clock.now()
@@ -137,5 +142,3 @@ def _catch_up(event: WebhookEvent, *, client: smartpay.Client) -> None:
         services.read_payment(seen.payment, client=client)
     elif event.kind in FOLLOWED:
         services.read_order(event.names, client=client)
-    event.caught_up_at = clock.now()
-    event.save(update_fields=["caught_up_at"])

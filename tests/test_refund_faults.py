@@ -794,7 +794,7 @@ def test_slower_approval_is_told_what_the_quicker_one_did(
 
     answer = fresh(approver).post(f"/refunds/{made.pk}/decide/", {"approve": "1"})
 
-    assert (answer.status_code, answer["Location"]) == (302, f"/refunds/{made.pk}/")
+    assert (answer.status_code, answer["Location"]) == (303, f"/refunds/{made.pk}/")
 
 
 def test_who_waited_is_woken_behind_the_lock_of_its_payment(payment: Payment, operator: User) -> None:

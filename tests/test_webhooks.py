@@ -396,12 +396,12 @@ def test_event_that_names_what_is_not_there_is_looked_for_for_a_day(
 ) -> None:
     assert deliver(event(*told)) == 200
 
-    webhooks.follow()
+    webhooks.follow(smartpay.client())
     assert waiting() == 1
 
     at.advance(days=1, seconds=1)
     sandbox.forget_requests()
-    webhooks.follow()
+    webhooks.follow(smartpay.client())
     assert (waiting(), sandbox.requests("GET", "")) == (0, [])
 
 
@@ -410,7 +410,7 @@ def test_refund_that_reads_do_not_show_yet_is_taken_when_they_do(payment: Paymen
     assert deliver(refund_event(sandbox.refund_elsewhere(payment.pk, 300))) == 200
     sandbox.switch(read_lag_seconds=0)
 
-    webhooks.follow()
+    webhooks.follow(smartpay.client())
 
     payment.refresh_from_db()
     assert (payment.external, waiting()) == (300, 0)
@@ -426,7 +426,7 @@ def test_event_is_followed_later_where_smartpay_could_not_be_read(
     assert waiting() == 1
 
     sandbox.clear_faults()
-    webhooks.follow()
+    webhooks.follow(smartpay.client())
 
     payment.refresh_from_db()
     assert (payment.external, waiting()) == (300, 0)
@@ -443,7 +443,7 @@ def test_delivery_is_answered_soon_however_slow_smartpay_is(
     assert deliver(body) == 200
 
     assert time.monotonic() - began < settings.SMARTPAY_READ_TIMEOUT / 2
-    webhooks.follow()
+    webhooks.follow(smartpay.client())
     payment.refresh_from_db()
     assert payment.external == 300
 
@@ -463,7 +463,7 @@ def test_event_that_comes_again_is_followed_at_once(
 def test_event_of_a_version_before_is_not_read_again(db: None, sandbox: Sandbox) -> None:
     WebhookEvent.objects.create(event_id="evt_test_old", kind="refund.created", received_at=clock.now())
 
-    webhooks.follow()
+    webhooks.follow(smartpay.client())
 
     assert (waiting(), sandbox.requests("GET", "")) == (0, [])
 

@@ -141,7 +141,7 @@ def arm(role: str) -> None:
         die("mirrored.unbooked", row.ours_id)
         return row
 
-    def catch_up(real: Any, *args: Any) -> None:
+    def read_named(real: Any, *args: Any) -> None:
         _here.seen = None
         real(*args)
         die("webhook.followed", _here.seen)
@@ -176,7 +176,7 @@ def arm(role: str) -> None:
     wrap(smartpay.Client, "get_refund", get_refund)
     wrap(mirror, "record_refund", record_refund)
     wrap(mirror, "record_answer", record_answer)
-    wrap(webhooks, "_catch_up", catch_up)
+    wrap(webhooks, "_read", read_named)
     wrap(HTTPConnection, "request", request)
     wrap(HTTPConnection, "send", send_bytes)
     wrap(HTTPConnection, "getresponse", getresponse)
