@@ -398,7 +398,7 @@ class _Check:
             return Problem.NOTHING_LEFT
         payment = open_ones[0]
         left = payment.refundable() - self._taken.get(payment.pk, 0)
-        amount = left if line.amount_text in ALL_THAT_IS_LEFT else _amount(line.amount_text)
+        amount = left if line.amount_text in ALL_THAT_IS_LEFT else yen(line.amount_text)
         if amount is None:
             return Problem.AMOUNT
         reason = _reasons().get(line.reason_text)
@@ -476,7 +476,8 @@ def _plain(text: str) -> str:
     return unicodedata.normalize("NFKC", text).strip()
 
 
-def _amount(text: str) -> int | None:
+def yen(text: str) -> int | None:
+    """Return the amount that the text says, in yen, or None if it is no amount."""
     try:
         return YenField().clean(text)
     except forms.ValidationError:

@@ -180,7 +180,9 @@ function renew() {
   setTimeout(async () => {
     if (document.hidden) return document.addEventListener("visibilitychange", renew, { once: true });
     try {
-      const answer = await fetch(`${location.pathname}?renew=1`, { redirect: "manual" });
+      const address = new URL(location.href);
+      address.searchParams.set("renew", "1"); // whatever else it says names the part that is shown
+      const answer = await fetch(address, { redirect: "manual" });
       if (answer.type === "opaqueredirect") return location.reload(); // signed out
       if (!answer.ok) throw new Error(String(answer.status));
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -194,6 +196,7 @@ function renew() {
         ready(fresh.parentElement);
         if (focused) document.getElementById("main").focus();
       }
+      redraw(document.querySelector(".bulk-lines"), page.querySelector(".bulk-lines"));
       if (changed) {
         fresh.classList.add("is-new");
         announce(fresh.querySelector("[data-announce]").textContent);
@@ -203,6 +206,19 @@ function renew() {
     }
     renew();
   }, Number(shown.dataset.renew) * 1000);
+}
+
+// Of the lines of a file, what has changed alone is drawn anew: nobody loses what they select or are about to press.
+function redraw(shown, fresh) {
+  if (!shown || !fresh) return;
+  const [before, now] = [shown, fresh].map((lines) => [...lines.querySelectorAll(".tabs, tbody tr, .paging")]);
+  if (before.length !== now.length) return shown.replaceChildren(...fresh.childNodes);
+  for (const [place, each] of before.entries()) {
+    if (each.isEqualNode(now[place])) continue;
+    const focused = each.contains(document.activeElement) && document.activeElement.getAttribute("href");
+    each.replaceWith(now[place]);
+    if (focused) [...now[place].querySelectorAll("a")].find((link) => link.getAttribute("href") === focused)?.focus();
+  }
 }
 
 // Search as you type: only what has rested for half a second, and never what an input method is still composing. Each is

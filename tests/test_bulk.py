@@ -14,6 +14,7 @@ from django.core.exceptions import PermissionDenied
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
 from dashboard.models import User
 from refunds import bulk, bulk_file, csv_file, services
@@ -1099,3 +1100,181 @@ def test_line_that_was_called_fine_is_not_refused_for_another_line_of_its_own_fi
 def test_thousand_with_words_behind_it_is_not_one_yen() -> None:
     with pytest.raises(csv_file.BadFile):
         bulk_file.read("注文ID,ショップ注文番号,返金額,説明,理由\no,,1,000円(税込),,".encode())
+
+
+# --- What the page says of it -------------------------------------------------------------------------------
+
+
+def told_of(person: User, kept: Bulk, query: str = "") -> str:
+    told: str = sign_in(person).get(f"/bulk/{kept.pk}/{query}").content.decode()
+    return told
+
+
+def numbers(told: str) -> list[int]:
+    return [int(number) for number in re.findall(r'<span class="alone">(\d+)</span>', told)]
+
+
+def test_file_that_is_done_says_of_how_many_lines_nothing_was_refunded_and_shows_them(
+    payments: list[Payment], operator: User, at: Clock, sandbox: Sandbox
+) -> None:
+    refund(payments[0], operator, 100)
+    lines = [line_for(payments[0], 5), *(line_for(payment, 6) for payment in payments[1:4])]
+    kept = started(operator, *lines, "order_test_none,,1200,,")
+    bulk.work()
+    sandbox.fault("status_failed")
+    until_done(kept, at)
+
+    told = told_of(operator, kept)
+
+    assert "5&nbsp;行のうち 2&nbsp;件を返金しました。" in told
+    assert "3&nbsp;行は、このファイルからは返金していません。" in told
+    assert "件が確定" not in told
+    assert "<progress" not in told
+    failed = kept.lines.get(request_id=Refund.objects.get(state="rejected").pk).number
+    shown = told_of(operator, kept, "?state=not_refunded")
+    assert numbers(shown) == sorted({2, failed, 6})
+    assert shown.count('class="c-amount num void"') == 3
+    assert "¥1,200" in shown
+    paid = told_of(operator, kept, "?state=succeeded")
+    assert sorted({*numbers(paid), 2, failed, 6}) == [2, 3, 4, 5, 6]
+    assert "void" not in paid
+    assert re.search(r'href="\?state=succeeded"[^>]*>返金済み <span class="num">2</span>', told)
+
+
+def test_refund_that_people_decide_on_counts_neither_as_refunded_nor_as_not(
+    payments: list[Payment], operator: User, at: Clock, sandbox: Sandbox
+) -> None:
+    kept = started(operator, line_for(payments[0]), line_for(payments[1]))
+    bulk.work()
+    sandbox.fault("wrong_amount")
+    until_done(kept, at)
+    assert sorted(Refund.objects.values_list("state", flat=True)) == ["review", "succeeded"]
+
+    told = told_of(operator, kept)
+
+    assert "2&nbsp;行のうち 1&nbsp;件を返金しました。" in told
+    assert "1&nbsp;件は結果が確定していません。" in told
+    assert "返金していません" not in told
+
+
+def test_file_of_which_every_line_was_refunded_says_so(
+    payments: list[Payment], operator: User, at: Clock
+) -> None:
+    kept = until_done(started(operator, line_for(payments[0])), at)
+
+    told = told_of(operator, kept)
+
+    assert "1&nbsp;行すべてを返金しました。" in told
+    assert "not_refunded" not in told
+
+
+def test_who_approves_a_file_sees_whose_orders_are_refunded_and_that_each_line_waits(
+    db: None, operator: User, approver: User, settings: Any
+) -> None:
+    settings.REFUND_APPROVAL_ABOVE = 50
+    order = make_order(5000, name="佐藤 花")
+    kept = started(operator, line_for(order.payments.get()), "order_test_none,,1,,")
+
+    told = told_of(approver, kept)
+
+    assert "<bdi>佐藤 花&nbsp;様</bdi>" in told
+    assert "返金できます" not in told
+    assert "<span>承認待ち</span>" in told
+    viewed = AuditEntry.objects.filter(action="bulk.viewed", actor=approver).latest("id")
+    assert viewed.data["shown"] == [order.order_id]
+    assert order.customer_name not in viewed.text
+
+
+def test_names_in_a_file_cost_as_many_queries_for_many_lines_as_for_one(
+    db: None, operator: User, django_assert_num_queries: Any
+) -> None:
+    browser = sign_in(operator)
+    files = [
+        checked(operator, *(line_for(make_order(500).payments.get(), 50 + n + of) for n in range(of)))
+        for of in (1, 12)
+    ]
+    for kept in files:
+        browser.get(f"/bulk/{kept.pk}/")
+    with CaptureQueriesContext(connection) as asked:
+        browser.get(f"/bulk/{files[0].pk}/")
+
+    with django_assert_num_queries(len(asked)):
+        assert browser.get(f"/bulk/{files[1].pk}/").content.decode().count("line-who") == 12
+
+
+def test_request_for_a_file_is_withdrawn_by_the_one_who_made_it(
+    payments: list[Payment], operator: User, settings: Any
+) -> None:
+    settings.REFUND_APPROVAL_ABOVE = 50
+    kept = started(operator, line_for(payments[0]))
+    browser, page = sign_in(operator), f"/bulk/{kept.pk}/"
+    told = browser.get(page).content.decode()
+    assert ">申請を取り下げる</button>" in told
+    assert "送信していない返金を中止する" not in told
+
+    assert (
+        "申請を取り下げました。何も返金していません。"
+        in browser.post(page, {"do": "cancel"}, follow=True).content.decode()
+    )
+
+
+def test_withdrawing_what_was_approved_meanwhile_does_not_claim_that_nothing_was_refunded(
+    payments: list[Payment],
+    operator: User,
+    approver: User,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings.REFUND_APPROVAL_ABOVE = 50
+    kept = started(operator, line_for(payments[0]))
+    cancel = bulk.cancel
+
+    def approved_first(bulk_id: uuid.UUID, *, by: User) -> Bulk:
+        bulk.decide(bulk_id, by=approver, approved=True)
+        return cancel(bulk_id, by=by)
+
+    monkeypatch.setattr(bulk, "cancel", approved_first)
+    told = sign_in(operator).post(f"/bulk/{kept.pk}/", {"do": "cancel"}, follow=True).content.decode()
+
+    assert "申請を取り下げました" not in told
+    assert "中止しました。まだ送信していなかった返金は行われません。" in told
+
+
+@pytest.mark.parametrize(("above", "asks_only"), [(5, True), (10, False)])
+def test_file_that_is_only_asked_for_says_until_when_it_can_be_taken_back(
+    payments: list[Payment], operator: User, settings: Any, above: int, asks_only: bool
+) -> None:
+    refund(payments[0], operator, 100)
+    settings.REFUND_APPROVAL_ABOVE = above
+    kept = checked(operator, line_for(payments[0], 5), line_for(payments[1], 6))
+
+    told = fresh(operator).get(f"/bulk/{kept.pk}/").content.decode()
+
+    assert ("承認されるまでは取り下げられます。承認後の返金は取り消せません。" in told) == asks_only
+    assert ("承認されて返金されると、お客様に Smartpay からメールが届きます。" in told) == asks_only
+    assert ("<strong>返金は取り消せません。</strong>" in told) != asks_only
+    assert "似た返金のある行は「似た返金も含めて 2&nbsp;件…」を押したときだけ返金します。" in told
+
+
+def test_who_decides_a_file_is_told_that_it_can_not_be_taken_back(
+    payments: list[Payment], operator: User, approver: User, settings: Any
+) -> None:
+    settings.REFUND_APPROVAL_ABOVE = 50
+    kept = started(operator, line_for(payments[0]))
+
+    told = told_of(approver, kept)
+
+    assert "返金は取り消せません。" in told
+    assert "承認されるまでは" not in told
+
+
+def test_part_of_a_file_renews_itself_and_is_one_look(payments: list[Payment], operator: User) -> None:
+    kept = started(operator, *(line_for(payment) for payment in payments))
+    browser, page = sign_in(operator), f"/bulk/{kept.pk}/"
+    told = []
+    for query in ("?state=ready&after=2", *["?state=ready&after=2&renew=1"] * 3, "?state=ready&renew=1"):
+        shown = browser.get(page + query).content.decode()
+        told.append((AuditEntry.objects.filter(action="bulk.viewed").count(), len(numbers(shown))))
+
+    assert told == [(1, 3), (1, 3), (1, 3), (1, 3), (2, 4)]
+    assert 'content="3; url=?state=ready&amp;renew=1"' in shown

@@ -392,10 +392,15 @@ def test_file_of_refunds_is_checked_started_and_followed(site: Site, chrome: Bro
     expect(page.get_by_text("返金できない 2 行は返金しません。")).to_be_visible()
     operator.shoot("bulk-checked")
     page.get_by_label("それでも返金する理由").fill("二点目の欠品")  # by itself it sends nothing more
+    site.sandbox.fault("slow", seconds=10, skip=3)  # of eight, so that it can be seen at work
     page.get_by_role("button", name="8 件 ¥828 を返金する", exact=True).click()
 
-    expect(page.get_by_text("8 件のうち 8 件が確定")).to_be_visible(timeout=60_000)
-    expect(page.locator(".order-state")).to_contain_text("完了", timeout=30_000)
+    expect(page.locator(".lines tbody tr").first).to_contain_text("返金済み", timeout=30_000)
+    expect(page.locator(".tabs")).to_contain_text("返金済み")
+    expect(page.locator(".order-state")).to_contain_text("実行中")
+    expect(page.get_by_text("11 行のうち 8 件を返金しました。")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("3 行は、このファイルからは返金していません。")).to_be_visible()
+    expect(page.locator(".order-state")).to_contain_text("完了")
     operator.shoot("bulk-done")
     for number, order in enumerate(orders):
         [there] = refunds_of(site, order["payments"][0]["id"])

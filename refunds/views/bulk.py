@@ -7,6 +7,7 @@ from typing import Any
 
 from django.contrib import messages
 from django.contrib.auth.decorators import permission_required
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, render
@@ -153,8 +154,12 @@ def _pause(request: HttpRequest, bulk: Bulk) -> HttpResponseBase:
 
 
 def _cancel(request: HttpRequest, bulk: Bulk) -> HttpResponseBase:
-    bulk_refunds.cancel(bulk.pk, by=person(request))
-    messages.success(request, _("中止しました。まだ送信していなかった返金は行われません。"))
+    cancelled = bulk_refunds.cancel(bulk.pk, by=person(request))
+    # Nothing but a decision leads from 承認待ち to a file that runs, and it leaves the name of who decided.
+    if bulk.state == Bulk.State.AWAITING_APPROVAL and cancelled.decided_by_id is None:
+        messages.success(request, _("申請を取り下げました。何も返金していません。"))
+    else:
+        messages.success(request, _("中止しました。まだ送信していなかった返金は行われません。"))
     return see_other("refunds:bulk", bulk.pk)
 
 
@@ -177,17 +182,16 @@ def _render(
     decision_form: DecisionForm | None = None,
     status: int = 200,
 ) -> HttpResponse:
-    viewed(request, "bulk.viewed", bulk)
     tally = bulk_refunds.tally(bulk)
     wanted = request.GET.get("state", "")
-    lines = bulk.lines.select_related("payment__order").order_by("number")
-    if wanted in BulkLine.State:
-        lines = lines.filter(state=wanted)
+    lines = _narrowed(bulk.lines.select_related("payment__order").order_by("number"), wanted)
     after = request.GET.get("after", "")
     if after.isdecimal() and len(after) < 10:
         lines = lines.filter(number__gt=int(after))
     shown = list(lines[: paging.PAGE + 1])
     more, shown = len(shown) > paging.PAGE, shown[: paging.PAGE]
+    orders = dict.fromkeys(line.payment.order.order_id for line in shown if line.payment)
+    viewed(request, "bulk.viewed", bulk, shown=list(orders))
     ready, similar = (tally.get(name, Share()) for name in (BulkLine.State.READY, BulkLine.State.SIMILAR))
     with_similar = _sum([ready, similar])
     mine = bulk.uploaded_by_id == request.user.pk
@@ -203,7 +207,7 @@ def _render(
         "bulk": bulk,
         "back_url": back if to_approvals else reverse("refunds:bulk_list"),
         "back_label": _("承認に戻る") if to_approvals else _("一括返金"),
-        "lines": [(line, refund, _label(bulk, line.state)) for line, refund in bulk_refunds.with_rows(shown)],
+        "lines": [_line_row(bulk, line, refund) for line, refund in bulk_refunds.with_rows(shown)],
         "shares": _share_rows(bulk, tally),
         "wanted": wanted,
         "next_url": f"?state={wanted}&after={shown[-1].number}" if more else "",
@@ -215,12 +219,17 @@ def _render(
         "checked": bulk.lines_count - tally.get(BulkLine.State.UNCHECKED, Share()).lines,
         "settled": _sum([share for name, share in tally.items() if name in SETTLED]),
         "refunded": tally.get(Refund.State.SUCCEEDED, Share()),
+        "not_refunded": _sum([share for name, share in tally.items() if name in NOTHING_PAID]),
+        "unsettled": _sum([share for name, share in tally.items() if name in Refund.RESERVING]),
+        "has_ended": bulk.state not in Bulk.OPEN,
         "to_refund": _sum([share for name, share in tally.items() if name not in NOT_REFUNDED]),
         "needs_approval": services.needs_approval(ready.total),
+        "asks_only": services.needs_approval((ready if ready.lines else with_similar).total),
         "similar_needs_approval": services.needs_approval(with_similar.total),
         "similar_form": similar_form or SimilarForm(initial=parked_fields(request)),
         "decision_form": decision_form or DecisionForm(initial=parked_fields(request)),
         "renew_seconds": RENEW_SECONDS.get(Bulk.State(bulk.state), 0),
+        "renewal_query": opened.renewal_query(request),
         "can_start": can_start,
         "can_decide": can_decide,
         "typing": can_decide
@@ -239,6 +248,43 @@ NOT_REFUNDED = (
     BulkLine.State.SIMILAR,
     BulkLine.State.UNCHECKED,
 )
+# Lines, and refunds of lines, for which no money has left or will.
+NOTHING_PAID = (
+    BulkLine.State.PROBLEM,
+    BulkLine.State.LEFT_OUT,
+    *(state for state in SETTLED if state != Refund.State.SUCCEEDED),
+)
+NOTHING_PAID_NAME = "not_refunded"  # of all of them, in the address
+
+
+def _narrowed(lines: QuerySet[BulkLine], wanted: str) -> QuerySet[BulkLine]:
+    """Return the lines that bulk.tally() counts as `wanted`: a state of a line or of a refund, or NOTHING_PAID_NAME."""
+    refunds = Refund.objects.filter(pk=OuterRef("request_id"))
+    if wanted == NOTHING_PAID_NAME:
+        own = Q(state__in=[state for state in NOTHING_PAID if state in BulkLine.State])
+        return lines.filter(
+            own | Q(Exists(refunds.filter(state__in=NOTHING_PAID)), state=BulkLine.State.ASKED)
+        )
+    if wanted in Refund.State:
+        return lines.filter(Exists(refunds.filter(state=wanted)), state=BulkLine.State.ASKED)
+    return lines.filter(state=wanted) if wanted in BulkLine.State else lines
+
+
+@dataclass(frozen=True, slots=True)
+class LineRow:
+    """A line as the page shows it."""
+
+    line: BulkLine
+    refund: Refund | None
+    label: str
+    amount: int | None  # in yen; None if the file has no number there
+    is_void: bool  # no money has left for it, or will
+
+
+def _line_row(bulk: Bulk, line: BulkLine, refund: Refund | None) -> LineRow:
+    amount = bulk_refunds.yen(line.amount_text) if line.amount is None else line.amount
+    state = refund.state if refund else line.state
+    return LineRow(line, refund, _label(bulk, line.state), amount, is_void=state in NOTHING_PAID)
 
 
 def _sum(shares: list[Share]) -> Share:
@@ -246,9 +292,11 @@ def _sum(shares: list[Share]) -> Share:
 
 
 def _label(bulk: Bulk, state: str) -> str:
-    """Return the state of a line or of its refund in words. Ready lines of a started file are waiting."""
+    """Return the state of a line or of its refund in words. A ready line waits as its file does."""
     if state == BulkLine.State.READY and bulk.state in PAUSABLE:
         return _("順番待ち")
+    if state == BulkLine.State.READY and bulk.state == Bulk.State.AWAITING_APPROVAL:
+        return str(Bulk.State.AWAITING_APPROVAL.label)
     return str({**dict(BulkLine.State.choices), **dict(Refund.State.choices)}[state])
 
 
@@ -259,11 +307,6 @@ class ShareRow:
     name: str  # a BulkLine.State or a Refund.State
     label: str
     share: Share
-
-    @property
-    def is_line(self) -> bool:
-        """Whether the list of lines can be filtered by it."""
-        return self.name in BulkLine.State
 
     @property
     def has_sum(self) -> bool:

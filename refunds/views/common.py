@@ -45,10 +45,10 @@ def person(request: HttpRequest) -> User:
     return request.user
 
 
-def viewed(request: HttpRequest, action: str, obj: Model) -> None:
+def viewed(request: HttpRequest, action: str, obj: Model, **about: Any) -> None:
     """Record that the person looked at this, unless the look only continues: see dashboard/opened.py."""
     if not opened.is_continuation(request):
-        audit.record(request.user, action, obj)
+        audit.record(request.user, action, obj, **about)
         opened.remember(request)
 
 
