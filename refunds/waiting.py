@@ -1,10 +1,13 @@
 """What waits for a second person's decision: refunds, cases under review and bulk files, without one's own."""
 
-from django.db.models import QuerySet
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db.models import Exists, OuterRef, QuerySet
 
 from dashboard.models import User
 from refunds import paging
-from refunds.models import Bulk, Refund
+from refunds.models import Bulk, Refund, ReviewDecision
 
 
 def refunds(approver: User, *states: Refund.State) -> QuerySet[Refund]:
@@ -15,6 +18,17 @@ def refunds(approver: User, *states: Refund.State) -> QuerySet[Refund]:
         .select_related("payment__order", "requested_by")
         .order_by("requested_at", "id")
     )
+
+
+def cases(approver: User) -> QuerySet[Refund]:
+    """Cases under review that this person did not ask for, each with `is_judged`: whether this person has decided."""
+    own = ReviewDecision.objects.filter(refund=OuterRef("pk"), round=OuterRef("reviews"), person=approver)
+    return refunds(approver, Refund.State.REVIEW).annotate(is_judged=Exists(own))
+
+
+def expires_at(asked_at: datetime) -> datetime:
+    """Return from when a request, or a bulk file, of this moment is decided no more."""
+    return asked_at + timedelta(days=settings.REFUND_REQUEST_DAYS)
 
 
 def bulks(approver: User) -> QuerySet[Bulk]:

@@ -10,10 +10,11 @@ import pytest
 from django.core.exceptions import PermissionDenied
 from django.db import connections
 from django.test import Client
+from django.utils import timezone
 
 from dashboard.models import User
 from refunds import services, smartpay
-from refunds.models import AuditEntry, Payment, Refund
+from refunds.models import AuditEntry, Control, Payment, Refund
 from refunds.services import approving, states
 from tests.conftest import Clock, make_user, sign_in
 from tests.sandbox import Sandbox
@@ -400,3 +401,58 @@ def test_decision_that_was_refused_is_on_the_trail(
 
     assert answer["Location"] == f"/refunds/{made.pk}/"
     assert AuditEntry.objects.filter(actor=approver, object_id=str(made.pk), outcome="refused").exists()
+
+
+def current(told: str) -> list[str]:
+    """The entries of the navigation that are marked as where one is."""
+    nav = told.partition('<nav class="site-nav"')[2].partition("</nav>")[0]
+    return [words.strip() for words in re.findall(r'aria-current="page">([^<]*)', nav)]
+
+
+def test_list_says_since_when_and_until_when_each_waits(
+    payment: Payment, operator: User, approver: User, at: Clock, settings: Any
+) -> None:
+    settings.REFUND_REQUEST_DAYS = 3
+    at.advance(minutes=-6, seconds=-30)
+    waiting = services.refund_payment(ask(payment), refundable=payment.refundable(), by=operator)
+    day = timezone.localtime(waiting.requested_at + timedelta(days=3)).strftime("%m/%d")
+
+    told = sign_in(approver).get("/approvals/").content.decode()
+
+    assert "6\N{NO-BREAK SPACE}分前" in told
+    assert f"期限 {day}" in told
+    assert "期限" not in sign_in(approver).get("/refunds/").content.decode()
+
+
+@pytest.mark.parametrize(
+    ("stopped", "act", "words"),
+    [
+        (False, "stop", "まだ止めていません。送信は続いています。"),
+        (True, "resume", "まだ再開していません。送信は停止したままです。"),
+    ],
+)
+def test_switch_that_was_not_set_says_what_holds(
+    db: None, sandbox: Sandbox, approver: User, stopped: bool, act: str, words: str
+) -> None:
+    if stopped:
+        services.set_sends(enabled=False, reason="障害", by=approver)
+    browser = fresh(approver)
+
+    answer = browser.post("/refunds/sends/", {act: "1", "reason": ""})
+
+    told = answer.content.decode()
+    assert answer.status_code == 422
+    assert words in told
+    assert Control.objects.filter(sends_enabled=False).exists() == stopped
+    assert current(told) == current(browser.get("/approvals/").content.decode()) == ["承認"]
+
+
+def test_switch_is_one_press_away_from_the_top(db: None, approver: User) -> None:
+    browser = fresh(approver)
+    assert re.search(
+        r'<h1>承認</h1>\s*<a href="#sends">送信を止める</a>', browser.get("/approvals/").content.decode()
+    )
+
+    services.set_sends(enabled=False, reason="障害", by=approver)
+
+    assert "送信を止める</a>" not in browser.get("/approvals/").content.decode()

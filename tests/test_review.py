@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import PermissionDenied
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from dashboard.models import User
@@ -579,3 +580,37 @@ def test_sending_is_not_resumed_before_everything_was_read(approver: User) -> No
     assert "読み取り(自動)が終わってから再開できます" in answer.content.decode()
     assert "データベースが古い状態" in answer.content.decode()
     assert 'value="確認済み"' in answer.content.decode()
+
+
+def test_judged_case_is_marked_for_who_judged_it_and_says_which_amount_was_meant(
+    larger: tuple[Refund, dict[str, Any]],
+    approver: User,
+    second: User,
+    django_assert_num_queries: Any,
+) -> None:
+    case, there = larger
+    mark = '<span class="tag">あなたは判定済み</span>'
+    for person in (approver, second):
+        assert mark not in sign_in(person).get("/approvals/").content.decode()
+    with CaptureQueriesContext(connection) as asked:
+        sign_in(second).get("/approvals/")
+    queries = len(asked)
+
+    decide(case, approver, there["id"])
+
+    assert mark in sign_in(approver).get("/approvals/").content.decode()
+    with django_assert_num_queries(queries):
+        assert mark not in sign_in(second).get("/approvals/").content.decode()
+    meant = r"<strong>返金済み <span class=\"num\">¥1,300</span></strong>"
+    assert re.search(meant, sign_in(second).get(page(case)).content.decode())
+    assert re.search(meant, sign_in(second).get(f"/refunds/{case.pk}/").content.decode())
+
+
+def test_mark_of_who_judged_goes_with_the_round(
+    larger: tuple[Refund, dict[str, Any]], approver: User
+) -> None:
+    case, there = larger
+    decide(case, approver, there["id"])
+    Refund.objects.filter(pk=case.pk).update(reviews=case.reviews + 1)
+
+    assert "あなたは判定済み" not in sign_in(approver).get("/approvals/").content.decode()

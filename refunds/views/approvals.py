@@ -31,7 +31,7 @@ def render_approvals(request: HttpRequest, sends_form: SendsForm, status: int = 
     """Render 承認 and record what it lists."""
     approver = person(request)
     rows = list(waiting.refunds(approver, Refund.State.AWAITING_APPROVAL)[: paging.PAGE])
-    cases = list(waiting.refunds(approver, Refund.State.REVIEW)[: paging.PAGE])
+    cases = list(waiting.cases(approver)[: paging.PAGE])
     audit.record(request.user, "refunds.listed", None, shown=[str(refund.pk) for refund in (*rows, *cases)])
     undecided = [Refund.State.AWAITING_APPROVAL, Refund.State.REVIEW]
     own = Refund.objects.filter(requested_by=approver, state__in=undecided).exists()

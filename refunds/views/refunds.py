@@ -1,6 +1,7 @@
 """Refunds: the ledger, and the page of a refund, where it is followed, withdrawn, approved or rejected."""
 
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 from django.contrib import messages
@@ -16,7 +17,7 @@ from dashboard import limits, opened
 from dashboard.parked_forms import posted_from
 from refunds import audit, paging, roles, services, waiting
 from refunds.forms import DecisionForm, RefundFilterForm
-from refunds.models import Control, Refund, SmartpayRefund
+from refunds.models import Control, Refund, ReviewDecision, SmartpayRefund
 from refunds.views.common import (
     longest_wait,
     may_see,
@@ -176,7 +177,7 @@ def render_refund(
         "what_now": what_now,
         "held": held,
         "shows_next_check": not undecided and not held_unsent,  # nothing is looked up for these
-        "judged": refund.review_decisions.select_related("person").order_by("id"),
+        "judged": with_seen(refund.review_decisions.select_related("person").order_by("id")),
         "can_judge": refund.state == Refund.State.REVIEW and not why_not_my_case(request, refund),
         "other_amount": _other_amount(refund),
         "renew_seconds": 0 if can_decide else RENEW_SECONDS.get(Refund.State(refund.state), 0),
@@ -238,6 +239,14 @@ def _why_held(refund: Refund) -> str:
             "結果が分かるまで、自動で調べています。"
         )
     return ""
+
+
+def with_seen(decisions: Iterable[ReviewDecision]) -> list[tuple[ReviewDecision, SmartpayRefund | None]]:
+    """Return each decision with the refund at Smartpay that it names, by one statement, or with None."""
+    decisions = list(decisions)
+    named = {decision.smartpay_id for decision in decisions} - {""}
+    seen = SmartpayRefund.objects.in_bulk(named) if named else {}
+    return [(decision, seen.get(decision.smartpay_id)) for decision in decisions]
 
 
 def why_not_my_case(request: HttpRequest, refund: Refund) -> str:

@@ -28,7 +28,7 @@ from refunds.views.common import (
     see_other,
     viewed,
 )
-from refunds.views.refunds import refund_of, why_not_my_case
+from refunds.views.refunds import refund_of, why_not_my_case, with_seen
 from refunds.wording import money
 
 
@@ -100,6 +100,7 @@ def render_case(
         "order": refund.payment.order,
         "case": case,
         "compared": [(each, _compare(refund, each)) for each in case.candidates],
+        "judged": with_seen(case.decisions),
         "own_decision": own,
         "others_decided": any(each is not own for each in case.decisions),
         "form": form or ReviewForm(),
