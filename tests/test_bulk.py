@@ -1250,8 +1250,8 @@ def test_file_that_is_only_asked_for_says_until_when_it_can_be_taken_back(
 
     told = fresh(operator).get(f"/bulk/{kept.pk}/").content.decode()
 
-    assert ("承認されるまでは取り下げられます。承認後の返金は取り消せません。" in told) == asks_only
-    assert ("承認されて返金されると、お客様に Smartpay からメールが届きます。" in told) == asks_only
+    assert ("承認されるまでは、申請を取り下げることができます。" in told) == asks_only
+    assert ("承認されて返金されると、お客様には Smartpay からメールが届きます。" in told) == asks_only
     assert ("<strong>返金は取り消せません。</strong>" in told) != asks_only
     assert "似た返金のある行は「似た返金も含めて 2&nbsp;件…」を押したときだけ返金します。" in told
 

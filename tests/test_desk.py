@@ -9,8 +9,9 @@ from django.utils import timezone
 
 from dashboard.models import User
 from refunds import audit, search
+from refunds.folding import fold_reference
 from refunds.models import Order, SavedSearch, Search, SyncCursor
-from tests.conftest import Clock, make_user, sign_in
+from tests.conftest import Clock, make_order, make_user, sign_in
 
 
 @pytest.fixture
@@ -93,3 +94,49 @@ def test_colleague_on_the_same_order_is_told_of_for_five_minutes(
     at.advance(minutes=6)
     assert audit.other_people_on_order(order, operator, since=timedelta(minutes=5)) == []
     at.now = datetime.now(tz=UTC)
+
+
+def told_of(browser: Client, text: str) -> str:
+    told: str = browser.post("/orders/search/", {"q": text}, follow=True).content.decode()
+    return told
+
+
+def test_search_without_a_hit_says_by_what_orders_are_found(browser: Client) -> None:
+    order = make_order(500, email="tanaka@example.jp")
+    order.reference, order.reference_folded = "EC-0000300", fold_reference("EC-0000300")
+    order.save(update_fields=["reference", "reference_folded"])
+
+    for missed in ("example", "0300", order.order_id[-3:], "中"):
+        told = told_of(browser, missed)
+        assert "一致する注文はありません" in told
+        assert "この検索を保存" not in told
+        assert ("2文字以上で検索してください。" in told) == (len(missed) == 1)
+        for rule in (
+            "先頭から、または「@」のあとのドメイン全体で",
+            "ショップ注文番号は、先頭から検索できます。",
+            "最後の4文字以上でも",
+        ):
+            assert rule in told
+    for hit in ("tana", "@example.jp", "example.jp", "EC-00003", order.order_id[-4:], "中太", "田"):
+        told = told_of(browser, hit)
+        assert order.order_id in told
+        assert "この検索を保存" in told
+
+
+def test_filter_without_a_hit_can_be_kept_and_what_is_kept_can_be_dropped(
+    browser: Client, operator: User
+) -> None:
+    assert "この検索を保存" in browser.get("/orders/?refund_status=partial").content.decode()
+    SavedSearch.objects.create(person=operator, name="途中", filters="refund_status=partial")
+
+    told = told_of(browser, "どこにもない")
+
+    assert "「途中」を削除" in told
+    assert 'name="name"' not in told
+
+
+def test_phone_need_not_read_that_a_name_matched_which_heads_its_row(browser: Client) -> None:
+    make_order(500, name="田中 太郎", email="tanaka@example.jp")
+
+    assert 'class="c-match by-name"' in told_of(browser, "田中")
+    assert 'class="c-match"' in told_of(browser, "tanaka@example.jp")

@@ -72,6 +72,9 @@ def order_list(request: HttpRequest) -> HttpResponse:
         "recent": remembered.recent,
         "saved": remembered.saved,
         "filters": form,
+        "keeps": form.narrowing
+        if typed is None
+        else bool(result.orders or result.hidden_by_filters or result.partial),
         "export_url": f"{reverse('refunds:order_export')}?{paging.filters(request.GET)}",
         "newer_url": paging.url(request.GET, result.newer),
         "older_url": paging.url(request.GET, result.older),
