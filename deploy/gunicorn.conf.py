@@ -13,7 +13,7 @@ from dashboard.settings import LOGGING, SMARTPAY_DEADLINE, STATE_DIR
 worker_class = "gthread"
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
 threads = 8  # of each worker; a request that refunds holds one for as long as Smartpay takes
-timeout = 60  # seconds without a heartbeat until a worker is killed; a slow request does not stop it
+timeout = 60  # seconds without a heartbeat until a worker is killed; a slow request does not count
 # Seconds. A refund makes two calls, one to read and one to send. A request that has not finished by then is killed, and
 # a background worker settles its refund.
 graceful_timeout = int(2 * SMARTPAY_DEADLINE + 10)
