@@ -16,7 +16,8 @@ from refunds.order_keys import moment_of
 from refunds.search import typed
 from refunds.search.filters import ANY_STATUS, DEFAULT_FILTERS, STATUSES, Conditions, Filters
 from refunds.search.sql import plans_kept
-from refunds.search.tiers import KANA, LOOKED_IN, NAMES, PAGE, Row, Tier, Wanted, all_orders, tiers_of
+from refunds.search.terms import KANA, LOOKED_IN, NAMES
+from refunds.search.tiers import PAGE, Row, Tier, Wanted, all_orders, tiers_of
 from refunds.search.typed import Needle, Query
 
 
