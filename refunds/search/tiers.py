@@ -6,9 +6,9 @@
     Words       each of several needles is, or begins, a column, or is the mail's domain
 
 A branch is a condition that one index answers. Every such index ends in the order's key (Note [Keys in time order] in
-order_keys.py), so the rows of which a column equals something come newest first, however many there are. Rows of which a
-column begins with something come in the order of that column: only so many of them are looked at, and the result says
-where that left something out.
+order_keys.py), so the rows of which a column equals something come newest first, however many there are. Rows of which
+a column begins with something come in the order of that column: only so many of them are looked at, and the result
+says where that left something out.
 """
 
 from collections import Counter
