@@ -154,7 +154,8 @@ class _Position(NamedTuple):
 
     @classmethod
     def beside(cls, found: "_FoundRow", *, newer: bool) -> Self:
-        return cls(newer, found.tier, found.row[0])
+        tier, row = found
+        return cls(newer, tier, row[0])
 
     def __str__(self) -> str:
         return f"{'n' if self.newer else 'o'}{self.tier}.{self.key:x}"
@@ -164,9 +165,7 @@ _CURSOR = re.compile(r"([no])([0-3])\.([0-7]?[0-9a-f]{1,15})")
 FIRST_PAGE = _Position(newer=False, tier=0, key=2**63 - 1)
 
 
-class _FoundRow(NamedTuple):
-    tier: int
-    row: Row
+type _FoundRow = tuple[int, Row]  # the number of the tier that found it, and the row
 
 
 def _page(
@@ -218,7 +217,7 @@ def _read(
             at_hand = conditions.beside(position.key, newer=position.newer)
         rows, left_out = tiers[number].rows(Wanted(columns, at_hand, not position.newer, limit - len(found)))
         partial = partial or left_out
-        found += [_FoundRow(number, row) for row in rows]
+        found += [(number, row) for row in rows]
     return found, partial
 
 

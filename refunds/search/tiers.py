@@ -77,12 +77,15 @@ def tiers_of(query: Query) -> list[Tier]:
     if query.id_kind in _OWNERS:
         return [_Exact((f"key = ({_OWNERS[query.id_kind]})",), {"id": query.whole.typed})]
     term = Term("whole", query.whole)
+    parameters = term.parameters()
+    equal = tuple(branch.condition for branch in term.equal())
+    starts_column = term.starts_column()
     tiers: list[Tier] = [
-        _Exact(tuple(branch.condition for branch in term.equal()), term.parameters(), bounded=True),
-        _longer_than(term),
+        _Exact(equal, parameters, bounded=True),
+        _longer_than(term, f"NOT {either(equal)}", starts_column, parameters),
     ]
     if len(query.whole.folded) >= SHORTEST_FRAGMENT:
-        tiers.append(_Within(query.whole, f"NOT {term.starts_column()}", term.parameters()))
+        tiers.append(_Within(query.whole, f"NOT {starts_column}", parameters))
     if query.words and not all(word.domain for word in query.words):
         tiers.append(_Words(query.words))
     return tiers
@@ -96,13 +99,11 @@ _OWNERS = {
 }
 
 
-def _longer_than(term: Term) -> "_Candidates":
+def _longer_than(term: Term, not_equal: str, starts_column: str, parameters: Parameters) -> "_Candidates":
     """Return the tier of orders of which a column begins with the term and none is equal to it."""
-    not_equal = f"NOT {either([branch.condition for branch in term.equal()])}"
-    parameters = term.parameters()
     fallback = None
     if apart := term.longer_apart():
-        fallback = _Candidates(tuple(apart), f"{term.starts_column()} AND {not_equal}", parameters)
+        fallback = _Candidates(tuple(apart), f"{starts_column} AND {not_equal}", parameters)
     return _Candidates(tuple(term.longer()), not_equal, parameters, fallback=fallback)
 
 
@@ -176,12 +177,9 @@ class _Exact:
         )
 
 
-class _Candidate(NamedTuple):
-    """A row that a branch brings. may_match: whether its key does not tell already that the order does not match."""
-
-    branch: int
-    key: int
-    may_match: bool
+# A row that a branch brings: the number of the branch, the order's key, and whether the order may match as far as its key
+# tells. It stays the tuple that the database gives, because there may be thousands.
+type _Candidate = tuple[int, int, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +217,9 @@ class _Candidates:
 
     def _rows_without_fallback(self, wanted: Wanted, most: int) -> tuple[list[Row], bool]:
         values = self.parameters | wanted.parameters | {"candidates": most}
-        candidates = [_Candidate(*row) for row in sql.fetch(self._walk(wanted), values)]
+        candidates: list[_Candidate] = sql.fetch(self._walk(wanted), values)
         found = self._matching_rows(candidates, wanted, values)
-        counts = Counter(candidate.branch for candidate in candidates)
+        counts = Counter(branch for branch, _key, _may_match in candidates)
         truncated = {branch for branch, rows in counts.items() if rows > most}
         if not truncated or len(found) < wanted.limit or any(self.branches[one].column for one in truncated):
             return found, bool(truncated)
