@@ -1,7 +1,7 @@
-"""What is typed and what is stored, brought to one form: text -> what a telephone can tell apart.
+"""Folding: text -> one form for all that sounds alike on the telephone. `ﾀﾅｶ` and `たなか` are both `タナカ`.
 
-Used for the columns that are searched (customer_fields.py) and for what is looked for in them (search.py), so that both
-always agree. Whoever changes a rule here has to fold every row anew.
+The mirror folds the columns that are searched (customer_fields.py), and a search folds what somebody typed
+(search/typed.py), so that both always agree. A change of a rule here requires that every row is folded anew.
 """
 
 import re
@@ -9,14 +9,14 @@ import unicodedata
 
 from refunds.variants import FORMS
 
-# What carries no sound: separators of names (田中・太郎, ジャン゠ポール, O'Brien), variation selectors (葛󠄀),
-# accents, and what is not seen (direction marks, zero-width joiners, the byte order mark). Blanks and control
-# characters go as well.
+# Characters without a sound of their own, which are removed: separators in names (田中・太郎, ジャン゠ポール, O'Brien),
+# variation selectors (葛󠄀), accents, invisible characters (direction marks, zero-width joiners, the byte order mark),
+# blanks and control characters.
 SILENT = re.compile(
     "[\\s\x00-\x1f\x7f-\x9f\u00ad\u0300-\u036f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
     "\ufe00-\ufe0f\U000e0000-\U000e0fff\ud800-\udfff・·•‧∙⋅゠='`’‘´\"“”,、]+"
 )
-# Many registers have no small kana: シヨウコ. カヅヤ and カズヤ sound alike.
+# Many registers write no small kana: シヨウコ for ショウコ. カヅヤ and カズヤ sound alike.
 SOUNDS = str.maketrans("ァィゥェォッャュョヮヵヶヂヅヲヰヱ", "アイウエオツヤユヨワカケジズオイエ")
 KATAKANA = {code: chr(code + 0x60).translate(SOUNDS) for code in (*range(0x3041, 0x3097), 0x309D, 0x309E)}
 LATIN = {
@@ -26,17 +26,19 @@ LATIN = {
 }
 ONE_FORM = KATAKANA | SOUNDS | LATIN | FORMS
 RARE = re.compile("[々ヽヾヴ]")
-# 佐々木, ミスヾ; not ウヾ, a ヴ that would wait for its vowel.
+# 佐々木, ミスヾ. Not ウヾ: it would become ヴ, whose fold depends on the vowel after it.
 REPEATED = re.compile("(.)々|([アイエ-ン])([ヽヾ])")
 V = {"": "ブ", "ア": "バ", "イ": "ビ", "エ": "ベ", "オ": "ボ"}
-# An IME writes one key as a dash or as the sign of a long vowel: after kana it is a vowel, elsewhere a dash; ウ is one
-# after オ: サトウ, サトー. Each depends on what stands before it alone, so that a name may be typed from its beginning.
+# Long vowels. An IME writes one key as ー or as a dash: after kana it repeats the vowel, elsewhere it is a dash. ウ
+# after an o repeats it as well: サトウ and サトー are both サトオ. Only the character before decides, never the one
+# after, so that the fold of a name's beginning is the beginning of the name's fold.
 LONG = re.compile("(?<=[オコソトノホモヨロゴゾドボポ])[ウー\\-‐‑‒–—―−─]+|[ー\\-‐‑‒–—―−─]+")
 VOWELS = {"ン": ""} | {
     kana: vowel
     for vowel, row in {
         "ア": "アカサタナハマヤラワガザダバパ",
-        "イ": "イキシチニヒミリギジビピ" + "エケセテネヘメレゲゼデベペ",  # ケイコ, and ケイイチ holds イチ
+        # ケーコ is ケイコ. After エ a long vowel is イ, not エ: ケイイチ has to hold イチ.
+        "イ": "イキシチニヒミリギジビピ" + "エケセテネヘメレゲゼデベペ",
         "ウ": "ウクスツヌフムユルグズブプ",
         "オ": "オコソトノホモヨロゴゾドボポ",
     }.items()
@@ -46,13 +48,15 @@ UNSAID = str.maketrans("", "", "-_/#.:")
 
 
 def fold(text: str) -> str:
-    """Return the text without what a telephone cannot tell: width, case, blanks, accents, script of kana, how a sound
-    is written in it, forms of kanji.
+    """Return the text without what nobody can hear: width, case, blanks, accents, hiragana or katakana, spellings of
+    one sound in kana, forms of kanji.
 
-    `ﾀﾅｶ　たろう` -> `タナカタロオ`, `髙﨑` -> `高崎`, `Taro@Example.JP` -> `taro@example.jp`. Folding twice is
-    folding once.
+    `ﾀﾅｶ　たろう` -> `タナカタロオ`, `髙﨑` -> `高崎`, `Taro@Example.JP` -> `taro@example.jp`. Folding a folded text
+    changes nothing.
     """
-    if text.isascii():  # mails and references: no forms, no kana, and a dash is a dash
+    if (
+        text.isascii()
+    ):  # mails and references: without kanji and kana only case and silent characters are left
         return SILENT.sub("", text.lower())
     while (folded := _once(text)) != text:
         text = folded
@@ -62,7 +66,7 @@ def fold(text: str) -> str:
 def fold_reference(text: str) -> str:
     """Return a shop's order number folded, without the signs that nobody says: `#EC-2024/01` -> `ec202401`.
 
-    What holds nothing else stays as it is.
+    A number of nothing but such signs keeps them: `-/#` -> `-/#`.
     """
     folded = fold(text)
     return folded.translate(UNSAID) or folded

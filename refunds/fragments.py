@@ -1,4 +1,7 @@
-"""An order's names and mail -> the texts by which their middle is found. See Note [Fragments of names] in models.py."""
+"""An order's names and mail -> its fragments, by which the middle of a name and the domain of a mail are found.
+
+田中太郎 has the fragment 中太郎; 太郎 is found as a given name. See Note [Fragments of names] in models.py.
+"""
 
 from collections.abc import Iterable, Mapping
 from itertools import batched
@@ -10,14 +13,15 @@ from refunds.rows import insert
 
 type Sources = tuple[str, str, str, str, str]
 
-# What of an order its fragments are made of.
+# The columns of an order that its fragments are made of, in the order of _of().
 sources = itemgetter("name_folded", "given_folded", "kana_folded", "given_kana_folded", "email_folded")
 
 
 def of(row: Mapping[str, Any]) -> set[str]:
-    """What follows each place inside the name and its kana, two characters at least, and `@domain` of the mail.
+    """Return the fragments of an order: each ending of its name and of its kana that has two characters or more, and
+    `@domain` of its mail.
 
-    Not from where the given name begins: what begins with that is found by its own index.
+    The whole name and the given name are none: their own columns are searched by what they begin with.
     """
     return _of(*sources(row))
 
@@ -34,7 +38,11 @@ def _of(name: str, given: str, kana: str, given_kana: str, email: str) -> set[st
 
 
 def write(rows: Iterable[Mapping[str, Any]], before: Mapping[int, Sources]) -> None:
-    """Make the rows' fragments what `of()` says. `before`: their sources as they were. Rows that exist are locked."""
+    """Make the fragments in the database equal to of() of each row.
+
+    before: by key, the sources as the fragments in the database were made of them; none for a new order. The caller has
+        locked the orders that exist already.
+    """
     new: list[tuple[str, int]] = []
     gone: list[tuple[str, int]] = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Pages by keyset: a list that grows costs the same on its first page and on its last, and nothing counts it."""
+"""Keyset paging: the first page of a list costs as much as the last, however long the list is. Nothing counts rows."""
 
 import uuid
 from datetime import UTC, datetime
@@ -6,15 +6,16 @@ from datetime import UTC, datetime
 from django.db.models import Model, Q, QuerySet
 from django.http import QueryDict
 
-PAGE = 50
+PAGE = 50  # rows
 
 
 def newest_first[Row: Model](
     rows: QuerySet[Row], moment: str, cursor: str, size: int = PAGE
 ) -> tuple[list[Row], str, str]:
-    """One page of rows by this column and their UUID, and the cursors of its neighbours ("" at an end).
+    """Return a page of rows, newest first, and the cursors of the newer and the older page ("" at an end of the list).
 
-    A cursor that can't be read is the first page.
+    moment: the column of time to order by; rows of one moment are ordered by their UUIDs.
+    cursor: `older~2026-01-31T09:00:00+00:00~UUID` or `newer~…`. One that cannot be read counts as the first page.
     """
     way, _sep, place = cursor.partition("~")
     since, _sep, key = place.partition("~")
@@ -48,12 +49,12 @@ def _moment(text: str) -> datetime:
 
 
 def url(query: QueryDict, cursor: str) -> str:
-    """This page's address at another place of the list; "" without one."""
+    """Return the query string of this page at another cursor; "" for the cursor ""."""
     return f"?{filters(query, page=cursor)}" if cursor else ""
 
 
 def filters(query: QueryDict, **other: str) -> str:
-    """What the list is narrowed by, as it stands in an address."""
+    """Return the query string of the list's filters, without its page, and with the other values given."""
     query = query.copy()
     query.pop("page", None)
     query.update(other)

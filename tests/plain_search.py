@@ -1,4 +1,4 @@
-"""The rules of search.py said once more, without a database: all texts of all orders in one string, looked through."""
+"""The rules of refunds/search/ once more, without a database: all texts of all orders in one string, looked through."""
 
 import random
 import re

@@ -21,7 +21,8 @@ The modules, each importing only from those before it:
 - sql: how statements are sent
 - typed: what was typed -> needles and words
 - filters: what narrows a list, and its conditions in SQL
-- tiers: needles -> branches of SQL -> rows
+- terms: a needle -> branches and conditions of SQL
+- tiers: branches -> rows, tier by tier
 - history: what is remembered of searches
 - pages: rows -> pages, their cursors, and what of each order matched
 

@@ -16,7 +16,8 @@ from refunds.order_keys import moment_of
 from refunds.search import typed
 from refunds.search.filters import ANY_STATUS, DEFAULT_FILTERS, STATUSES, Conditions, Filters
 from refunds.search.sql import plans_kept
-from refunds.search.tiers import KANA, LOOKED_IN, NAMES, PAGE, Row, Tier, Wanted, all_orders, tiers_of
+from refunds.search.terms import KANA, LOOKED_IN, NAMES
+from refunds.search.tiers import PAGE, Row, Tier, Wanted, all_orders, tiers_of
 from refunds.search.typed import Needle, Query
 
 
@@ -153,7 +154,8 @@ class _Position(NamedTuple):
 
     @classmethod
     def beside(cls, found: "_FoundRow", *, newer: bool) -> Self:
-        return cls(newer, found.tier, found.row[0])
+        tier, row = found
+        return cls(newer, tier, row[0])
 
     def __str__(self) -> str:
         return f"{'n' if self.newer else 'o'}{self.tier}.{self.key:x}"
@@ -163,9 +165,7 @@ _CURSOR = re.compile(r"([no])([0-3])\.([0-7]?[0-9a-f]{1,15})")
 FIRST_PAGE = _Position(newer=False, tier=0, key=2**63 - 1)
 
 
-class _FoundRow(NamedTuple):
-    tier: int
-    row: Row
+type _FoundRow = tuple[int, Row]  # the number of the tier that found it, and the row
 
 
 def _page(
@@ -217,7 +217,7 @@ def _read(
             at_hand = conditions.beside(position.key, newer=position.newer)
         rows, left_out = tiers[number].rows(Wanted(columns, at_hand, not position.newer, limit - len(found)))
         partial = partial or left_out
-        found += [_FoundRow(number, row) for row in rows]
+        found += [(number, row) for row in rows]
     return found, partial
 
 

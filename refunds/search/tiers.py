@@ -6,9 +6,9 @@
     Words       each of several needles is, or begins, a column, or is the mail's domain
 
 A branch is a condition that one index answers. Every such index ends in the order's key (Note [Keys in time order] in
-models.py), so the rows of which a column equals something come newest first, however many there are. Rows of which a
-column begins with something come in the order of that column: only so many of them are looked at, and the result says
-where that left something out.
+order_keys.py), so the rows of which a column equals something come newest first, however many there are. Rows of which
+a column begins with something come in the order of that column: only so many of them are looked at, and the result
+says where that left something out.
 """
 
 from collections import Counter
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from refunds.search import sql
 from refunds.search.filters import Conditions
 from refunds.search.sql import Parameters, either
+from refunds.search.terms import LAST, Branch, Term, index_walks
 from refunds.search.typed import Needle, Query
 
 PAGE = 50  # orders
@@ -27,26 +28,7 @@ WALK = 5000  # fragments looked at, from the newest on, where more than CANDIDAT
 FILTERED = 20_000  # orders of one name looked at for those that a filter leaves
 SHORTEST_FRAGMENT = 2  # characters: an index of single ones would find too much
 
-NAMES = ("family_folded", "given_folded", "name_folded", "name_turned_folded")
-KANA = ("family_kana_folded", "given_kana_folded", "kana_folded", "kana_turned_folded")
-WHOLE = (*NAMES, *KANA, "email_folded", "reference_folded")  # columns that hold folded text
-PARTS = (*NAMES[:2], *KANA[:2])  # family and given names
-# Full names begin with the family name, and turned ones with the given name: these find what PARTS begin with too.
-BEGINNING = tuple(column for column in WHOLE if column not in PARTS)
-LOOKED_IN = (*WHOLE, "order_id_reversed")
-LAST = "\U0010ffff"  # nothing sorts after it: what begins with q lies between q and q + LAST
-
 type Row = tuple[Any, ...]  # of an order, its key first
-
-
-class Branch(NamedTuple):
-    """A condition on orders that one index answers.
-
-    column: the column in whose order the index gives the rows; "" where it gives them in the order of their keys.
-    """
-
-    condition: str
-    column: str = ""
 
 
 class Wanted(NamedTuple):
@@ -94,13 +76,16 @@ def tiers_of(query: Query) -> list[Tier]:
         return []
     if query.id_kind in _OWNERS:
         return [_Exact((f"key = ({_OWNERS[query.id_kind]})",), {"id": query.whole.typed})]
-    term = _Term("whole", query.whole)
+    term = Term("whole", query.whole)
+    parameters = term.parameters()
+    equal = tuple(branch.condition for branch in term.equal())
+    starts_column = term.starts_column()
     tiers: list[Tier] = [
-        _Exact(tuple(branch.condition for branch in term.equal()), term.parameters(), walked=True),
-        _longer_than(term),
+        _Exact(equal, parameters, bounded=True),
+        _longer_than(term, f"NOT {either(equal)}", starts_column, parameters),
     ]
     if len(query.whole.folded) >= SHORTEST_FRAGMENT:
-        tiers.append(_Within(query.whole, f"NOT {term.starts_column()}", term.parameters()))
+        tiers.append(_Within(query.whole, f"NOT {starts_column}", parameters))
     if query.words and not all(word.domain for word in query.words):
         tiers.append(_Words(query.words))
     return tiers
@@ -114,126 +99,12 @@ _OWNERS = {
 }
 
 
-def _longer_than(term: "_Term") -> "_Candidates":
+def _longer_than(term: Term, not_equal: str, starts_column: str, parameters: Parameters) -> "_Candidates":
     """Return the tier of orders of which a column begins with the term and none is equal to it."""
-    not_equal = f"NOT {either([branch.condition for branch in term.equal()])}"
-    parameters = term.parameters()
     fallback = None
     if apart := term.longer_apart():
-        fallback = _Candidates(tuple(apart), f"{term.starts_column()} AND {not_equal}", parameters)
+        fallback = _Candidates(tuple(apart), f"{starts_column} AND {not_equal}", parameters)
     return _Candidates(tuple(term.longer()), not_equal, parameters, fallback=fallback)
-
-
-# --- A needle in SQL ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Term:
-    """A needle in SQL. The names of its parameters begin with `name`, so that one statement may hold several terms."""
-
-    name: str
-    needle: Needle
-
-    def parameters(self) -> Parameters:
-        name, needle = self.name, self.needle
-        parameters = {
-            name: needle.folded,
-            f"{name}_to": needle.folded + LAST,
-            f"{name}_reference": needle.reference,
-            f"{name}_reference_to": needle.reference + LAST,
-            f"{name}_typed": needle.typed,
-            f"{name}_typed_to": needle.typed + LAST,
-            f"{name}_tail": needle.folded[::-1],
-            f"{name}_tail_to": needle.folded[::-1] + LAST,
-            f"{name}_domain": needle.domain,
-        }
-        return parameters | {f"{name}_{len(head)}": head for head in needle.heads}
-
-    def equal(self) -> list[Branch]:
-        """Branches for the orders of which a column is the needle."""
-        return [
-            Branch(f"order_id = %({self.name}_typed)s"),
-            *(Branch(f"{column} = %({self._parameter(column)})s") for column in WHOLE),
-        ]
-
-    def longer(self) -> list[Branch]:
-        """Branches for the orders of which a column begins with the needle and is longer."""
-        return [*self._ranges(BEGINNING), *self._ids()]
-
-    def longer_apart(self) -> list[Branch]:
-        """Other branches for the same orders and a few more; none for a needle that has no heads.
-
-        Of the full names that begin with 田中, nearly all are those of the many 田中, whom equal() finds. They would be
-        all the candidates of longer(). The others are found beside them here: a family that begins with 田中 and is
-        longer, as 田中丸, and everybody of the family 田, of whom some have a given name that begins with 中.
-        """
-        heads = self.needle.heads
-        if not heads:
-            return []
-        others = [column for column in BEGINNING if column not in {*NAMES, *KANA}]
-        apart = [Branch(f"{part} = %({self.name}_{len(head)})s") for part in PARTS for head in heads]
-        return [*self._ranges([*PARTS, *others]), *apart, *self._ids()]
-
-    def starting(self) -> list[Branch]:
-        """Fewer branches than equal() and longer() together, for the same orders."""
-        return [
-            *self._ranges(BEGINNING, ">="),
-            *self._ids(),
-            Branch(f"order_id = %({self.name}_typed)s"),
-        ]
-
-    def starts_column(self) -> str:
-        """The condition for an order at hand that a column is the needle, or begins with it."""
-        return either([branch.condition for branch in self.starting()])
-
-    def matches(self) -> str:
-        """The condition for an order at hand that a column begins with the needle, or the mail is of this domain."""
-        conditions = [self.starts_column()]
-        if self.needle.domain:
-            domain = f"%({self.name}_domain)s"
-            conditions.append(f"substr(email_folded, length(email_folded) - length({domain}) + 1) = {domain}")
-        return either(conditions)
-
-    def key_may_match(self) -> str:
-        """The condition for a `candidate`, of whom only the key is at hand, that its order may meet matches().
-
-        Holds for every order of the domain, and for all others as soon as any order at all begins with the needle.
-        """
-        of_domain = (
-            f"SELECT TRUE FROM refunds_fragment WHERE text = %({self.name}_domain)s AND key = candidate.key"
-        )
-        any_starting = " UNION ALL ".join(_walks(self.starting()))
-        return f"(({of_domain}) OR EXISTS ({any_starting}))"
-
-    def _parameter(self, column: str) -> str:
-        """The name of the parameter that the column is compared with."""
-        return f"{self.name}_reference" if column == "reference_folded" else self.name
-
-    def _ranges(self, columns: Sequence[str], above: str = ">") -> list[Branch]:
-        return [
-            Branch(f"{column} {above} %({start})s AND {column} <= %({start}_to)s", column)
-            for column, start in ((column, self._parameter(column)) for column in columns)
-        ]
-
-    def _ids(self) -> list[Branch]:
-        name, branches = self.name, []
-        if self.needle.begins_order_id:
-            condition = f"order_id > %({name}_typed)s AND order_id <= %({name}_typed_to)s"
-            branches.append(Branch(condition, "order_id"))
-        if self.needle.is_tail:
-            column = "order_id_reversed"
-            condition = f"{column} >= %({name}_tail)s AND {column} <= %({name}_tail_to)s"
-            branches.append(Branch(condition, column))
-        return branches
-
-
-def _walks(branches: Sequence[Branch]) -> list[str]:
-    """For each branch, a statement that walks its index as far as candidates are looked at, and one row further."""
-    return [
-        f"SELECT key FROM (SELECT key FROM refunds_order WHERE {condition} "
-        f"ORDER BY {column or 'key'} DESC LIMIT %(candidates)s + 1) AS walk{number}"
-        for number, (condition, column) in enumerate(branches)
-    ]
 
 
 # --- Tiers --------------------------------------------------------------------------------------------------
@@ -241,18 +112,19 @@ def _walks(branches: Sequence[Branch]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Exact:
-    """Branches whose rows an index gives in the order of their keys: nothing is left out, however many rows there are.
+    """Branches whose rows an index gives in the order of their keys: no row is left out, however many there are.
 
-    walked: whether narrow filters look only at so many rows of each branch, for names that many people have.
+    bounded: whether at most FILTERED rows of a branch are looked at where narrow filters are set. A name may be that of
+        many people, few of whose orders the filters leave.
     """
 
     branches: tuple[str, ...]
     parameters: Parameters
-    walked: bool = False
+    bounded: bool = False
     last_resort: bool = False
 
     def rows(self, wanted: Wanted) -> tuple[list[Row], bool]:
-        if self.walked and wanted.conditions.narrow:
+        if self.bounded and wanted.conditions.narrow:
             return self._filtered_rows(wanted)
         sources = [f"refunds_order WHERE {branch} AND {wanted.conditions}" for branch in self.branches]
         return sql.fetch(self._statement(sources, wanted), self.parameters | wanted.parameters), False
@@ -279,15 +151,15 @@ class _Exact:
         return found, full or self._rows_beyond(conditions.key, FILTERED, values)
 
     def _rows_before(self, key: int, wanted: Wanted, walk: int) -> bool:
-        """Whether a branch was walked no further than a row that comes before the one of this key.
+        """Whether a branch has more rows before the one of this key than were walked.
 
-        What follows in that branch may come before it as well.
+        Those not walked may belong on the page.
         """
         before = f"{wanted.conditions.key} AND key {'>' if wanted.newest_first else '<'} %(last)s"
         return self._rows_beyond(before, walk, self.parameters | wanted.parameters | {"last": key})
 
     def _rows_beyond(self, key_condition: str, walk: int, values: Parameters) -> bool:
-        """Whether a branch has more rows that meet the condition than are walked."""
+        """Whether a branch has more than `walk` rows that meet the condition."""
         walks = [
             f"SELECT 1 FROM refunds_order WHERE {branch} AND {key_condition} LIMIT %(walk)s + 1"
             for branch in self.branches
@@ -305,12 +177,9 @@ class _Exact:
         )
 
 
-class _Candidate(NamedTuple):
-    """A row that a branch brings. may_match: whether its key does not tell already that the order does not match."""
-
-    branch: int
-    key: int
-    may_match: bool
+# A row that a branch brings: the number of the branch, the order's key, and whether the order may match as far as its key
+# tells. It stays the tuple that the database gives, because there may be thousands.
+type _Candidate = tuple[int, int, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,9 +217,9 @@ class _Candidates:
 
     def _rows_without_fallback(self, wanted: Wanted, most: int) -> tuple[list[Row], bool]:
         values = self.parameters | wanted.parameters | {"candidates": most}
-        candidates = [_Candidate(*row) for row in sql.fetch(self._walk(wanted), values)]
+        candidates: list[_Candidate] = sql.fetch(self._walk(wanted), values)
         found = self._matching_rows(candidates, wanted, values)
-        counts = Counter(candidate.branch for candidate in candidates)
+        counts = Counter(branch for branch, _key, _may_match in candidates)
         truncated = {branch for branch, rows in counts.items() if rows > most}
         if not truncated or len(found) < wanted.limit or any(self.branches[one].column for one in truncated):
             return found, bool(truncated)
@@ -420,9 +289,9 @@ class _Words:
 
     def candidates(self, first: Needle) -> _Candidates:
         """The candidates that this word brings, filtered by the others."""
-        term = _Term("first", first)
+        term = Term("first", first)
         others = [
-            _Term(f"other{number}", word)
+            Term(f"other{number}", word)
             for number, word in enumerate(word for word in self.words if word is not first)
         ]
         parameters = term.parameters()
@@ -446,8 +315,8 @@ class _Words:
 
     def _is_rare(self, word: Needle) -> bool:
         """Whether all candidates of the word would be looked at."""
-        term = _Term("word", word)
-        walks = _walks([*term.equal(), *term.longer()])
+        term = Term("word", word)
+        walks = index_walks([*term.equal(), *term.longer()])
         return not sql.any_exceeds(CANDIDATES, walks, term.parameters() | {"candidates": CANDIDATES})
 
 
