@@ -18,7 +18,7 @@ from dashboard.models import User
 from refunds import audit, clock, services, smartpay
 from refunds.forms import YenField
 from refunds.models import Attempt, AuditEntry, Control, Order, Payment, Refund
-from refunds.services import sending, settling
+from refunds.services import observing, sending
 from refunds.services.states import LONGEST_PAUSE, SEND_WINDOW
 from tests.conftest import Asking, Clock, make_user, sign_in
 from tests.sandbox import Sandbox
@@ -709,7 +709,7 @@ def test_change_that_was_recorded_and_not_booked_is_booked_all_the_same(
         scan(at)
     else:
         with monkeypatch.context() as dying:
-            dying.setattr(settling, "book_evidence", lambda *_, **__: 1 / 0)
+            dying.setattr(observing, "book_evidence", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 scan(at)
     for _ in range(3):

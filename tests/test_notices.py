@@ -40,7 +40,7 @@ def found_out(operator: User, sandbox: Sandbox) -> Refund:
     made = refund(payment, operator, 100)
     assert made.state == Refund.State.UNKNOWN
     assert made.attempts.get().outcome == Attempt.Outcome.AMBIGUOUS
-    # As the machine leaves it; how it finds out is test_settling's.
+    # As the machine leaves it; how it finds out is tested in test_services.py.
     Refund.objects.filter(pk=made.pk).update(
         state=Refund.State.SUCCEEDED, smartpay_id="refund_test_1", settled_at=datetime.now(tz=UTC)
     )

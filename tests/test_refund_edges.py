@@ -17,7 +17,7 @@ from django.db import OperationalError, transaction
 from dashboard.models import User
 from refunds import clock, scanning, services, smartpay
 from refunds.models import Attempt, AuditEntry, Control, Evidence, Payment, Refund, SmartpayRefund, SyncCursor
-from refunds.services import control, sending, settling, states
+from refunds.services import absence, control, observing, sending, states
 from tests.conftest import Clock, make_order, make_user
 from tests.sandbox import Sandbox
 from tests.test_control import forget_the_last_attempt, lost
@@ -715,7 +715,7 @@ def look(made: Refund, at: Clock) -> bool:
     """A worker takes the turn and looks."""
     Refund.objects.filter(pk=made.pk).update(next_check_at=at.now)
     assert sending.take_lease(made.pk, owner="worker")
-    allowed = settling.look_for(made.pk, owner="worker", client=smartpay.client())
+    allowed = absence.look_for(made.pk, owner="worker", client=smartpay.client())
     made.refresh_from_db()
     return allowed
 
@@ -916,7 +916,7 @@ def test_only_after_twelve_hours_without_a_read_people_are_asked(
     def silent(payment_id: str, *, client: smartpay.Client) -> bool:
         raise smartpay.Limited("later", retry_after=1700)
 
-    monkeypatch.setattr(settling, "read_payment", silent)
+    monkeypatch.setattr(observing, "read_payment", silent)
 
     at.now = first + timedelta(hours=12)
     assert not look(made, at)
@@ -1183,7 +1183,7 @@ def steps(made: Refund, operator: User, approver: User) -> list[Callable[[], Any
         lambda: services.withdraw(made.pk, by=operator),
         lambda: services.reject(made.pk, by=approver, note="遅い"),
         lambda: services.observe_refund(shown(made), read_at=clock.now()),
-        lambda: settling._recover(uuid.UUID(ghost.metadata["refund_dashboard_id"]), ghost),
+        lambda: observing._recover(uuid.UUID(ghost.metadata["refund_dashboard_id"]), ghost),
         lambda: sending.begin_attempt(made.pk, owner=""),
         lambda: sending.take_lease(made.pk, owner="one"),
         services.watch,
@@ -1557,7 +1557,7 @@ def could_be_it(made: Refund, at: Clock) -> None:
 
 def unreadable(made: Refund, at: Clock) -> None:
     at.advance(hours=13)
-    settling._book_silence(made.pk, smartpay.Unclear("silence"), owner="worker")
+    absence._book_silence(made.pk, smartpay.Unclear("silence"), owner="worker")
 
 
 @pytest.mark.parametrize("happens", [second_one, existing_after_all, differing, could_be_it, unreadable])
@@ -1597,8 +1597,8 @@ def test_lease_that_was_lost_books_no_silence_and_no_absence(
 ) -> None:
     made = unanswered(payment, operator, at)
 
-    settling._book_silence(made.pk, smartpay.Unclear("silence"), owner="another")
-    allowed = settling._book_absence(made.pk, kind="read", complete_at=at.now, owner="another")
+    absence._book_silence(made.pk, smartpay.Unclear("silence"), owner="another")
+    allowed = absence._book_absence(made.pk, kind="read", complete_at=at.now, owner="another")
 
     assert not allowed
     assert not made.evidence.exists()
@@ -1621,7 +1621,7 @@ def test_only_a_complete_read_that_began_after_the_sending_allows_another(
     sent = made.last_sent_at or at.now
     complete_at = None if after is None else sent + timedelta(seconds=after)
 
-    answer = settling._book_absence(made.pk, kind="list", complete_at=complete_at, owner="worker")
+    answer = absence._book_absence(made.pk, kind="list", complete_at=complete_at, owner="worker")
 
     kept = Refund.objects.get(pk=made.pk)
     kind = "list" if allowed else "read"
@@ -1637,7 +1637,7 @@ def test_what_smartpay_shows_in_an_odd_status_is_looked_at_later_and_not_sent(
     made = unanswered(payment, operator, at)
     observe(shown(made, status="processing"))
 
-    assert not settling._book_absence(made.pk, kind="read", complete_at=at.now, owner="worker")
+    assert not absence._book_absence(made.pk, kind="read", complete_at=at.now, owner="worker")
 
     kept = Refund.objects.get(pk=made.pk)
     assert (kept.state, kept.lease_owner, made.evidence.count()) == (State.UNKNOWN, "", 0)

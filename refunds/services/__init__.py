@@ -2,10 +2,11 @@
 
 - states: the states of a refund, how it is locked, the small steps that every change is made of
 - control: whether anything may be sent at all: the switch, the restore fence, the circuit breaker
-- settling: what Smartpay shows of a refund, and what it means when it shows nothing
+- observing: what Smartpay shows of a refund, whoever looked
+- absence: what it means when Smartpay shows nothing of a refund, and when that proves that it was not executed
 - sending: a turn is taken, committed before the first byte leaves, and its answer booked
-- asking: a person asks; the row is committed with the intent to send it, and sent in the same web request
-- deciding: another person approves what waits
+- requesting: a person asks; the row is committed with the intent to send it, and sent in the same web request
+- approving: another person approves what waits
 - reviewing: what contradicts is decided by two people
 
 The life of a refund: refund_payment() commits its row with the intent to send it, sends it and books the answer, in the
@@ -14,6 +15,7 @@ request that approves it or in a worker; observe_refund() books what Smartpay sh
 to Smartpay inside a transaction, and nothing changes a state outside one.
 """
 
+from refunds.services.absence import needs_full_scan, scan_if_needed
 from refunds.services.approving import approve, expire_requests, expired_before, reject
 from refunds.services.control import set_sends, smartpay_is_silent, watch
 from refunds.services.errors import (
@@ -31,6 +33,7 @@ from refunds.services.errors import (
     SimilarRefund,
     SimilarUnexplained,
 )
+from refunds.services.observing import observe_refund, read_order, read_payment
 from refunds.services.requesting import (
     Approval,
     Preview,
@@ -49,13 +52,6 @@ from refunds.services.requesting import (
 )
 from refunds.services.reviewing import Candidate, Case, decide_case, look_again, review_case
 from refunds.services.sending import due, settle_due, take_turn
-from refunds.services.settling import (
-    needs_full_scan,
-    observe_refund,
-    read_order,
-    read_payment,
-    scan_if_needed,
-)
 
 __all__ = [
     "AboveDailyLimit",

@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 from dashboard.models import User
 from refunds import audit, clock, roles, smartpay
 from refunds.models import Refund
-from refunds.services import sending, settling
+from refunds.services import observing, sending
 from refunds.services.errors import NoReason, NotWaiting
 from refunds.services.requesting import FIRST_TURN_HEAD_START
 from refunds.services.states import State, cancel, locked, move, retried
@@ -30,7 +30,7 @@ def approve(
     """
     client = client or smartpay.client()
     payment_id = Refund.objects.values_list("payment_id", flat=True).get(pk=refund_id)
-    settling.read_payment(payment_id, client=client.within(settings.SMARTPAY_VIEW_DEADLINE))
+    observing.read_payment(payment_id, client=client.within(settings.SMARTPAY_VIEW_DEADLINE))
     if _approve(refund_id, by=by, note=note):
         sending.take_turn(refund_id, client=client, first=True)
     return Refund.objects.get(pk=refund_id)

@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from dashboard.models import User
 from refunds import audit, clock, mirror, roles, scanning, smartpay
 from refunds.models import Attempt, Evidence, Refund, ReviewDecision, SmartpayRefund
-from refunds.services import settling
+from refunds.services import absence, observing
 from refunds.services.errors import NoReason, NotProved, NotWaiting
 from refunds.services.states import (
     ABSENT_TWICE_WITHIN,
@@ -70,18 +70,18 @@ def look_again(refund_id: uuid.UUID, *, client: smartpay.Client) -> datetime | N
     """Read the payment of a case at Smartpay now, and write down what that shows; it may settle the case.
 
     Returns when the complete read began that would have shown the refund, None where there was none yet: a payment
-    that does not list its refunds waits for a scan of all of them. See Note [Complete reads] in settling.py.
+    that does not list its refunds waits for a scan of all of them. See Note [Complete reads] in absence.py.
 
     Raises: smartpay.SmartpayError.
     """
     refund = Refund.objects.get(pk=refund_id)
     read_at = clock.now()
-    complete = settling.read_payment(refund.payment_id, client=client)
+    complete = observing.read_payment(refund.payment_id, client=client)
     for seen in refund.seen.values_list("pk", flat=True):
         _read_again(seen, client=client)
     complete_at = read_at if complete else scanning.scanned_at()
     kind = Evidence.Kind.READ if complete else Evidence.Kind.LIST
-    settling.book_absence_of_case(refund_id, kind=kind, complete_at=complete_at)
+    absence.book_absence_of_case(refund_id, kind=kind, complete_at=complete_at)
     return complete_at
 
 
@@ -92,7 +92,7 @@ def _read_again(smartpay_id: str, *, client: smartpay.Client) -> smartpay.Refund
         seen = client.get_refund(smartpay_id)
     except smartpay.NotFound:
         return None
-    settling.observe_refund(seen, read_at=read_at)
+    observing.observe_refund(seen, read_at=read_at)
     return seen
 
 
@@ -103,7 +103,7 @@ def _candidates(refund: Refund) -> list[Candidate]:
     others = Refund.objects.filter(payment=refund.payment_id, smartpay_id__isnull=False).exclude(pk=refund.pk)
     rows = rows.filter(Q(ours=None) | Q(ours=refund)).exclude(pk__in=others.values("smartpay_id"))
     shown = {row.pk: row for row in rows.filter(pk__in=found) | rows.filter(ours=refund)}
-    since = (refund.first_sent_at or refund.requested_at) - settling.COULD_BE_OURS
+    since = (refund.first_sent_at or refund.requested_at) - absence.COULD_BE_OURS
     shown |= {row.pk: row for row in rows.filter(ours=None, created_at__gte=since)}
     return [
         Candidate(row, is_named=_names(row, refund), why_not=_why_not(refund, row))
@@ -129,7 +129,7 @@ def _why_not(refund: Refund, row: SmartpayRefund) -> str:
     if row.status not in ("", SmartpayRefund.Status.SUCCEEDED):
         return _("Smartpay は返金済みとも返金不可とも示していません。")
     sent_at = refund.first_sent_at or refund.requested_at
-    if row.ours_id is None and row.created_at < sent_at - settling.COULD_BE_OURS:
+    if row.ours_id is None and row.created_at < sent_at - absence.COULD_BE_OURS:
         return _("この返金を送るより前の返金です。")
     return ""
 

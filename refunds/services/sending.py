@@ -15,7 +15,8 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from refunds import audit, clock, mirror, roles, smartpay
 from refunds.models import Attempt, Bulk, BulkLine, Evidence, Refund
 from refunds.services import control
-from refunds.services.settling import book_evidence, look_for
+from refunds.services.absence import look_for
+from refunds.services.observing import book_evidence
 from refunds.services.states import (
     SEND_WINDOW,
     State,

@@ -67,8 +67,12 @@ def sending(old: str, new: str) -> Edit:
     return Edit("refunds.services.sending", old, new)
 
 
-def settling(old: str, new: str) -> Edit:
-    return Edit("refunds.services.settling", old, new)
+def observing(old: str, new: str) -> Edit:
+    return Edit("refunds.services.observing", old, new)
+
+
+def absence(old: str, new: str) -> Edit:
+    return Edit("refunds.services.absence", old, new)
 
 
 def asking(old: str, new: str) -> Edit:
@@ -158,7 +162,7 @@ MUTANTS = {
     "a failed read shows absence": Mutant(
         "what could not be read is not absent",
         (
-            settling(
+            absence(
                 "        _book_silence(refund_id, error, owner=owner)\n        return False",
                 "        return _book_absence(refund_id, kind=Evidence.Kind.READ, complete_at=read_at, owner=owner)",
             ),
@@ -301,7 +305,7 @@ MUTANTS = {
     "success is not believed": Mutant(
         "evidence of success wins over every state",
         (
-            settling(
+            observing(
                 "        elif not failed:\n", "        elif not failed and refund.state == State.SENDING:\n"
             ),
         ),
@@ -310,7 +314,7 @@ MUTANTS = {
     "a failed refund is one": Mutant(
         "a refund whose status is failed gave nothing back",
         (
-            settling(
+            observing(
                 '    """Settle a locked refund by what Smartpay shows of it: evidence of success wins over every state."""\n',
                 '    seen = __import__("dataclasses").replace(seen, status="succeeded")\n',
             ),
@@ -319,7 +323,7 @@ MUTANTS = {
     ),
     "people are asked too soon": Mutant(
         "only what can't be read for twelve hours is a case for people",
-        (settling("UNREADABLE_AFTER = timedelta(hours=12)", "UNREADABLE_AFTER = timedelta(minutes=1)"),),
+        (absence("UNREADABLE_AFTER = timedelta(hours=12)", "UNREADABLE_AFTER = timedelta(minutes=1)"),),
         seed=27,
     ),
     "a late answer wins": Mutant(

@@ -1,28 +1,22 @@
-"""Settling: what Smartpay shows of a refund, whoever looked, and what it means when it shows nothing."""
+"""Absence: what it means when Smartpay shows nothing of a refund, and the reads that prove it."""
 
 import uuid
 from datetime import datetime, timedelta
 from typing import cast
 
 import structlog
-from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
-from dashboard.models import User
-from refunds import audit, clock, mirror, scanning, smartpay
-from refunds.database_values import storable
-from refunds.models import Control, Evidence, Payment, Refund, SmartpayRefund
+from refunds import audit, clock, scanning, smartpay
+from refunds.models import Control, Evidence, Refund, SmartpayRefund
 from refunds.order_keys import EPOCH
-from refunds.services import control
+from refunds.services import control, observing
 from refunds.services.states import (
     ABSENT_AFTER_LAST_SENDING,
     ABSENT_TWICE_WITHIN,
     State,
     absence_counts_from,
-    alarm,
-    cancel,
     locked,
-    locked_payment,
     pause,
     retried,
     settle,
@@ -42,168 +36,6 @@ NOTED_EVERY = timedelta(minutes=10)  # absence of a case that somebody looks at
 # both are built; refunds of payments without a list wait for one scan that they share.
 
 
-@retried
-def observe_refund(
-    seen: smartpay.Refund, *, read_at: datetime, kind: str = Evidence.Kind.READ
-) -> SmartpayRefund:
-    """Book a refund that Smartpay showed: into the mirror, and into the ledger where it is ours.
-
-    The one door for what is read: a payment's refunds, a webhook's, a scan's. Only the answer to a sending of our own
-    goes to the ledger first, where it is known to be ours.
-    """
-    if lost := mirror.lost_refund(seen):
-        mirror.record_refund(seen, read_at=read_at)  # a guard wants to see it
-        _recover(lost, seen)
-    # What says nothing new is not booked again: a case would have a further round each time, and nobody's word would be
-    # the last. What does is recorded and booked at once: recorded alone, it would be news no more to whoever books it.
-    if mirror.is_news(seen) and (refund_id := mirror.ledger_id_of(seen)):
-        with locked(refund_id) as refund:
-            row = mirror.record_refund(seen, read_at=read_at)
-            book_evidence(refund, seen, kind=kind, now=clock.now())
-            mirror.count_external([refund.payment_id])
-    else:
-        row = mirror.record_refund(seen, read_at=read_at)
-    if row.ours_id is None:
-        _cancel_what_no_longer_fits(seen.payment)
-    return row
-
-
-def _recover(refund_id: uuid.UUID, seen: smartpay.Refund) -> None:
-    """Write a refund anew that the ledger has lost, as a database restored to an older state has: Smartpay shows it.
-
-    Who asked for it is lost too. That it was sent says that it was asked for; so nothing is ever sent for it again.
-    """
-    person, _ = User.objects.get_or_create(
-        username="recovered", defaults={"name": "データベースの復元", "is_active": False}
-    )
-    reason, description = storable(seen.reason)[:32], storable(seen.description)
-    with transaction.atomic(durable=True):
-        payment = locked_payment(seen.payment)
-        refund = Refund(
-            id=refund_id,
-            payment=payment,
-            amount=seen.amount,
-            currency=seen.currency,
-            reason=reason,
-            description=description[:80],
-            refundable_before=payment.refundable(),
-            external_before=payment.external,
-            body=smartpay.refund_body(
-                payment_id=seen.payment,
-                amount=seen.amount,
-                currency=seen.currency,
-                reason=reason,
-                description=description,
-                key=str(refund_id),
-            ),
-            state=State.SUCCEEDED,
-            smartpay_id=seen.id,
-            requested_by=person,
-            requested_at=seen.created_at,
-            settled_at=seen.created_at,
-            recovered=True,
-        )
-        refund.save(force_insert=True)
-        audit.record(None, "refund.recovered", refund, smartpay_id=seen.id, amount=refund.amount)
-        _cancel_what_waits(payment)
-        alarm(
-            "refund.recovered", refund, smartpay_id=seen.id
-        )  # before the commit: who dies here raises it again
-
-
-def read_order(order_id: str, *, client: smartpay.Client) -> bool:
-    """Read an order at Smartpay, and the refunds of its payments that we did not know; return whether they list them.
-
-    Raises: smartpay.SmartpayError.
-    """
-    read_at = clock.now()
-    listed, refunds = mirror.refresh_order(order_id, client)
-    for seen in refunds:
-        observe_refund(seen, read_at=read_at)
-    return listed
-
-
-def read_payment(payment_id: str, *, client: smartpay.Client) -> bool:
-    """Read a payment at Smartpay, and the refunds of it that we did not know; return whether it lists them.
-
-    Raises: smartpay.SmartpayError.
-    """
-    read_at = clock.now()
-    complete, refunds = mirror.refresh_payment(payment_id, client)
-    for seen in refunds:
-        observe_refund(seen, read_at=read_at)
-    return complete
-
-
-def book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str, now: datetime) -> None:
-    """Settle a locked refund by what Smartpay shows of it: evidence of success wins over every state."""
-    before = refund.state
-    known = refund.smartpay_id == seen.id
-    failed = seen.status == SmartpayRefund.Status.FAILED
-    never_sent = refund.state in Refund.NEVER_SENT
-    denied = refund.state in (State.REJECTED, State.NOT_EXECUTED)
-    if is_strange := seen.status not in ("", *SmartpayRefund.Status.values):
-        alarm("refund.status_unknown", refund, smartpay_id=seen.id)
-        if not never_sent and not denied:
-            return  # neither done nor failed: it is read again
-    if known and refund.state == (State.REJECTED if failed else State.SUCCEEDED):
-        return
-    matches = (seen.payment, seen.amount, seen.currency) == (
-        refund.payment_id,
-        refund.amount,
-        refund.currency,
-    )
-    detail = Evidence.Detail.FAILED if failed else "" if matches else Evidence.Detail.DIFFERS
-    Evidence.objects.create(refund=refund, kind=kind, at=now, found=True, smartpay_id=seen.id, detail=detail)
-    if never_sent and seen.payment != refund.payment_id:
-        alarm("refund.named_elsewhere", refund, smartpay_id=seen.id)
-    else:
-        if never_sent:
-            # Sent by a life of this row that the database has forgotten: it never may be sent again.
-            to_review(refund, f"{seen.id} was sent and forgotten")
-            refund.save()  # a step of its own: no guard lets a waiting row become a settled one at once
-        if not is_strange:
-            _judge(refund, seen, now, matches=matches)
-        elif denied:
-            to_review(refund, f"{seen.id} exists, with a status of its own")
-        refund.save()
-    if denied and refund.state == State.REVIEW:
-        _cancel_what_waits(refund.payment)
-    action = f"refund.{refund.state}" if refund.state != before else "refund.observed"
-    audit.record(None, action, refund, smartpay_id=seen.id, evidence=kind)
-
-
-def _judge(refund: Refund, seen: smartpay.Refund, now: datetime, *, matches: bool) -> None:
-    """Give a refund the state that what Smartpay shows of it asks for; raise the alarm where it should show nothing."""
-    known = refund.smartpay_id == seen.id
-    failed = seen.status == SmartpayRefund.Status.FAILED
-    if refund.smartpay_id and not known:
-        alarm("refund.two_executions", refund, smartpay_id=seen.id)
-        if refund.state in (State.REJECTED, State.NOT_EXECUTED):
-            to_review(refund, f"second refund {seen.id}")
-    elif refund.state in Refund.OPEN:
-        if not matches or Refund.objects.filter(smartpay_id=seen.id).exclude(pk=refund.pk).exists():
-            to_review(refund, f"{seen.id} differs")
-        elif failed and refund.state in Refund.IN_FLIGHT:
-            refund.smartpay_id = seen.id
-            refund.error_code = "status.failed"
-            settle(refund, State.REJECTED, now)
-        elif not failed:
-            others = refund.seen.exclude(pk=seen.id).exclude(status=SmartpayRefund.Status.FAILED)
-            if refund.state == State.REVIEW and others.exists():  # what made it a case
-                alarm("refund.two_executions", refund, smartpay_id=seen.id)
-            refund.smartpay_id = seen.id
-            refund.error_code = refund.error_message = ""
-            settle(refund, State.SUCCEEDED, now)
-    elif failed:
-        if known:
-            alarm("refund.taken_back", refund, smartpay_id=seen.id)
-    elif refund.state in (State.REJECTED, State.NOT_EXECUTED):
-        to_review(refund, f"{seen.id} exists")
-    else:
-        alarm("refund.executed_unasked", refund, smartpay_id=seen.id)
-
-
 def look_for(refund_id: uuid.UUID, *, owner: str, client: smartpay.Client) -> bool:
     """Look for the refund at Smartpay; return whether it may be sent (again), as far as a read can tell.
 
@@ -213,11 +45,11 @@ def look_for(refund_id: uuid.UUID, *, owner: str, client: smartpay.Client) -> bo
     refund = Refund.objects.get(pk=refund_id)
     read_at = clock.now()
     try:
-        complete = read_payment(refund.payment_id, client=client)
+        complete = observing.read_payment(refund.payment_id, client=client)
         # The mirror has it and the ledger does not: who recorded it died in between, or its status is a new word.
         for smartpay_id in refund.seen.values_list("pk", flat=True):
             seen_at = clock.now()
-            observe_refund(client.get_refund(smartpay_id), read_at=seen_at)
+            observing.observe_refund(client.get_refund(smartpay_id), read_at=seen_at)
     except smartpay.SmartpayError as error:
         _book_silence(refund_id, error, owner=owner)
         return False
@@ -329,29 +161,6 @@ def _wait_or_ask(refund: Refund, now: datetime, *, at_least: float | None = None
         pause(refund, now, at_least=at_least)
 
 
-def _cancel_what_waits(payment: Payment) -> None:
-    """Cancel what waits beside a refund that was lost, or called not made: it may be the same, asked for once more."""
-    for waiting in payment.refunds.filter(state__in=Refund.NEVER_SENT).select_for_update():
-        waiting.payment = payment
-        cancel(waiting, Refund.Cancelled.BALANCE, by=None)
-        alarm("refund.no_longer_fits", waiting)
-
-
-def _cancel_what_no_longer_fits(payment_id: str) -> None:
-    """After a refund made elsewhere: cancel ours that were never sent and no longer fit, the newest first."""
-    with transaction.atomic():
-        payment = Payment.objects.select_for_update().filter(pk=payment_id).first()
-        if payment is None:
-            return
-        waiting = payment.refunds.filter(state__in=Refund.NEVER_SENT).order_by("-requested_at")
-        for refund in waiting.select_for_update():
-            payment.refresh_from_db()
-            if not payment.is_overdrawn():
-                break
-            cancel(refund, Refund.Cancelled.BALANCE, by=None)
-            alarm("refund.no_longer_fits", refund)
-
-
 # --- Reading everything -------------------------------------------------------------------------------------
 
 
@@ -363,7 +172,7 @@ def scan_if_needed(*, client: smartpay.Client) -> None:
     if not needs_full_scan():
         return
     cases = _cases_waiting_for_scan()
-    scanning.scan_refunds(client, observe=observe_refund)
+    scanning.scan_refunds(client, observe=observing.observe_refund)
     for refund in cases:
         book_absence_of_case(refund.pk, kind=Evidence.Kind.LIST, complete_at=scanning.scanned_at())
     scanned_at = scanning.scanned_at() or EPOCH
