@@ -26,7 +26,7 @@ from dashboard.models import User
 from refunds import audit, bulk_file, clock, roles, services
 from refunds.folding import fold_reference
 from refunds.forms import DESCRIPTION_LENGTH, PlainText, YenField
-from refunds.models import Bulk, BulkLine, Order, Refund
+from refunds.models import Bulk, BulkLine, Order, Refund, RefundQuerySet
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +50,7 @@ PROBLEMS: dict[type[services.RefundError], BulkLine.Problem] = {
 
 
 HAS_ROW = Exists(Refund.objects.filter(pk=OuterRef("request_id")))
-IS_BLOCKED = Exists(Refund.objects.filter(payment=OuterRef("payment"), state__in=Refund.BLOCKING))
+IS_BLOCKED = Exists(Refund.objects.blocking().filter(payment=OuterRef("payment")))
 WHAT_IS_CHECKED = ["payment", "amount", "reason", "refundable", "is_similar", "state", "problem"]
 DECISION = ("decided_by", "decided_at", "decision_note")
 
@@ -209,7 +209,7 @@ def cancel(bulk_id: uuid.UUID, *, by: User) -> Bulk:
         _stop(bulk, Bulk.State.CANCELLED)
         bulk.save(update_fields=["state", "ended_at"])
         audit.record(by, "bulk.cancelled", bulk)
-    for refund in _rows(bulk).filter(state__in=Refund.NEVER_SENT, first_sent_at=None, requested_by=by):
+    for refund in _rows(bulk).never_sent().filter(first_sent_at=None, requested_by=by):
         try:
             services.withdraw(refund.pk, by=by)
         except services.NotWaiting:
@@ -286,7 +286,7 @@ def tally(bulk: Bulk) -> dict[str, Share]:
     return {row["state"]: Share(row["n"], row["sum"] or 0) for row in (*lines, *rows)}
 
 
-def _rows(bulk: Bulk) -> QuerySet[Refund]:
+def _rows(bulk: Bulk) -> RefundQuerySet:
     asked = bulk.lines.filter(state=LineState.ASKED)
     return Refund.objects.filter(pk__in=asked.values("request_id"))
 

@@ -5,6 +5,7 @@ What this file promises, the database enforces: constraints here, triggers in mi
 
 import secrets
 import uuid
+from typing import Self
 
 from django.conf import settings
 from django.db import models
@@ -246,6 +247,21 @@ class Payment(models.Model):
         return self.already_refunded() + self.reserved > self.captured
 
 
+class SmartpayRefundQuerySet(models.QuerySet["SmartpayRefund"]):
+    def counting(self) -> Self:
+        """Return those whose amount is gone: every status but "failed", the unknown ones included."""
+        return self.exclude(status=SmartpayRefund.Status.FAILED)
+
+    def beside_the_ledger(self) -> Self:
+        """Return those that no row of the ledger accounts for.
+
+        They were made elsewhere, are a further refund of a row, or belong to a row that ended without a refund.
+        count_external() in mirror.py counts the same ones.
+        """
+        further = Q(ours__smartpay_id__isnull=False) & ~Q(ours__smartpay_id=F("id"))
+        return self.filter(Q(ours=None) | Q(ours__state__in=Refund.ENDED_WITHOUT) | further)
+
+
 class SmartpayRefund(models.Model):
     """A refund that Smartpay shows, whoever made it. Written by mirror.py only; which are ours, it decides there."""
 
@@ -284,6 +300,8 @@ class SmartpayRefund(models.Model):
         verbose_name=_("返金"),
     )
 
+    objects = SmartpayRefundQuerySet.as_manager()
+
     class Meta:
         verbose_name = _("Smartpay の返金")
         verbose_name_plural = _("Smartpay の返金")
@@ -293,19 +311,26 @@ class SmartpayRefund(models.Model):
     def __str__(self) -> str:
         return self.id
 
-    @staticmethod
-    def beside_the_ledger() -> Q:
-        """Those that no row of the ledger accounts for: made elsewhere, a second one of a row, one of a row that ended
-        without. As count_external() in mirror.py counts them.
-        """
-        ended = [Refund.State.CANCELLED, Refund.State.REJECTED, Refund.State.NOT_EXECUTED]
-        second = Q(ours__smartpay_id__isnull=False) & ~Q(ours__smartpay_id=F("id"))
-        return Q(ours=None) | Q(ours__state__in=ended) | second
-
     @property
     def counts(self) -> bool:
-        """Whether its amount is gone: every status but "failed", the unknown ones included."""
+        """Whether its amount is gone, as counting() has it."""
         return self.status != self.Status.FAILED
+
+
+class RefundQuerySet(models.QuerySet["Refund"]):
+    """Refunds by their state; the groups of states, and what each means, are told at Refund."""
+
+    def never_sent(self) -> Self:
+        return self.filter(state__in=Refund.NEVER_SENT)
+
+    def reserving(self) -> Self:
+        return self.filter(state__in=Refund.RESERVING)
+
+    def open(self) -> Self:
+        return self.filter(state__in=Refund.OPEN)
+
+    def blocking(self) -> Self:
+        return self.filter(state__in=Refund.BLOCKING)
 
 
 class Refund(models.Model):
@@ -328,9 +353,15 @@ class Refund(models.Model):
     NEVER_SENT = (State.AWAITING_APPROVAL, State.QUEUED)
     RESERVING = (*NEVER_SENT, State.SENDING, State.UNKNOWN, State.REVIEW)
     IN_FLIGHT = (State.SENDING, State.UNKNOWN)
-    OPEN = (*IN_FLIGHT, State.REVIEW)  # nothing else of the payment is sent meanwhile
-    # A further refund of the payment is refused meanwhile. A sending one takes seconds: another that fits may queue.
+    OPEN = (*IN_FLIGHT, State.REVIEW)  # meanwhile no other refund of the payment is sent
+    # Meanwhile no other refund of the payment may be asked for. SENDING is not among them: it lasts seconds, and
+    # another refund that fits may be queued behind it.
     BLOCKING = (State.UNKNOWN, State.REVIEW)
+    ENDED_WITHOUT = (
+        State.REJECTED,
+        State.NOT_EXECUTED,
+        State.CANCELLED,
+    )  # no money left; its amount is free again
 
     class Reason(models.TextChoices):
         REQUESTED_BY_CUSTOMER = "requested_by_customer", _("お客様からの依頼")
@@ -401,8 +432,10 @@ class Refund(models.Model):
     settled_at = models.DateTimeField(_("確定日時"), null=True, blank=True)
     # How often it became a case for people: their decisions are about the last time.
     reviews = models.PositiveIntegerField(_("要調査の回数"), default=0)
-    # Written anew from what Smartpay shows, after the database had lost it. Never sent.
+    # Written again from what Smartpay shows, after the database had lost it. Never sent from here.
     recovered = models.BooleanField(_("復元"), default=False)
+
+    objects = RefundQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("返金")
@@ -477,14 +510,13 @@ class Refund(models.Model):
     def is_settled(self) -> bool:
         return self.state not in self.RESERVING
 
-    @property
     def is_overtaken(self) -> bool:
-        """Whether the payment was refunded elsewhere since the person looked: that may be what they wanted."""
+        """Return whether the payment was refunded elsewhere after the person looked: that refund may be this one."""
         if self.payment.external > self.external_before:
             return True
-        # Another that failed meanwhile may have taken as much off the sum.
+        # The sum may hide it: an earlier refund that failed meanwhile takes its amount off.
         since = self.payment.smartpay_refunds.filter(ours=None, created_at__gt=self.requested_at)
-        return since.exclude(status=SmartpayRefund.Status.FAILED).exists()
+        return since.counting().exists()
 
 
 class Attempt(models.Model):
@@ -813,8 +845,13 @@ class Control(models.Model):
         return self.get_cause_display() if self.cause else self.reason
 
     @classmethod
+    def current(cls) -> "Control":
+        """Return the row, or an unsaved one with the defaults where nobody has touched the switch yet."""
+        return cls.objects.filter(one=True).first() or cls()
+
+    @classmethod
     def sends_are_on(cls) -> bool:
-        """Whether refunds may be sent; nobody having touched the switch, they may."""
+        """Return whether refunds may be sent. They may where nobody has touched the switch yet."""
         return not cls.objects.filter(sends_enabled=False).exists()
 
 

@@ -234,7 +234,7 @@ def _name_orders(found: list[Difference]) -> None:
 
 def oldest_unsettled() -> Refund | None:
     """The refund of ours that has been without an outcome for longest; None where all have one."""
-    return Refund.objects.filter(state__in=Refund.OPEN).order_by("requested_at", "id").first()
+    return Refund.objects.open().order_by("requested_at", "id").first()
 
 
 def rows(found: Iterable[Difference]) -> Iterator[list[Any]]:

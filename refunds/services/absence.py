@@ -129,7 +129,7 @@ def _conclude_absence(refund: Refund, now: datetime) -> None:
         ours=None,
         amount=refund.amount,
         created_at__gte=first_sent_at - COULD_BE_OURS,
-    ).exclude(status=SmartpayRefund.Status.FAILED)
+    ).counting()
     if could_be_it.exists():
         to_review(refund, "a refund without our reference could be it")
     else:

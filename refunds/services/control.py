@@ -28,7 +28,7 @@ def why_nothing_is_sent(now: datetime) -> str:
     """Why no refund may be sent at this moment, for the log; "" if it may. Inside the transaction of an attempt."""
     # The file first: what it tells was committed before, so that the database can only be further.
     mark = _mark()
-    control = _control()
+    control = Control.current()
     if not control.sends_enabled:
         return "sending is stopped"
     if _is_behind(control, mark):
@@ -145,11 +145,7 @@ def remember(attempt: int) -> None:
 def _notice_restore() -> bool:
     """Whether the fence is up; raises it, in the caller's transaction, where the ledger is older than was seen."""
     mark = _mark()  # first: see why_nothing_is_sent()
-    return _is_behind(_control(), mark)
-
-
-def _control() -> Control:
-    return Control.objects.filter(one=True).first() or Control()
+    return _is_behind(Control.current(), mark)
 
 
 def _is_behind(control: Control, mark: Mark) -> bool:

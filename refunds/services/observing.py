@@ -168,7 +168,7 @@ def _judge(refund: Refund, seen: smartpay.Refund, now: datetime, *, matches: boo
             refund.error_code = "status.failed"
             settle(refund, State.REJECTED, now)
         elif not failed:
-            others = refund.seen.exclude(pk=seen.id).exclude(status=SmartpayRefund.Status.FAILED)
+            others = refund.seen.exclude(pk=seen.id).counting()
             if refund.state == State.REVIEW and others.exists():  # what made it a case
                 alarm("refund.two_executions", refund, smartpay_id=seen.id)
             refund.smartpay_id = seen.id
@@ -185,7 +185,7 @@ def _judge(refund: Refund, seen: smartpay.Refund, now: datetime, *, matches: boo
 
 def _cancel_what_waits(payment: Payment) -> None:
     """Cancel what waits beside a refund that was lost, or called not made: it may be the same, asked for once more."""
-    for waiting in payment.refunds.filter(state__in=Refund.NEVER_SENT).select_for_update():
+    for waiting in payment.refunds.never_sent().select_for_update():
         waiting.payment = payment
         cancel(waiting, Refund.Cancelled.BALANCE, by=None)
         alarm("refund.no_longer_fits", waiting)
@@ -197,7 +197,7 @@ def _cancel_what_no_longer_fits(payment_id: str) -> None:
         payment = Payment.objects.select_for_update().filter(pk=payment_id).first()
         if payment is None:
             return
-        waiting = payment.refunds.filter(state__in=Refund.NEVER_SENT).order_by("-requested_at")
+        waiting = payment.refunds.never_sent().order_by("-requested_at")
         for refund in waiting.select_for_update():
             payment.refresh_from_db()
             if not payment.is_overdrawn():

@@ -355,8 +355,9 @@ def similar_refunds(payment: Payment, amount: int, *, but: uuid.UUID) -> list[Si
         .select_related("payment__order", "requested_by")
     )
     elsewhere = (
-        SmartpayRefund.objects.filter(SmartpayRefund.beside_the_ledger(), customers, lately("created_at"))
-        .exclude(status=SmartpayRefund.Status.FAILED)
+        SmartpayRefund.objects.beside_the_ledger()
+        .counting()
+        .filter(customers, lately("created_at"))
         .select_related("payment__order")
     )
     found = [
@@ -381,7 +382,7 @@ def _check(payment: Payment, request: RefundRequest, *, by: User, refundable: in
     """Raise what speaks against the request; `refundable` is what the person saw, None before they saw anything."""
     if not roles.may(by, roles.REQUEST_REFUND):
         raise PermissionDenied
-    if payment.refunds.filter(state__in=Refund.BLOCKING).exists():
+    if payment.refunds.blocking().exists():
         raise RefundUnsettled(
             _(
                 "この支払いには結果が確定していない返金があります。確定するまで返金できません。何も送られていません。"

@@ -65,7 +65,7 @@ def take_turn(refund_id: uuid.UUID, *, client: smartpay.Client, first: bool = Fa
 def due() -> QuerySet[Refund]:
     """Refunds whose turn has come, the longest waiting first: the ledger is its own queue."""
     now = clock.now()
-    open_one = Refund.objects.filter(payment=OuterRef("payment"), state__in=Refund.OPEN)
+    open_one = Refund.objects.open().filter(payment=OuterRef("payment"))
     return (
         Refund.objects.filter(next_check_at__lte=now)
         .filter(Q(lease_until=None) | Q(lease_until__lte=now))
@@ -154,13 +154,13 @@ def _why_not_sent(refund: Refund, now: datetime) -> str:
         return "the clock went back"
     if refund.first_sent_at and now >= refund.first_sent_at + SEND_WINDOW:
         return "the send window is over"
-    others = refund.payment.refunds.filter(state__in=Refund.OPEN).exclude(pk=refund.pk)
+    others = refund.payment.refunds.open().exclude(pk=refund.pk)
     if others.exists():
         return "another refund of the payment is open"
     if refund.first_sent_at and not _entitled(refund):
         return "a person behind it may no longer refund"
     # What was lost may be what somebody then refunded by hand. It is looked for until its absence is proved.
-    if refund.first_sent_at and refund.is_overtaken:
+    if refund.first_sent_at and refund.is_overtaken():
         return "a refund made elsewhere could be it"
     return ""
 
@@ -171,11 +171,11 @@ def _still_wanted(refund: Refund) -> bool:
     What was refunded elsewhere since the person looked may be what they wanted: whoever still wants it asks again.
     Where the database was restored since, it may even be this very refund, and that is for people to say.
     """
-    if refund.is_overtaken and could_be_sent_until(refund) > refund.requested_at:
+    if refund.is_overtaken() and could_be_sent_until(refund) > refund.requested_at:
         to_review(refund, "a refund made elsewhere could be it, sent and forgotten")
         refund.save()
         audit.record(None, "refund.review", refund, why="restored")
-    elif refund.payment.is_overdrawn() or refund.is_overtaken:
+    elif refund.payment.is_overdrawn() or refund.is_overtaken():
         cancel(refund, Refund.Cancelled.BALANCE, by=None)
         alarm("refund.no_longer_fits", refund)
     elif _file_was_given_up(refund):

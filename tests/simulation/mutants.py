@@ -286,7 +286,7 @@ MUTANTS = {
         "a payment has one refund on its way at a time",
         (
             asking(
-                "if payment.refunds.filter(state__in=Refund.BLOCKING).exists():",
+                "if payment.refunds.blocking().exists():",
                 "if payment.refunds.filter(state=State.REVIEW).exists():",
             ),
             sending("    if others.exists():", "    if False:"),
