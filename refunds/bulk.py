@@ -71,7 +71,7 @@ def upload(file_name: str, data: bytes, *, by: User) -> tuple[Bulk, bool]:
 
     Raises: PermissionDenied, csv_file.BadFile.
     """
-    _may(by, roles.REQUEST_REFUND)
+    roles.require(by, roles.REQUEST_REFUND)
     written = bulk_file.read(data)
     digest = bulk_file.digest(written)
     try:
@@ -116,7 +116,7 @@ def start(bulk_id: uuid.UUID, *, by: User, similar_reason: str = "") -> Bulk:
     Raises: PermissionDenied if another person uploaded it, BulkError.
     """
     with _locked(bulk_id) as bulk:
-        _may(by, roles.REQUEST_REFUND)
+        roles.require(by, roles.REQUEST_REFUND)
         if bulk.uploaded_by_id != by.pk:
             raise PermissionDenied
         if bulk.state != Bulk.State.CHECKED:
@@ -151,7 +151,7 @@ def decide(bulk_id: uuid.UUID, *, by: User, approved: bool, note: str = "") -> B
     Raises: PermissionDenied (also for the person's own file), BulkError.
     """
     with _locked(bulk_id) as bulk:
-        _may(by, roles.APPROVE_REFUND)
+        roles.require(by, roles.APPROVE_REFUND)
         if bulk.uploaded_by_id == by.pk:
             raise PermissionDenied
         if bulk.state != Bulk.State.AWAITING_APPROVAL:
@@ -181,8 +181,8 @@ def pause(bulk_id: uuid.UUID, *, by: User, paused: bool) -> Bulk:
         before, after = after, before
     with _locked(bulk_id) as bulk:
         if bulk.uploaded_by_id != by.pk:
-            _may(by, roles.APPROVE_REFUND)
-        _may(by, roles.REQUEST_REFUND)
+            roles.require(by, roles.APPROVE_REFUND)
+        roles.require(by, roles.REQUEST_REFUND)
         if bulk.state != before:
             raise BulkError(_("この一括返金の状態が変わりました。いまの状態を確かめてください。"))
         if not paused and bulk.paused_by_id != by.pk and not by.has_perm(roles.APPROVE_REFUND):
@@ -203,7 +203,7 @@ def cancel(bulk_id: uuid.UUID, *, by: User) -> Bulk:
     """
     with _locked(bulk_id) as bulk:
         if bulk.uploaded_by_id != by.pk:
-            _may(by, roles.APPROVE_REFUND)
+            roles.require(by, roles.APPROVE_REFUND)
         if bulk.state not in Bulk.OPEN:
             raise BulkError(_("この一括返金はすでに終わっています。"))
         _stop(bulk, Bulk.State.CANCELLED)
@@ -253,11 +253,6 @@ def _expire() -> None:
                 _stop(bulk, Bulk.State.CANCELLED)
                 bulk.save(update_fields=["state", "ended_at"])
                 audit.record(None, "bulk.cancelled", bulk, why="expired")
-
-
-def _may(person: User, permission: str) -> None:
-    if not roles.may(person, permission):
-        raise PermissionDenied
 
 
 @contextmanager

@@ -105,26 +105,26 @@ def compare(day: date, *, read_at: datetime) -> Reconciliation:
     counts: Counter[str] = Counter()
     theirs_total = ours_total = 0
     with transaction.atomic():
-        for seen in _theirs(day, read_at).iterator():
-            kind = _kind(seen)
+        for mirrored in _theirs(day, read_at).iterator():
+            kind = _kind(mirrored)
             counts[kind or "equal"] += 1
-            if seen.counts and seen.currency == "JPY":
-                theirs_total += seen.amount
-            ours = seen.ours
+            if mirrored.counts and mirrored.currency == "JPY":
+                theirs_total += mirrored.amount
+            ours = mirrored.ours
             if (
                 ours
                 and ours.state == Refund.State.SUCCEEDED
-                and ours.smartpay_id == seen.pk
+                and ours.smartpay_id == mirrored.pk
                 and ours.currency == "JPY"
             ):
                 ours_total += ours.amount
             if kind:
-                found.append(_difference(kind, seen=seen, ours=ours, at=seen.created_at))
+                found.append(_difference(kind, mirrored=mirrored, ours=ours, at=mirrored.created_at))
         for ours in _missing(day, read_at).iterator():
             counts[Kind.ONLY_OURS] += 1
             ours_total += ours.amount if ours.currency == "JPY" else 0
             found.append(
-                _difference(Kind.ONLY_OURS, seen=None, ours=ours, at=cast(datetime, ours.settled_at))
+                _difference(Kind.ONLY_OURS, mirrored=None, ours=ours, at=cast(datetime, ours.settled_at))
             )
         compared, _new = Reconciliation.objects.update_or_create(
             day=day,
@@ -159,7 +159,7 @@ def _span(day: date) -> tuple[datetime, datetime]:
     return begins, begins + timedelta(days=1)
 
 
-def _shown(read_at: datetime) -> QuerySet[SmartpayRefund]:
+def _mirrored_since(read_at: datetime) -> QuerySet[SmartpayRefund]:
     """Those that the reading has shown, or that were read since."""
     return SmartpayRefund.objects.filter(read_at__gte=read_at)
 
@@ -168,7 +168,7 @@ def _theirs(day: date, read_at: datetime) -> QuerySet[SmartpayRefund]:
     """Of a day, but for those made elsewhere that failed: no money moved, and nobody here knows of them."""
     begins, ends = _span(day)
     return (
-        _shown(read_at)
+        _mirrored_since(read_at)
         .filter(created_at__gte=begins, created_at__lt=ends)
         .exclude(ours=None, status=SmartpayRefund.Status.FAILED)
         .select_related("ours")
@@ -183,43 +183,45 @@ def _missing(day: date, read_at: datetime) -> QuerySet[Refund]:
         Refund.objects.filter(
             state=Refund.State.SUCCEEDED, settled_at__gte=begins, settled_at__lt=min(ends, read_at)
         )
-        .exclude(Exists(_shown(read_at).filter(pk=OuterRef("smartpay_id"))))
+        .exclude(Exists(_mirrored_since(read_at).filter(pk=OuterRef("smartpay_id"))))
         .order_by("settled_at", "id")
     )
 
 
-def _kind(seen: SmartpayRefund) -> Difference.Kind | None:
+def _kind(mirrored: SmartpayRefund) -> Difference.Kind | None:
     """How the ledger differs from what Smartpay shows; None: it does not."""
-    ours = seen.ours
+    ours = mirrored.ours
     if ours is None or ours.recovered:
         return Kind.ONLY_THEIRS
-    if not seen.counts:
+    if not mirrored.counts:
         return (
-            Kind.DIFFERING if ours.state == Refund.State.SUCCEEDED and ours.smartpay_id == seen.pk else None
+            Kind.DIFFERING
+            if ours.state == Refund.State.SUCCEEDED and ours.smartpay_id == mirrored.pk
+            else None
         )
-    if seen.status not in ("", SmartpayRefund.Status.SUCCEEDED):
+    if mirrored.status not in ("", SmartpayRefund.Status.SUCCEEDED):
         return Kind.DIFFERING  # neither done nor failed
     here = (ours.state, ours.smartpay_id, ours.payment_id, ours.amount, ours.currency)
-    there = (Refund.State.SUCCEEDED, seen.pk, seen.payment_id, seen.amount, seen.currency)
+    there = (Refund.State.SUCCEEDED, mirrored.pk, mirrored.payment_id, mirrored.amount, mirrored.currency)
     return None if here == there else Kind.DIFFERING
 
 
 def _difference(
-    kind: Difference.Kind, *, seen: SmartpayRefund | None, ours: Refund | None, at: datetime
+    kind: Difference.Kind, *, mirrored: SmartpayRefund | None, ours: Refund | None, at: datetime
 ) -> Difference:
-    either = seen or ours
+    either = mirrored or ours
     assert either is not None  # noqa: S101  (one of the two differs)
     return Difference(
         kind=kind,
         repaired=ours is not None and ours.recovered,
         refund=ours,
-        smartpay_id=(seen.pk if seen else ours and ours.smartpay_id) or "",
+        smartpay_id=(mirrored.pk if mirrored else ours and ours.smartpay_id) or "",
         payment_id=either.payment_id,
         currency=either.currency,
         ours_amount=ours.amount if ours else None,
-        theirs_amount=seen.amount if seen else None,
+        theirs_amount=mirrored.amount if mirrored else None,
         ours_state=ours.state if ours else "",
-        theirs_status=seen.status if seen else "",
+        theirs_status=mirrored.status if mirrored else "",
         at=at,
     )
 

@@ -4,6 +4,7 @@ The source of every fact is Smartpay's API reference and its official SDKs; wher
 reading is taken and said here. Amounts are integers in the currency's minor unit (¥2,500 is 2500).
 """
 
+import copy
 import hashlib
 import json
 import re
@@ -115,7 +116,7 @@ class NotAccepted(Unclear):
     outcome = "NOT_ACCEPTED"
 
 
-class KeyRefused(NotAccepted):
+class Unauthorized(NotAccepted):
     """401: the secret key is missing, wrong or outdated. Every further call would get the same."""
 
 
@@ -175,7 +176,7 @@ def _object(value: Any) -> Json:
     return value if isinstance(value, dict) else {}
 
 
-def _shown(text: str) -> str:
+def _printable(text: str) -> str:
     """Smartpay's words as one line that every database and log can hold: no NUL, no line break, no half character."""
     return "".join(character if character.isprintable() else " " for character in text)
 
@@ -475,6 +476,19 @@ def refund_body(
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
 
 
+@contextmanager
+def _measured(call: str) -> Iterator[None]:
+    """Observe how long a call takes, and what its answer means. Serves as a decorator, too."""
+    began, outcome = time.perf_counter(), "ANSWERED"
+    try:
+        yield
+    except SmartpayError as error:
+        outcome = error.outcome
+        raise
+    finally:
+        CALL_SECONDS.labels(call, outcome).observe(time.perf_counter() - began)
+
+
 # --- The client ---------------------------------------------------------------------------------------------
 
 
@@ -534,8 +548,8 @@ class Client:
 
     def within(self, seconds: float) -> "Client":
         """The same client with a shorter deadline: for a page that somebody waits for."""
-        other = Client.__new__(Client)
-        other.__dict__ = self.__dict__ | {"_deadline": seconds}
+        other = copy.copy(self)
+        other._deadline = seconds
         return other
 
     # -- reads
@@ -578,6 +592,7 @@ class Client:
 
     # -- the one write
 
+    @_measured("refund")
     def create_refund(self, *, body: str, key: str, payment_id: str, amount: int, currency: str) -> Answer:
         """Send a refund request; repeated within six hours under one key, Smartpay does it once.
 
@@ -590,10 +605,6 @@ class Client:
         Raises: Refused, NotSent, Unclear (and what is below it): see Note [What an answer means].
         Source: Smartpay API reference, "Create a refund" (POST /refunds) and "Idempotency".
         """
-        with _measured("refund"):
-            return self._create_refund(body, key=key, payment_id=payment_id, amount=amount, currency=currency)
-
-    def _create_refund(self, body: str, *, key: str, payment_id: str, amount: int, currency: str) -> Answer:
         response = self._call(
             lambda session: session.post(
                 f"{self._base_url}/refunds",
@@ -621,18 +632,18 @@ class Client:
     ) -> Answer:
         """Tell whether a 2xx answer is the refund that was asked for. See Note [What an answer means]."""
         data = response.json
-        seen: Json = {
+        kept: Json = {
             "http_status": response.status,
             "sha256": response.sha256,
             "replayed": response.replayed,
         }
         if data is None:
-            raise Unclear("The answer is not JSON.", **seen)
+            raise Unclear("The answer is not JSON.", **kept)
         required = ("object", "id", "payment", "amount", "currency", "test")
         if any(data.get(name) is None for name in required):
-            raise Unclear("The answer lacks a field.", **seen)
+            raise Unclear("The answer lacks a field.", **kept)
         if type(data["amount"]) is not int or not isinstance(data["currency"], str):
-            raise Unclear("The answer has a field of another type.", **seen)
+            raise Unclear("The answer has a field of another type.", **kept)
         metadata = data.get("metadata")
         echo = metadata.get("refund_dashboard_id") if isinstance(metadata, dict) else None
         contradictions = {
@@ -646,14 +657,14 @@ class Client:
             "metadata": echo not in (None, key),
         }
         if wrong := [name for name, differs in contradictions.items() if differs]:
-            raise Contradiction(f"The answer differs in: {', '.join(wrong)}.", **seen)
+            raise Contradiction(f"The answer differs in: {', '.join(wrong)}.", **kept)
         if data.get("status") not in (None, "succeeded", "failed"):
-            raise Unclear("The refund's status is one that we do not know.", **seen)
+            raise Unclear("The refund's status is one that we do not know.", **kept)
         try:
             refund = Refund.parse(data)
         except UNREADABLE as error:
-            raise Unclear("The answer lacks a field.", **seen) from error
-        return Answer(refund=refund, outcome="FAILED" if refund.status == "failed" else "EXECUTED", **seen)
+            raise Unclear("The answer lacks a field.", **kept) from error
+        return Answer(refund=refund, outcome="FAILED" if refund.status == "failed" else "EXECUTED", **kept)
 
     # -- how a call is made
 
@@ -672,27 +683,24 @@ class Client:
 
     def _read(self, path: str, query: Json) -> Json:
         with _measured(path.split("/")[1]):
-            return self._read_measured(path, query)
-
-    def _read_measured(self, path: str, query: Json) -> Json:
-        response = self._call(
-            lambda session: session.get(
-                f"{self._base_url}{path}",
-                params=query,
-                headers={"Authorization": self._authorization},
-                timeout=self._timeout,
-                allow_redirects=False,
-                stream=True,
-            ),
-            session=self._reads,
-            largest=LARGEST_READ_ANSWER,
-        )
-        if response.status != 200:
-            raise self._error(response, refusals=None)
-        data = response.json
-        if data is None:
-            raise Unclear("The answer is not JSON.", http_status=response.status)
-        return data
+            response = self._call(
+                lambda session: session.get(
+                    f"{self._base_url}{path}",
+                    params=query,
+                    headers={"Authorization": self._authorization},
+                    timeout=self._timeout,
+                    allow_redirects=False,
+                    stream=True,
+                ),
+                session=self._reads,
+                largest=LARGEST_READ_ANSWER,
+            )
+            if response.status != 200:
+                raise self._error(response, refusals=None)
+            data = response.json
+            if data is None:
+                raise Unclear("The answer is not JSON.", http_status=response.status)
+            return data
 
     def _page[T](
         self,
@@ -789,15 +797,15 @@ class Client:
         is_smartpays = bool(code) and data.get("statusCode") == response.status
         about: Json = {
             "http_status": response.status,
-            "error_code": _shown(code)[:64],
+            "error_code": _printable(code)[:64],
             "retry_after": _retry_after(response.headers.get("Retry-After", "")),
             "sha256": response.sha256,
             "replayed": response.replayed,
         }
-        message = _shown(_text(data.get("message")))[:500] if is_smartpays else ""
+        message = _printable(_text(data.get("message")))[:500] if is_smartpays else ""
         match response.status:
             case 401:
-                return KeyRefused(message, **about)
+                return Unauthorized(message, **about)
             case 409 | 425:
                 return InProgress(message, **about)
             case 429:
@@ -816,18 +824,6 @@ class Client:
 # Only these, in Smartpay's own error shape, say of a first attempt that nothing happened. Everything that is not
 # plainly a refund as asked, or plainly one of these, leaves the outcome open: silence is never "failed".
 REFUSALS = {(400, "request.invalid"), (403, "amount.insufficient"), (404, "payment.not-found")}
-
-
-@contextmanager
-def _measured(call: str) -> Iterator[None]:
-    began, outcome = time.perf_counter(), "ANSWERED"
-    try:
-        yield
-    except SmartpayError as error:
-        outcome = error.outcome
-        raise
-    finally:
-        CALL_SECONDS.labels(call, outcome).observe(time.perf_counter() - began)
 
 
 def _chunks(response: requests.Response, *, largest: int, ends: float) -> Iterator[bytes]:

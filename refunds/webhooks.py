@@ -137,8 +137,8 @@ def _read(event: WebhookEvent, client: smartpay.Client) -> None:
     """Read the refund or the order that the event names. Its own contents are never believed."""
     if event.kind == "refund.created":
         read_at = clock.now()
-        seen = client.get_refund(event.names)
-        services.observe_refund(seen, read_at=read_at)
-        services.read_payment(seen.payment, client=client)
+        shown = client.get_refund(event.names)
+        services.observe_refund(shown, read_at=read_at)
+        services.read_payment(shown.payment, client=client)
     elif event.kind in FOLLOWED:
         services.read_order(event.names, client=client)

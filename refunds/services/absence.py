@@ -16,12 +16,12 @@ from refunds.services.states import (
     ABSENT_TWICE_WITHIN,
     State,
     absence_counts_from,
+    back_off,
     locked,
-    pause,
+    make_due,
     retried,
     settle,
     to_review,
-    wake,
 )
 
 log = structlog.get_logger(__name__)
@@ -36,7 +36,7 @@ NOTED_EVERY = timedelta(minutes=10)  # absence of a case that somebody looks at
 # both are built; refunds of payments without a list wait for one scan that they share.
 
 
-def look_for(refund_id: uuid.UUID, *, owner: str, client: smartpay.Client) -> bool:
+def reconcile_refund(refund_id: uuid.UUID, *, owner: str, client: smartpay.Client) -> bool:
     """Look for the refund at Smartpay; return whether it may be sent (again), as far as a read can tell.
 
     A refund that was never sent needs no complete read; one that was is sent again only after a complete read
@@ -51,7 +51,7 @@ def look_for(refund_id: uuid.UUID, *, owner: str, client: smartpay.Client) -> bo
             seen_at = clock.now()
             observing.observe_refund(client.get_refund(smartpay_id), read_at=seen_at)
     except smartpay.SmartpayError as error:
-        _book_silence(refund_id, error, owner=owner)
+        _book_failed_read(refund_id, error, owner=owner)
         return False
     if complete:
         return _book_absence(refund_id, kind=Evidence.Kind.READ, complete_at=read_at, owner=owner)
@@ -71,7 +71,7 @@ def _book_absence(refund_id: uuid.UUID, *, kind: str, complete_at: datetime | No
         if refund.state == State.QUEUED:
             return True  # never sent: there is nothing to be absent
         if refund.last_sent_at is None or refund.seen.exists():
-            _wait_or_ask(refund, now)  # Smartpay shows it, in a state that says neither yes nor no
+            _back_off_or_review(refund, now)  # Smartpay shows it, in a state that says neither yes nor no
             refund.save()
             return False
         complete = complete_at is not None and complete_at > refund.last_sent_at
@@ -83,16 +83,16 @@ def _book_absence(refund_id: uuid.UUID, *, kind: str, complete_at: datetime | No
             detail="" if complete else Evidence.Detail.NO_LIST,
         )
         if complete_at is None or not complete:
-            _wait_or_ask(refund, now)
+            _back_off_or_review(refund, now)
         elif complete_at < absence_counts_from(refund):
             if refund.absent_since is None:
                 return True
-            pause(refund, now)
+            back_off(refund, now)
         elif refund.absent_since:
             _conclude_absence(refund, now)
         else:
             refund.absent_since = complete_at
-            pause(refund, now, at_least=ABSENT_TWICE_WITHIN.total_seconds())
+            back_off(refund, now, at_least=ABSENT_TWICE_WITHIN.total_seconds())
         refund.save()
     return False
 
@@ -138,19 +138,19 @@ def _conclude_absence(refund: Refund, now: datetime) -> None:
 
 
 @retried
-def _book_silence(refund_id: uuid.UUID, error: smartpay.SmartpayError, *, owner: str) -> None:
+def _book_failed_read(refund_id: uuid.UUID, error: smartpay.SmartpayError, *, owner: str) -> None:
     """Write down that a read failed."""
     with locked(refund_id) as refund:
         log.warning(
             "refund.unread", refund=str(refund_id), outcome=error.outcome, http_status=error.http_status
         )
-        control.heed(error, refund)
+        control.react_to_error(error, refund)
         if refund.lease_owner == owner:
-            _wait_or_ask(refund, clock.now(), at_least=error.retry_after)
+            _back_off_or_review(refund, clock.now(), at_least=error.retry_after)
             refund.save()
 
 
-def _wait_or_ask(refund: Refund, now: datetime, *, at_least: float | None = None) -> None:
+def _back_off_or_review(refund: Refund, now: datetime, *, at_least: float | None = None) -> None:
     """Look again later; ask people where the refund was sent, and could not be looked for, for twelve hours."""
     since = now - UNREADABLE_AFTER
     read = refund.evidence.filter(at__gt=since).exclude(detail=Evidence.Detail.NO_LIST)
@@ -158,7 +158,7 @@ def _wait_or_ask(refund: Refund, now: datetime, *, at_least: float | None = None
         to_review(refund, "unreadable for twelve hours")
         audit.record(None, "refund.review", refund, why="unreadable")
     else:
-        pause(refund, now, at_least=at_least)
+        back_off(refund, now, at_least=at_least)
 
 
 # --- Reading everything -------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def scan_if_needed(*, client: smartpay.Client) -> None:
     # Whose absence this proves need not wait. Whoever may be sent again does: its pauses are for Smartpay's sake.
     for refund in _waiting_for_scan():
         if absence_counts_from(refund) <= scanned_at:
-            wake(refund.pk)
+            make_due(refund.pk)
 
 
 def needs_full_scan() -> bool:

@@ -83,7 +83,8 @@ def expire_requests() -> int:
 def _to_decide(refund_id: uuid.UUID, *, by: User, note: str) -> Iterator[Refund]:
     """A waiting refund, locked, with this person's decision written into it; the first of several is the one."""
     with locked(refund_id) as refund:
-        if not roles.may(by, roles.APPROVE_REFUND) or refund.requested_by_id == by.pk:
+        roles.require(by, roles.APPROVE_REFUND)
+        if refund.requested_by_id == by.pk:
             raise PermissionDenied
         if refund.state != State.AWAITING_APPROVAL:
             raise NotWaiting(_("この返金はすでに決定されたか、取り下げられています。"))

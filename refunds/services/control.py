@@ -5,7 +5,6 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import structlog
-from django.core.exceptions import PermissionDenied
 from django.db import connection, transaction
 from django.utils.translation import gettext as _
 
@@ -13,7 +12,7 @@ from dashboard.models import User
 from refunds import audit, clock, roles, scanning, smartpay, state_file
 from refunds.models import Attempt, Control, Refund
 from refunds.services.errors import NotReconciled
-from refunds.services.states import ABSENT_AFTER_LAST_SENDING, alarm, wake
+from refunds.services.states import ABSENT_AFTER_LAST_SENDING, alarm, make_due
 from refunds.wording import minute
 
 log = structlog.get_logger(__name__)
@@ -38,9 +37,9 @@ def why_nothing_is_sent(now: datetime) -> str:
     return ""
 
 
-def heed(answer: smartpay.SmartpayError, refund: Refund) -> None:
+def react_to_error(answer: smartpay.SmartpayError, refund: Refund) -> None:
     """Raise the alarm where Smartpay did not take a request at all; stop sending where it refuses the key."""
-    if isinstance(answer, smartpay.KeyRefused) and Control.sends_are_on():
+    if isinstance(answer, smartpay.Unauthorized) and Control.sends_are_on():
         set_sends(enabled=False, reason="", cause=Control.Cause.KEY_REFUSED)
     if isinstance(answer, smartpay.NotAccepted):
         alarm("smartpay.not_accepted", refund, http_status=answer.http_status)
@@ -69,8 +68,8 @@ def set_sends(
 
     Raises: PermissionDenied, NotReconciled.
     """
-    if by is not None and not roles.may(by, roles.APPROVE_REFUND):
-        raise PermissionDenied
+    if by is not None:
+        roles.require(by, roles.APPROVE_REFUND)
     if enabled:
         with transaction.atomic():
             _notice_restore()  # nobody else may have looked since
@@ -98,7 +97,7 @@ def set_sends(
             state__in=[Refund.State.QUEUED, Refund.State.UNKNOWN], lease_until=None, next_check_at__gt=now
         )
         for refund_id in waiting.values_list("pk", flat=True):
-            wake(refund_id)
+            make_due(refund_id)
 
 
 def _locked_control() -> Control:

@@ -23,31 +23,31 @@ from refunds.services.states import (
 
 @retried
 def observe_refund(
-    seen: smartpay.Refund, *, read_at: datetime, kind: str = Evidence.Kind.READ
+    shown: smartpay.Refund, *, read_at: datetime, kind: str = Evidence.Kind.READ
 ) -> SmartpayRefund:
     """Book a refund that Smartpay showed: into the mirror, and into the ledger where it is ours.
 
     The one door for what is read: a payment's refunds, a webhook's, a scan's. Only the answer to a sending of our own
     goes to the ledger first, where it is known to be ours.
     """
-    if lost := mirror.lost_refund(seen):
-        mirror.record_refund(seen, read_at=read_at)  # a guard wants to see it
-        _recover(lost, seen)
+    if lost := mirror.lost_refund(shown):
+        mirror.record_refund(shown, read_at=read_at)  # a guard wants to see it
+        _recover(lost, shown)
     # What says nothing new is not booked again: a case would have a further round each time, and nobody's word would be
     # the last. What does is recorded and booked at once: recorded alone, it would be news no more to whoever books it.
-    if mirror.is_news(seen) and (refund_id := mirror.ledger_id_of(seen)):
+    if mirror.is_news(shown) and (refund_id := mirror.ledger_id_of(shown)):
         with locked(refund_id) as refund:
-            row = mirror.record_refund(seen, read_at=read_at)
-            book_evidence(refund, seen, kind=kind, now=clock.now())
+            mirrored = mirror.record_refund(shown, read_at=read_at)
+            book_evidence(refund, shown, kind=kind, now=clock.now())
             mirror.count_external([refund.payment_id])
     else:
-        row = mirror.record_refund(seen, read_at=read_at)
-    if row.ours_id is None:
-        _cancel_what_no_longer_fits(seen.payment)
-    return row
+        mirrored = mirror.record_refund(shown, read_at=read_at)
+    if mirrored.ours_id is None:
+        _cancel_what_no_longer_fits(shown.payment)
+    return mirrored
 
 
-def _recover(refund_id: uuid.UUID, seen: smartpay.Refund) -> None:
+def _recover(refund_id: uuid.UUID, shown: smartpay.Refund) -> None:
     """Write a refund anew that the ledger has lost, as a database restored to an older state has: Smartpay shows it.
 
     Who asked for it is lost too. That it was sent says that it was asked for; so nothing is ever sent for it again.
@@ -55,38 +55,38 @@ def _recover(refund_id: uuid.UUID, seen: smartpay.Refund) -> None:
     person, _ = User.objects.get_or_create(
         username="recovered", defaults={"name": "データベースの復元", "is_active": False}
     )
-    reason, description = storable(seen.reason)[:32], storable(seen.description)
+    reason, description = storable(shown.reason)[:32], storable(shown.description)
     with transaction.atomic(durable=True):
-        payment = locked_payment(seen.payment)
+        payment = locked_payment(shown.payment)
         refund = Refund(
             id=refund_id,
             payment=payment,
-            amount=seen.amount,
-            currency=seen.currency,
+            amount=shown.amount,
+            currency=shown.currency,
             reason=reason,
             description=description[:80],
             refundable_before=payment.refundable(),
             external_before=payment.external,
             body=smartpay.refund_body(
-                payment_id=seen.payment,
-                amount=seen.amount,
-                currency=seen.currency,
+                payment_id=shown.payment,
+                amount=shown.amount,
+                currency=shown.currency,
                 reason=reason,
                 description=description,
                 key=str(refund_id),
             ),
             state=State.SUCCEEDED,
-            smartpay_id=seen.id,
+            smartpay_id=shown.id,
             requested_by=person,
-            requested_at=seen.created_at,
-            settled_at=seen.created_at,
+            requested_at=shown.created_at,
+            settled_at=shown.created_at,
             recovered=True,
         )
         refund.save(force_insert=True)
-        audit.record(None, "refund.recovered", refund, smartpay_id=seen.id, amount=refund.amount)
-        _cancel_what_waits(payment)
+        audit.record(None, "refund.recovered", refund, smartpay_id=shown.id, amount=refund.amount)
+        _cancel_never_sent(payment)
         alarm(
-            "refund.recovered", refund, smartpay_id=seen.id
+            "refund.recovered", refund, smartpay_id=shown.id
         )  # before the commit: who dies here raises it again
 
 
@@ -97,8 +97,8 @@ def read_order(order_id: str, *, client: smartpay.Client) -> bool:
     """
     read_at = clock.now()
     listed, refunds = mirror.refresh_order(order_id, client)
-    for seen in refunds:
-        observe_refund(seen, read_at=read_at)
+    for shown in refunds:
+        observe_refund(shown, read_at=read_at)
     return listed
 
 
@@ -109,81 +109,81 @@ def read_payment(payment_id: str, *, client: smartpay.Client) -> bool:
     """
     read_at = clock.now()
     complete, refunds = mirror.refresh_payment(payment_id, client)
-    for seen in refunds:
-        observe_refund(seen, read_at=read_at)
+    for shown in refunds:
+        observe_refund(shown, read_at=read_at)
     return complete
 
 
-def book_evidence(refund: Refund, seen: smartpay.Refund, *, kind: str, now: datetime) -> None:
+def book_evidence(refund: Refund, shown: smartpay.Refund, *, kind: str, now: datetime) -> None:
     """Settle a locked refund by what Smartpay shows of it: evidence of success wins over every state."""
     before = refund.state
-    known = refund.smartpay_id == seen.id
-    failed = seen.status == SmartpayRefund.Status.FAILED
+    known = refund.smartpay_id == shown.id
+    failed = shown.status == SmartpayRefund.Status.FAILED
     never_sent = refund.state in Refund.NEVER_SENT
     denied = refund.state in (State.REJECTED, State.NOT_EXECUTED)
-    if is_strange := seen.status not in ("", *SmartpayRefund.Status.values):
-        alarm("refund.status_unknown", refund, smartpay_id=seen.id)
+    if is_strange := shown.status not in ("", *SmartpayRefund.Status.values):
+        alarm("refund.status_unknown", refund, smartpay_id=shown.id)
         if not never_sent and not denied:
             return  # neither done nor failed: it is read again
     if known and refund.state == (State.REJECTED if failed else State.SUCCEEDED):
         return
-    matches = (seen.payment, seen.amount, seen.currency) == (
+    matches = (shown.payment, shown.amount, shown.currency) == (
         refund.payment_id,
         refund.amount,
         refund.currency,
     )
     detail = Evidence.Detail.FAILED if failed else "" if matches else Evidence.Detail.DIFFERS
-    Evidence.objects.create(refund=refund, kind=kind, at=now, found=True, smartpay_id=seen.id, detail=detail)
-    if never_sent and seen.payment != refund.payment_id:
-        alarm("refund.named_elsewhere", refund, smartpay_id=seen.id)
+    Evidence.objects.create(refund=refund, kind=kind, at=now, found=True, smartpay_id=shown.id, detail=detail)
+    if never_sent and shown.payment != refund.payment_id:
+        alarm("refund.named_elsewhere", refund, smartpay_id=shown.id)
     else:
         if never_sent:
             # Sent by a life of this row that the database has forgotten: it never may be sent again.
-            to_review(refund, f"{seen.id} was sent and forgotten")
+            to_review(refund, f"{shown.id} was sent and forgotten")
             refund.save()  # a step of its own: no guard lets a waiting row become a settled one at once
         if not is_strange:
-            _judge(refund, seen, now, matches=matches)
+            _judge(refund, shown, now, matches=matches)
         elif denied:
-            to_review(refund, f"{seen.id} exists, with a status of its own")
+            to_review(refund, f"{shown.id} exists, with a status of its own")
         refund.save()
     if denied and refund.state == State.REVIEW:
-        _cancel_what_waits(refund.payment)
+        _cancel_never_sent(refund.payment)
     action = f"refund.{refund.state}" if refund.state != before else "refund.observed"
-    audit.record(None, action, refund, smartpay_id=seen.id, evidence=kind)
+    audit.record(None, action, refund, smartpay_id=shown.id, evidence=kind)
 
 
-def _judge(refund: Refund, seen: smartpay.Refund, now: datetime, *, matches: bool) -> None:
+def _judge(refund: Refund, shown: smartpay.Refund, now: datetime, *, matches: bool) -> None:
     """Give a refund the state that what Smartpay shows of it asks for; raise the alarm where it should show nothing."""
-    known = refund.smartpay_id == seen.id
-    failed = seen.status == SmartpayRefund.Status.FAILED
+    known = refund.smartpay_id == shown.id
+    failed = shown.status == SmartpayRefund.Status.FAILED
     if refund.smartpay_id and not known:
-        alarm("refund.two_executions", refund, smartpay_id=seen.id)
+        alarm("refund.two_executions", refund, smartpay_id=shown.id)
         if refund.state in (State.REJECTED, State.NOT_EXECUTED):
-            to_review(refund, f"second refund {seen.id}")
+            to_review(refund, f"second refund {shown.id}")
     elif refund.state in Refund.OPEN:
-        if not matches or Refund.objects.filter(smartpay_id=seen.id).exclude(pk=refund.pk).exists():
-            to_review(refund, f"{seen.id} differs")
+        if not matches or Refund.objects.filter(smartpay_id=shown.id).exclude(pk=refund.pk).exists():
+            to_review(refund, f"{shown.id} differs")
         elif failed and refund.state in Refund.IN_FLIGHT:
-            refund.smartpay_id = seen.id
+            refund.smartpay_id = shown.id
             refund.error_code = "status.failed"
             settle(refund, State.REJECTED, now)
         elif not failed:
-            others = refund.seen.exclude(pk=seen.id).counting()
+            others = refund.seen.exclude(pk=shown.id).counting()
             if refund.state == State.REVIEW and others.exists():  # what made it a case
-                alarm("refund.two_executions", refund, smartpay_id=seen.id)
-            refund.smartpay_id = seen.id
+                alarm("refund.two_executions", refund, smartpay_id=shown.id)
+            refund.smartpay_id = shown.id
             refund.error_code = refund.error_message = ""
             settle(refund, State.SUCCEEDED, now)
     elif failed:
         if known:
-            alarm("refund.taken_back", refund, smartpay_id=seen.id)
+            alarm("refund.taken_back", refund, smartpay_id=shown.id)
     elif refund.state in (State.REJECTED, State.NOT_EXECUTED):
-        to_review(refund, f"{seen.id} exists")
+        to_review(refund, f"{shown.id} exists")
     else:
-        alarm("refund.executed_unasked", refund, smartpay_id=seen.id)
+        alarm("refund.executed_unasked", refund, smartpay_id=shown.id)
 
 
-def _cancel_what_waits(payment: Payment) -> None:
+def _cancel_never_sent(payment: Payment) -> None:
     """Cancel what waits beside a refund that was lost, or called not made: it may be the same, asked for once more."""
     for waiting in payment.refunds.never_sent().select_for_update():
         waiting.payment = payment

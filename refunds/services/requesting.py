@@ -29,7 +29,7 @@ from refunds.services.errors import (
     SimilarRefund,
     SimilarUnexplained,
 )
-from refunds.services.states import State, cancel, locked, locked_with_siblings, retried
+from refunds.services.states import NO_LEASE, State, cancel, locked, locked_with_siblings, retried
 from refunds.wording import money
 
 FIRST_TURN_HEAD_START = timedelta(seconds=5)  # whose request made the row sends it; a worker steps in later
@@ -205,7 +205,7 @@ def _request_and_begin(
             request, refundable=refundable, by=by, similar_reason=similar_reason, similar_shown=similar_shown
         )
         begins = is_new and refund.state == State.QUEUED
-        attempt = sending.begin(refund, owner="", now=refund.requested_at) if begins else None
+        attempt = sending.begin(refund, owner=NO_LEASE, now=refund.requested_at) if begins else None
     return refund, attempt
 
 
@@ -380,8 +380,7 @@ def similar_refunds(payment: Payment, amount: int, *, but: uuid.UUID) -> list[Si
 
 def _check(payment: Payment, request: RefundRequest, *, by: User, refundable: int | None = None) -> None:
     """Raise what speaks against the request; `refundable` is what the person saw, None before they saw anything."""
-    if not roles.may(by, roles.REQUEST_REFUND):
-        raise PermissionDenied
+    roles.require(by, roles.REQUEST_REFUND)
     if payment.refunds.blocking().exists():
         raise RefundUnsettled(
             _(

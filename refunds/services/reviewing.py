@@ -35,7 +35,7 @@ Verdict = ReviewDecision.Verdict
 class Candidate:
     """A refund that Smartpay shows and that this row may be."""
 
-    seen: SmartpayRefund
+    mirrored: SmartpayRefund
     is_named: bool  # it carries this row's reference
     why_not: str  # why nobody can say that it is this row, in words; "" where people may
 
@@ -77,8 +77,8 @@ def look_again(refund_id: uuid.UUID, *, client: smartpay.Client) -> datetime | N
     refund = Refund.objects.get(pk=refund_id)
     read_at = clock.now()
     complete = observing.read_payment(refund.payment_id, client=client)
-    for seen in refund.seen.values_list("pk", flat=True):
-        _read_again(seen, client=client)
+    for smartpay_id in refund.seen.values_list("pk", flat=True):
+        _read_again(smartpay_id, client=client)
     complete_at = read_at if complete else scanning.scanned_at()
     kind = Evidence.Kind.READ if complete else Evidence.Kind.LIST
     absence.book_absence_of_case(refund_id, kind=kind, complete_at=complete_at)
@@ -89,11 +89,11 @@ def _read_again(smartpay_id: str, *, client: smartpay.Client) -> smartpay.Refund
     """Read one refund and book what it says; None where Smartpay has none of this id."""
     read_at = clock.now()
     try:
-        seen = client.get_refund(smartpay_id)
+        shown = client.get_refund(smartpay_id)
     except smartpay.NotFound:
         return None
-    observing.observe_refund(seen, read_at=read_at)
-    return seen
+    observing.observe_refund(shown, read_at=read_at)
+    return shown
 
 
 def _candidates(refund: Refund) -> list[Candidate]:
@@ -102,12 +102,12 @@ def _candidates(refund: Refund) -> list[Candidate]:
     rows = SmartpayRefund.objects.filter(Q(payment=refund.payment_id) | Q(pk__in=found))
     others = Refund.objects.filter(payment=refund.payment_id, smartpay_id__isnull=False).exclude(pk=refund.pk)
     rows = rows.filter(Q(ours=None) | Q(ours=refund)).exclude(pk__in=others.values("smartpay_id"))
-    shown = {row.pk: row for row in rows.filter(pk__in=found) | rows.filter(ours=refund)}
+    by_id = {row.pk: row for row in rows.filter(pk__in=found) | rows.filter(ours=refund)}
     since = (refund.first_sent_at or refund.requested_at) - absence.COULD_BE_OURS
-    shown |= {row.pk: row for row in rows.filter(ours=None, created_at__gte=since)}
+    by_id |= {row.pk: row for row in rows.filter(ours=None, created_at__gte=since)}
     return [
         Candidate(row, is_named=_names(row, refund), why_not=_why_not(refund, row))
-        for row in sorted(shown.values(), key=lambda row: (row.created_at, row.pk))
+        for row in sorted(by_id.values(), key=lambda row: (row.created_at, row.pk))
     ]
 
 
@@ -136,10 +136,10 @@ def _why_not(refund: Refund, row: SmartpayRefund) -> str:
 
 def _why_not_absent(refund: Refund, complete_at: datetime | None) -> str:
     """Why nobody can say yet that it was not executed, in words; "" where people may. See Note [Proof of absence]."""
-    shown = list(refund.seen.filter(payment=refund.payment_id))
-    if any(row.counts for row in shown):
+    mirrored = list(refund.seen.filter(payment=refund.payment_id))
+    if any(row.counts for row in mirrored):
         return _("Smartpay にこの返金の受付番号がある返金が示されているため、返金不成立とは判定できません。")
-    if shown:
+    if mirrored:
         return ""  # all that there is of it failed, as Smartpay says itself
     counts_from = absence_counts_from(refund)
     if refund.absent_since and complete_at and complete_at >= counts_from:
@@ -158,8 +158,10 @@ def _why_not_absent(refund: Refund, complete_at: datetime | None) -> str:
 def _why(refund: Refund, candidates: Iterable[Candidate]) -> list[str]:
     """What made it a case, in words: told from what was written down, not from what an engineer was told then."""
     candidates, found = list(candidates), refund.evidence.filter(found=True)
-    named = [candidate for candidate in candidates if candidate.is_named and candidate.seen.counts]
-    same_amount = [each for each in candidates if each.seen.amount == refund.amount and each.seen.counts]
+    named = [candidate for candidate in candidates if candidate.is_named and candidate.mirrored.counts]
+    same_amount = [
+        each for each in candidates if each.mirrored.amount == refund.amount and each.mirrored.counts
+    ]
     reasons = {
         _("送信への応答が、申請した内容と食い違っていました。"): refund.attempts.filter(
             outcome=Attempt.Outcome.CONTRADICTION
@@ -178,7 +180,7 @@ def _why(refund: Refund, candidates: Iterable[Candidate]) -> list[str]:
 
 def _what_differs(refund: Refund, named: list[Candidate]) -> str:
     """How the one refund that carries the number differs, where it is its amount; else only that something does."""
-    row = named[0].seen if len(named) == 1 else None
+    row = named[0].mirrored if len(named) == 1 else None
     only_amount = row and (row.payment_id, row.currency) == (refund.payment_id, refund.currency)
     if row and only_amount and row.amount != refund.amount:
         return _("Smartpay が示す返金は、金額が申請と異なります(申請 %(asked)s、Smartpay %(shown)s)。") % {
@@ -214,17 +216,17 @@ def decide_case(
     _check_may(Refund.objects.get(pk=refund_id), by)
     if not note:
         raise NoReason(_("判定の理由を入力してください。"))
-    complete_at, seen, read_at = look_again(refund_id, client=client), None, clock.now()
+    complete_at, shown, read_at = look_again(refund_id, client=client), None, clock.now()
     if verdict == Verdict.SUCCEEDED:
         if smartpay.id_kind(smartpay_id) != ("refund", client.mode):
             raise NotProved(_("Smartpay の返金を選んでください。"))
-        seen = _read_again(smartpay_id, client=client)
-        if seen is None:
+        shown = _read_again(smartpay_id, client=client)
+        if shown is None:
             raise NotProved(_("Smartpay にこの返金はありません。"))
     return _decide(
         refund_id,
         verdict=Verdict(verdict),
-        seen=seen,
+        shown=shown,
         read_at=read_at,
         complete_at=complete_at,
         note=note,
@@ -238,7 +240,7 @@ def _decide(
     refund_id: uuid.UUID,
     *,
     verdict: Verdict,
-    seen: smartpay.Refund | None,
+    shown: smartpay.Refund | None,
     read_at: datetime,
     complete_at: datetime | None,
     note: str,
@@ -254,13 +256,13 @@ def _decide(
                 _("Smartpay が示す内容が変わりました。新しい内容を確かめて、もう一度判定してください。")
             )
         why_not = (
-            _why_not(refund, SmartpayRefund.objects.get(pk=seen.id))
-            if seen
+            _why_not(refund, SmartpayRefund.objects.get(pk=shown.id))
+            if shown
             else _why_not_absent(refund, complete_at)
         )
         if why_not:
             raise NotProved(why_not)
-        smartpay_id = seen.id if seen else ""
+        smartpay_id = shown.id if shown else ""
         decision = ReviewDecision.objects.create(
             refund=refund,
             round=refund.reviews,
@@ -274,39 +276,40 @@ def _decide(
             by, "refund.judged", refund, verdict=verdict, smartpay_id=smartpay_id, round=decision.round
         )
         if _another_agrees(refund, decision):
-            _settle(refund, decision, seen, read_at=read_at)
+            _settle(refund, decision, shown, read_at=read_at)
     return refund
 
 
 def _settle(
-    refund: Refund, decision: ReviewDecision, seen: smartpay.Refund | None, *, read_at: datetime
+    refund: Refund, decision: ReviewDecision, shown: smartpay.Refund | None, *, read_at: datetime
 ) -> None:
     """Do what two people said. In their transaction, the mirror is told whose refund it is: what counts as made
     elsewhere is never counted twice, nor forgotten, whatever dies."""
     refund.error_code = refund.error_message = ""
-    if seen is not None:
-        refund.smartpay_id = seen.id
-        if not refund.evidence.filter(found=True, smartpay_id=seen.id).exists():
-            differs = seen.amount != refund.amount
+    if shown is not None:
+        refund.smartpay_id = shown.id
+        if not refund.evidence.filter(found=True, smartpay_id=shown.id).exists():
+            differs = shown.amount != refund.amount
             Evidence.objects.create(
                 refund=refund,
                 kind=Evidence.Kind.READ,
                 at=decision.at,
                 found=True,
-                smartpay_id=seen.id,
+                smartpay_id=shown.id,
                 detail=Evidence.Detail.DIFFERS if differs else "",
             )
     settle(refund, State(decision.verdict), decision.at)
     refund.save()
-    if seen is not None:
-        mirror.record_refund(seen, read_at=read_at)
+    if shown is not None:
+        mirror.record_refund(shown, read_at=read_at)
     audit.record(
         decision.person, f"refund.{refund.state}", refund, smartpay_id=decision.smartpay_id, by_review=True
     )
 
 
 def _check_may(refund: Refund, by: User) -> None:
-    if not roles.may(by, roles.APPROVE_REFUND) or refund.requested_by_id == by.pk:
+    roles.require(by, roles.APPROVE_REFUND)
+    if refund.requested_by_id == by.pk:
         raise PermissionDenied
 
 

@@ -15,18 +15,19 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from refunds import audit, clock, mirror, roles, smartpay
 from refunds.models import Attempt, Bulk, BulkLine, Evidence, Refund
 from refunds.services import control
-from refunds.services.absence import look_for
+from refunds.services.absence import reconcile_refund
 from refunds.services.observing import book_evidence
 from refunds.services.states import (
+    NO_LEASE,
     SEND_WINDOW,
     State,
     alarm,
+    back_off,
     cancel,
     could_be_sent_until,
     lease,
     locked,
     move,
-    pause,
     retried,
     settle,
     to_review,
@@ -52,9 +53,9 @@ def take_turn(refund_id: uuid.UUID, *, client: smartpay.Client, first: bool = Fa
     Several processes may call it for the same refund at once: one takes the turn, the others return. `first` is
     the turn of the web request that approved it, which has read the payment itself: this one does not read before.
     """
-    owner = "" if first else str(uuid.uuid4())
+    owner = NO_LEASE if first else str(uuid.uuid4())
     if not first and not (
-        take_lease(refund_id, owner=owner) and look_for(refund_id, owner=owner, client=client)
+        take_lease(refund_id, owner=owner) and reconcile_refund(refund_id, owner=owner, client=client)
     ):
         return
     attempt = begin_attempt(refund_id, owner=owner)
@@ -126,11 +127,11 @@ def begin(refund: Refund, *, owner: str, now: datetime) -> Attempt | None:
     """begin_attempt() for a refund that the caller's transaction holds. Nothing may leave before that is committed."""
     if refund.lease_owner != owner or refund.state not in (State.QUEUED, State.UNKNOWN):
         return None
-    if not owner and refund.state != State.QUEUED:
+    if owner == NO_LEASE and refund.state != State.QUEUED:
         return None  # somebody sent it already: only a turn that reads first may do so again
     if reason := _why_not_sent(refund, now):
         log.info("refund.not_sent_now", refund=str(refund.pk), why=reason)
-        pause(refund, now)
+        back_off(refund, now)
         refund.save()
         return None
     if refund.state == State.QUEUED and not _still_wanted(refund):
@@ -272,7 +273,7 @@ def _book_error(attempt: Attempt, answer: smartpay.SmartpayError) -> Refund:
             # Settled, or taken over, meanwhile: this answer changes nothing, and is heard all the same.
             if isinstance(answer, smartpay.Contradiction):
                 alarm("refund.contradicted", refund, attempt=attempt.number)
-            control.heed(answer, refund)
+            control.react_to_error(answer, refund)
             return refund
         refund.error_code, refund.error_message = answer.error_code, answer.message
         if isinstance(answer, smartpay.Refused) and attempt.number == 1:
@@ -281,7 +282,7 @@ def _book_error(attempt: Attempt, answer: smartpay.SmartpayError) -> Refund:
             to_review(refund, str(answer))
         else:
             move(refund, State.UNKNOWN)
-            pause(refund, now, at_least=_asked_to_wait(answer))
+            back_off(refund, now, at_least=_asked_to_wait(answer))
         refund.save()
         audit.record(
             None,
@@ -292,7 +293,7 @@ def _book_error(attempt: Attempt, answer: smartpay.SmartpayError) -> Refund:
             http_status=answer.http_status,
             error_code=answer.error_code,
         )
-        control.heed(answer, refund)
+        control.react_to_error(answer, refund)
     return refund
 
 

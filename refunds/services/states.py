@@ -52,6 +52,7 @@ ACCOUNT = (
     *("currency", "captured", "reserved", "refunded", "external"),
     *("order__order_id", "order__email_folded", "order__name_folded"),
 )
+NO_LEASE = ""  # Refund.lease_owner while no worker holds the lease
 TRIES = 3  # of a transaction that the database gave up
 
 
@@ -140,7 +141,7 @@ def _was_given_up(error: OperationalError) -> bool:
 
 def move(refund: Refund, state: State) -> None:
     refund.moved_from, refund.state = refund.state, state
-    refund.lease_until, refund.lease_owner = None, ""
+    refund.lease_until, refund.lease_owner = None, NO_LEASE
 
 
 def lease(refund: Refund, owner: str, now: datetime) -> None:
@@ -148,7 +149,7 @@ def lease(refund: Refund, owner: str, now: datetime) -> None:
     refund.lease_owner = owner
 
 
-def pause(refund: Refund, now: datetime, *, at_least: float | None = None) -> None:
+def back_off(refund: Refund, now: datetime, *, at_least: float | None = None) -> None:
     """Give the turn back until later: twice as long each time, up to half an hour, never in step with others.
 
     Not past the moment from which absence is proved, so that nobody waits longer for it than they have to; unless
@@ -162,11 +163,11 @@ def pause(refund: Refund, now: datetime, *, at_least: float | None = None) -> No
         seconds = min(seconds, (proof - now).total_seconds())
     seconds = max(seconds, min(at_least or 0, LONGEST_PAUSE.total_seconds()))
     refund.next_check_at = now + timedelta(seconds=seconds)
-    refund.lease_until, refund.lease_owner = None, ""
+    refund.lease_until, refund.lease_owner = None, NO_LEASE
 
 
 @retried
-def wake(refund_id: uuid.UUID) -> None:
+def make_due(refund_id: uuid.UUID) -> None:
     """Let a refund that waits for its turn wait no longer. A turn that somebody has is left alone."""
     with locked(refund_id) as refund:
         now = clock.now()

@@ -163,7 +163,7 @@ MUTANTS = {
         "what could not be read is not absent",
         (
             absence(
-                "        _book_silence(refund_id, error, owner=owner)\n        return False",
+                "        _book_failed_read(refund_id, error, owner=owner)\n        return False",
                 "        return _book_absence(refund_id, kind=Evidence.Kind.READ, complete_at=read_at, owner=owner)",
             ),
         ),
@@ -316,7 +316,7 @@ MUTANTS = {
         (
             observing(
                 '    """Settle a locked refund by what Smartpay shows of it: evidence of success wins over every state."""\n',
-                '    seen = __import__("dataclasses").replace(seen, status="succeeded")\n',
+                '    shown = __import__("dataclasses").replace(shown, status="succeeded")\n',
             ),
         ),
         seed=56,
