@@ -1,4 +1,4 @@
-"""Absence: what it means when Smartpay shows nothing of a refund, and the reads that prove it."""
+"""Look for a refund at Smartpay, and decide what it means that Smartpay does not show it."""
 
 import uuid
 from datetime import datetime, timedelta
@@ -27,26 +27,28 @@ from refunds.services.states import (
 log = structlog.get_logger(__name__)
 
 COULD_BE_OURS = timedelta(minutes=10)  # how far Smartpay's clock may be behind ours
-UNREADABLE_AFTER = timedelta(hours=12)  # reads that fail for so long are a case for people
-NOTED_EVERY = timedelta(minutes=10)  # absence of a case that somebody looks at
+UNREADABLE_AFTER = timedelta(hours=12)  # after so long without a successful read, people decide
+NOTED_EVERY = timedelta(minutes=10)  # how often the same absence of a case is written down again
 
 # Note [Complete reads]
-# Whether a refund is absent can be told in two ways: by a payment that lists its refunds, or by a scan of all of
-# GET /refunds that began after the last sending. The sources disagree whether the live API offers the first, so
-# both are built; refunds of payments without a list wait for one scan that they share.
+# Two kinds of reads can show that a refund is absent: a payment that lists its refunds, and a scan of all pages of
+# GET /refunds that began after the last attempt. The sources disagree on whether the live API lists refunds on a
+# payment, so both are built. The refunds of payments without a list wait for one scan that they share.
 
 
 def reconcile_refund(refund_id: uuid.UUID, *, owner: str, client: smartpay.Client) -> bool:
-    """Look for the refund at Smartpay; return whether it may be sent (again), as far as a read can tell.
+    """Read the refund's payment at Smartpay and book what that shows; return whether the refund may be sent (again).
 
-    A refund that was never sent needs no complete read; one that was is sent again only after a complete read
-    without it, and is proved absent by two of them. See Note [Proof of absence].
+    True says only that no read speaks against it. A refund that was never sent needs no complete read. One that was
+    sent is sent again only after a complete read without it, and two of these prove it absent: see Note [Proof of
+    absence] in states.py. A read that fails is booked, not raised.
     """
     refund = Refund.objects.get(pk=refund_id)
     read_at = clock.now()
     try:
         complete = observing.read_payment(refund.payment_id, client=client)
-        # The mirror has it and the ledger does not: who recorded it died in between, or its status is a new word.
+        # The mirror may have a refund that the ledger has not settled by: its status is one that we do not know, or
+        # the process that recorded it died before it told the ledger.
         for smartpay_id in refund.seen.values_list("pk", flat=True):
             seen_at = clock.now()
             observing.observe_refund(client.get_refund(smartpay_id), read_at=seen_at)
@@ -62,16 +64,16 @@ def reconcile_refund(refund_id: uuid.UUID, *, owner: str, client: smartpay.Clien
 def _book_absence(refund_id: uuid.UUID, *, kind: str, complete_at: datetime | None, owner: str) -> bool:
     """Write down that a read did not show the refund; return whether it may be sent (again).
 
-    `complete_at`: when the complete read began that would have shown it; None where there was none.
+    `complete_at`: when the complete read began that would have shown the refund; None if there was none.
     """
     with locked(refund_id) as refund:
         now = clock.now()
         if refund.lease_owner != owner:
-            return False  # found, and settled; or taken over by another
+            return False  # the read found and settled it, or another worker took over
         if refund.state == State.QUEUED:
-            return True  # never sent: there is nothing to be absent
+            return True  # never sent: its absence proves nothing
         if refund.last_sent_at is None or refund.seen.exists():
-            _back_off_or_review(refund, now)  # Smartpay shows it, in a state that says neither yes nor no
+            _back_off_or_review(refund, now)  # Smartpay shows it, neither succeeded nor failed
             refund.save()
             return False
         complete = complete_at is not None and complete_at > refund.last_sent_at
@@ -99,10 +101,11 @@ def _book_absence(refund_id: uuid.UUID, *, kind: str, complete_at: datetime | No
 
 @retried
 def book_absence_of_case(refund_id: uuid.UUID, *, kind: str, complete_at: datetime | None) -> None:
-    """Write down that a read did not show a refund that people decide about; it stays theirs to conclude.
+    """Write down that a read did not show a refund under review; the decision stays with people.
 
-    `complete_at`: when the complete read began that would have shown it; None where there was none. Pages are read
-    again and again: what proves nothing, or was written down a moment ago, is not written down.
+    `complete_at`: when the complete read began that would have shown the refund; None if there was none. The page of a
+    case reads Smartpay each time it is opened, so a read that proves nothing is not written down, nor is one that
+    repeats what was written down less than NOTED_EVERY ago.
     """
     with locked(refund_id) as refund:
         if refund.state != State.REVIEW or refund.seen.exists():
@@ -122,7 +125,10 @@ def book_absence_of_case(refund_id: uuid.UUID, *, kind: str, complete_at: dateti
 
 
 def _conclude_absence(refund: Refund, now: datetime) -> None:
-    """Two complete reads did not show it: it was not executed, unless a refund that nobody claims could be it."""
+    """Settle a refund that two complete reads did not show: not executed, or under review.
+
+    It goes to review if Smartpay shows a refund without our reference that could be this one.
+    """
     first_sent_at = cast(datetime, refund.first_sent_at)
     could_be_it = SmartpayRefund.objects.filter(
         payment=refund.payment_id,
@@ -139,7 +145,7 @@ def _conclude_absence(refund: Refund, now: datetime) -> None:
 
 @retried
 def _book_failed_read(refund_id: uuid.UUID, error: smartpay.SmartpayError, *, owner: str) -> None:
-    """Write down that a read failed."""
+    """Log a read that failed, react to its error, and put the refund's next turn off."""
     with locked(refund_id) as refund:
         log.warning(
             "refund.unread", refund=str(refund_id), outcome=error.outcome, http_status=error.http_status
@@ -151,7 +157,7 @@ def _book_failed_read(refund_id: uuid.UUID, error: smartpay.SmartpayError, *, ow
 
 
 def _back_off_or_review(refund: Refund, now: datetime, *, at_least: float | None = None) -> None:
-    """Look again later; ask people where the refund was sent, and could not be looked for, for twelve hours."""
+    """Back off; or move the refund to review if it was sent and could not be read for UNREADABLE_AFTER."""
     since = now - UNREADABLE_AFTER
     read = refund.evidence.filter(at__gt=since).exclude(detail=Evidence.Detail.NO_LIST)
     if refund.state == State.UNKNOWN and cast(datetime, refund.first_sent_at) < since and not read.exists():
@@ -165,7 +171,7 @@ def _back_off_or_review(refund: Refund, now: datetime, *, at_least: float | None
 
 
 def scan_if_needed(*, client: smartpay.Client) -> None:
-    """Read all of Smartpay's refunds where one of ours, or the restore fence, waits for that.
+    """Read all of Smartpay's refunds if one of ours, a case or the restore fence waits for a complete scan.
 
     Raises: smartpay.SmartpayError.
     """
@@ -176,20 +182,21 @@ def scan_if_needed(*, client: smartpay.Client) -> None:
     for refund in cases:
         book_absence_of_case(refund.pk, kind=Evidence.Kind.LIST, complete_at=scanning.scanned_at())
     scanned_at = scanning.scanned_at() or EPOCH
-    # Whose absence this proves need not wait. Whoever may be sent again does: its pauses are for Smartpay's sake.
+    # Make the refunds due whose absence this scan proves. Those that may still be re-sent keep their back-off, which
+    # spares Smartpay.
     for refund in _waiting_for_scan():
         if absence_counts_from(refund) <= scanned_at:
             make_due(refund.pk)
 
 
 def needs_full_scan() -> bool:
-    """Whether something waits for a complete read that no payment offers. See Note [Complete reads]."""
+    """Return whether something waits for a scan of all refunds. See Note [Complete reads]."""
     now, scanned_at = clock.now(), scanning.scanned_at()
     restored_at = Control.objects.values_list("restored_at", flat=True).first()
     if restored_at and (scanned_at is None or scanned_at < restored_at):
-        return True  # what was lost is found, and written anew
+        return True  # finds the refunds that the restore lost, and writes them again
     if restored_at and scanned_at and scanned_at < restored_at + ABSENT_AFTER_LAST_SENDING <= now:
-        return True  # and what could not be seen yet
+        return True  # finds those that the first scan could not show yet
     if _cases_waiting_for_scan():
         return True
     waiting = list(_waiting_for_scan())
@@ -202,8 +209,10 @@ def needs_full_scan() -> bool:
 
 
 def _cases_waiting_for_scan() -> list[Refund]:
-    """Cases that people looked at and whose payment lists no refunds: one scan shows what there is, two more prove
-    absence as soon as they can. However long a case then stays open, it asks for no further one.
+    """Return the cases that people opened, whose payments list no refunds, and that wait for a scan.
+
+    A case waits for one scan since its last attempt, and for one more whenever a scan can next prove absence. After the
+    second proof it asks for no further scan, however long it stays open.
     """
     now, scanned_at = clock.now(), scanning.scanned_at()
     looked_at = Evidence.objects.filter(refund=OuterRef("pk"), detail=Evidence.Detail.NO_LIST)
@@ -218,6 +227,7 @@ def _cases_waiting_for_scan() -> list[Refund]:
 
 
 def _waiting_for_scan() -> QuerySet[Refund]:
+    """Return the unknown refunds of payments that list no refunds."""
     without_list = Evidence.objects.filter(refund=OuterRef("pk"), found=False).filter(
         Q(detail=Evidence.Detail.NO_LIST) | Q(kind=Evidence.Kind.LIST)
     )

@@ -1,4 +1,4 @@
-"""Observing: what Smartpay shows of a refund, whoever looked, booked into the mirror and the ledger."""
+"""Book what Smartpay shows of a refund, into the mirror and the ledger, no matter who read it."""
 
 import uuid
 from datetime import datetime
@@ -25,16 +25,17 @@ from refunds.services.states import (
 def observe_refund(
     shown: smartpay.Refund, *, read_at: datetime, kind: str = Evidence.Kind.READ
 ) -> SmartpayRefund:
-    """Book a refund that Smartpay showed: into the mirror, and into the ledger where it is ours.
+    """Book a refund that Smartpay showed into the mirror, and into the ledger if it is ours; return the mirror's row.
 
-    The one door for what is read: a payment's refunds, a webhook's, a scan's. Only the answer to a sending of our own
-    goes to the ledger first, where it is known to be ours.
+    All reads come through here: those of a payment, for a webhook and in a scan. The only exception is the answer to an
+    attempt of our own, which sending.book() books into the ledger first.
     """
     if lost := mirror.lost_refund(shown):
-        mirror.record_refund(shown, read_at=read_at)  # a guard wants to see it
+        mirror.record_refund(shown, read_at=read_at)  # the database allows _recover() only with this row
         _recover(lost, shown)
-    # What says nothing new is not booked again: a case would have a further round each time, and nobody's word would be
-    # the last. What does is recorded and booked at once: recorded alone, it would be news no more to whoever books it.
+    # Skip a refund that is already booked unchanged: booking it again would open a new review round and void the
+    # approvers' decisions. If it changed, write mirror and ledger in one transaction; otherwise a crash in between
+    # leaves the ledger never told.
     if mirror.is_news(shown) and (refund_id := mirror.ledger_id_of(shown)):
         with locked(refund_id) as refund:
             mirrored = mirror.record_refund(shown, read_at=read_at)
@@ -48,9 +49,9 @@ def observe_refund(
 
 
 def _recover(refund_id: uuid.UUID, shown: smartpay.Refund) -> None:
-    """Write a refund anew that the ledger has lost, as a database restored to an older state has: Smartpay shows it.
+    """Write a row again that the ledger has lost, as after a restore to an older backup, from what Smartpay shows.
 
-    Who asked for it is lost too. That it was sent says that it was asked for; so nothing is ever sent for it again.
+    Who asked for the refund is lost too. The row begins as succeeded, so nothing is ever sent for it again.
     """
     person, _ = User.objects.get_or_create(
         username="recovered", defaults={"name": "データベースの復元", "is_active": False}
@@ -85,13 +86,12 @@ def _recover(refund_id: uuid.UUID, shown: smartpay.Refund) -> None:
         refund.save(force_insert=True)
         audit.record(None, "refund.recovered", refund, smartpay_id=shown.id, amount=refund.amount)
         _cancel_never_sent(payment)
-        alarm(
-            "refund.recovered", refund, smartpay_id=shown.id
-        )  # before the commit: who dies here raises it again
+        # Before the commit: if the process dies here, the next read raises the alarm again.
+        alarm("refund.recovered", refund, smartpay_id=shown.id)
 
 
 def read_order(order_id: str, *, client: smartpay.Client) -> bool:
-    """Read an order at Smartpay, and the refunds of its payments that we did not know; return whether they list them.
+    """Read an order and book the refunds of its payments that are new to us; return whether the payments list refunds.
 
     Raises: smartpay.SmartpayError.
     """
@@ -103,7 +103,7 @@ def read_order(order_id: str, *, client: smartpay.Client) -> bool:
 
 
 def read_payment(payment_id: str, *, client: smartpay.Client) -> bool:
-    """Read a payment at Smartpay, and the refunds of it that we did not know; return whether it lists them.
+    """Read a payment and book the refunds of it that are new to us; return whether the payment lists its refunds.
 
     Raises: smartpay.SmartpayError.
     """
@@ -124,7 +124,7 @@ def book_evidence(refund: Refund, shown: smartpay.Refund, *, kind: str, now: dat
     if is_strange := shown.status not in ("", *SmartpayRefund.Status.values):
         alarm("refund.status_unknown", refund, smartpay_id=shown.id)
         if not never_sent and not denied:
-            return  # neither done nor failed: it is read again
+            return  # neither succeeded nor failed: the worker reads it again
     if known and refund.state == (State.REJECTED if failed else State.SUCCEEDED):
         return
     matches = (shown.payment, shown.amount, shown.currency) == (
@@ -138,9 +138,9 @@ def book_evidence(refund: Refund, shown: smartpay.Refund, *, kind: str, now: dat
         alarm("refund.named_elsewhere", refund, smartpay_id=shown.id)
     else:
         if never_sent:
-            # Sent by a life of this row that the database has forgotten: it never may be sent again.
+            # It was sent before a restore that made the database forget it. It must never be sent again.
             to_review(refund, f"{shown.id} was sent and forgotten")
-            refund.save()  # a step of its own: no guard lets a waiting row become a settled one at once
+            refund.save()  # first to review: the database's guards let no waiting row settle in one step
         if not is_strange:
             _judge(refund, shown, now, matches=matches)
         elif denied:
@@ -153,7 +153,7 @@ def book_evidence(refund: Refund, shown: smartpay.Refund, *, kind: str, now: dat
 
 
 def _judge(refund: Refund, shown: smartpay.Refund, now: datetime, *, matches: bool) -> None:
-    """Give a refund the state that what Smartpay shows of it asks for; raise the alarm where it should show nothing."""
+    """Move a refund to the state that Smartpay's refund proves; raise an alarm where there should be no refund."""
     known = refund.smartpay_id == shown.id
     failed = shown.status == SmartpayRefund.Status.FAILED
     if refund.smartpay_id and not known:
@@ -169,7 +169,7 @@ def _judge(refund: Refund, shown: smartpay.Refund, now: datetime, *, matches: bo
             settle(refund, State.REJECTED, now)
         elif not failed:
             others = refund.seen.exclude(pk=shown.id).counting()
-            if refund.state == State.REVIEW and others.exists():  # what made it a case
+            if refund.state == State.REVIEW and others.exists():  # the other one made it a case
                 alarm("refund.two_executions", refund, smartpay_id=shown.id)
             refund.smartpay_id = shown.id
             refund.error_code = refund.error_message = ""
@@ -184,7 +184,10 @@ def _judge(refund: Refund, shown: smartpay.Refund, now: datetime, *, matches: bo
 
 
 def _cancel_never_sent(payment: Payment) -> None:
-    """Cancel what waits beside a refund that was lost, or called not made: it may be the same, asked for once more."""
+    """Cancel the payment's refunds that were never sent, after one that was lost or ended without turned out to exist.
+
+    They may be the same refund, asked for once more.
+    """
     for waiting in payment.refunds.never_sent().select_for_update():
         waiting.payment = payment
         cancel(waiting, Refund.Cancelled.BALANCE, by=None)
@@ -192,7 +195,7 @@ def _cancel_never_sent(payment: Payment) -> None:
 
 
 def _cancel_what_no_longer_fits(payment_id: str) -> None:
-    """After a refund made elsewhere: cancel ours that were never sent and no longer fit, the newest first."""
+    """Cancel refunds that were never sent and no longer fit after one made elsewhere, the newest first."""
     with transaction.atomic():
         payment = Payment.objects.select_for_update().filter(pk=payment_id).first()
         if payment is None:

@@ -1,7 +1,7 @@
-"""要調査: what Smartpay shows contradicts, and two people decide what became of a refund, by evidence alone.
+"""要調査: Smartpay contradicts the ledger about a refund, and two people decide by evidence what became of it.
 
-They may say one of two things: that it is a certain refund which Smartpay shows, read in that very call; or that it
-was not executed, as two complete reads have proved, or as Smartpay says itself where all it shows of it has failed.
+They may decide that it is a certain refund of Smartpay's, which is read in that very call; or that it was not executed.
+The second needs the proof of two complete reads, or that every refund which Smartpay shows for it has failed.
 """
 
 import uuid
@@ -37,22 +37,24 @@ class Candidate:
 
     mirrored: SmartpayRefund
     is_named: bool  # it carries this row's reference
-    why_not: str  # why nobody can say that it is this row, in words; "" where people may
+    why_not: str  # why people may not decide that it is this row, in words; "" if they may
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What two people decide by."""
+    """What two people decide a refund by."""
 
     refund: Refund
     why: list[str]  # what made it a case, in words
     candidates: list[Candidate]
-    decisions: list[ReviewDecision]  # of this round, the last word of each person
-    why_not_absent: str  # why nobody can say yet that it was not executed, and from when; "" where people may
+    decisions: list[ReviewDecision]  # each person's latest of this round
+    why_not_absent: (
+        str  # why people may not decide yet that it was not executed, and from when; "" if they may
+    )
 
 
 def review_case(refund: Refund, *, complete_at: datetime | None = None) -> Case:
-    """Return what is known of a case. `complete_at`: what look_again() returned, None where nobody could look."""
+    """Return what is known of a case. `complete_at`: what look_again() returned; None if the read failed."""
     candidates = _candidates(refund)
     return Case(
         refund=refund,
@@ -67,10 +69,10 @@ def review_case(refund: Refund, *, complete_at: datetime | None = None) -> Case:
 
 
 def look_again(refund_id: uuid.UUID, *, client: smartpay.Client) -> datetime | None:
-    """Read the payment of a case at Smartpay now, and write down what that shows; it may settle the case.
+    """Read the payment of a case at Smartpay now, and book what that shows; it may settle the case.
 
-    Returns when the complete read began that would have shown the refund, None where there was none yet: a payment
-    that does not list its refunds waits for a scan of all of them. See Note [Complete reads] in absence.py.
+    Returns when the complete read began that would have shown the refund; None if there was none yet. A payment that
+    does not list its refunds waits for a scan of all of them: see Note [Complete reads] in absence.py.
 
     Raises: smartpay.SmartpayError.
     """
@@ -86,7 +88,7 @@ def look_again(refund_id: uuid.UUID, *, client: smartpay.Client) -> datetime | N
 
 
 def _read_again(smartpay_id: str, *, client: smartpay.Client) -> smartpay.Refund | None:
-    """Read one refund and book what it says; None where Smartpay has none of this id."""
+    """Read one refund, book it and return it; None if Smartpay has no refund of this id."""
     read_at = clock.now()
     try:
         shown = client.get_refund(smartpay_id)
@@ -97,7 +99,10 @@ def _read_again(smartpay_id: str, *, client: smartpay.Client) -> smartpay.Refund
 
 
 def _candidates(refund: Refund) -> list[Candidate]:
-    """What Smartpay shows of the payment and is no other row's, and what names this row but is of another payment."""
+    """Return Smartpay's refunds that may be this row, oldest first.
+
+    They are those of its payment that are no other row's, and those of another payment that carry its reference.
+    """
     found = refund.evidence.filter(found=True).values("smartpay_id")
     rows = SmartpayRefund.objects.filter(Q(payment=refund.payment_id) | Q(pk__in=found))
     others = Refund.objects.filter(payment=refund.payment_id, smartpay_id__isnull=False).exclude(pk=refund.pk)
@@ -116,7 +121,7 @@ def _names(row: SmartpayRefund, refund: Refund) -> bool:
 
 
 def _why_not(refund: Refund, row: SmartpayRefund) -> str:
-    """Why a refund that Smartpay shows can't be this row, in words; "" where people may say that it is."""
+    """Return why a refund that Smartpay shows can't be this row, in words; "" if people may decide that it is."""
     if row.payment_id != refund.payment_id:
         return _("別の支払いの返金です。")
     if row.currency != refund.currency:
@@ -135,12 +140,15 @@ def _why_not(refund: Refund, row: SmartpayRefund) -> str:
 
 
 def _why_not_absent(refund: Refund, complete_at: datetime | None) -> str:
-    """Why nobody can say yet that it was not executed, in words; "" where people may. See Note [Proof of absence]."""
+    """Return why people may not decide yet that it was not executed, in words; "" if they may.
+
+    See Note [Proof of absence] in states.py.
+    """
     mirrored = list(refund.seen.filter(payment=refund.payment_id))
     if any(row.counts for row in mirrored):
         return _("Smartpay にこの返金の受付番号がある返金が示されているため、返金不成立とは判定できません。")
     if mirrored:
-        return ""  # all that there is of it failed, as Smartpay says itself
+        return ""  # every refund that Smartpay shows for it has failed
     counts_from = absence_counts_from(refund)
     if refund.absent_since and complete_at and complete_at >= counts_from:
         return ""
@@ -156,7 +164,7 @@ def _why_not_absent(refund: Refund, complete_at: datetime | None) -> str:
 
 
 def _why(refund: Refund, candidates: Iterable[Candidate]) -> list[str]:
-    """What made it a case, in words: told from what was written down, not from what an engineer was told then."""
+    """Return what made it a case, in words. They follow from the evidence, not from the alarm that was logged then."""
     candidates, found = list(candidates), refund.evidence.filter(found=True)
     named = [candidate for candidate in candidates if candidate.is_named and candidate.mirrored.counts]
     same_amount = [
@@ -179,7 +187,7 @@ def _why(refund: Refund, candidates: Iterable[Candidate]) -> list[str]:
 
 
 def _what_differs(refund: Refund, named: list[Candidate]) -> str:
-    """How the one refund that carries the number differs, where it is its amount; else only that something does."""
+    """Return in words how Smartpay's one refund with this row's reference differs: with both amounts, if only they do."""
     row = named[0].mirrored if len(named) == 1 else None
     only_amount = row and (row.payment_id, row.currency) == (refund.payment_id, refund.currency)
     if row and only_amount and row.amount != refund.amount:
@@ -203,15 +211,15 @@ def decide_case(
     client: smartpay.Client,
     at_round: int | None = None,
 ) -> Refund:
-    """Write down what a person says of a case; settle it where another approver said the same. Return the refund.
+    """Record a person's decision about a case, and settle it if another approver decided the same. Return the refund.
 
     Args:
         verdict: "succeeded", with the `smartpay_id` of the refund that it is; or "not_executed".
-        note: why; it is asked for.
-        at_round: the round (Refund.reviews) whose evidence the person saw; None is not compared.
+        note: the person's reason; required.
+        at_round: the round (Refund.reviews) whose evidence the person saw; None skips the comparison.
 
-    Raises: PermissionDenied (one's own, too), NoReason, NotWaiting (it is settled, perhaps by what was just read),
-        NotProved (with the moment from when it may be), smartpay.SmartpayError (nothing was decided then).
+    Raises: PermissionDenied (also for the person's own refund), NoReason, NotWaiting (it is settled, perhaps by what
+        was just read), NotProved (it tells when it may be proved), smartpay.SmartpayError. Then nothing was decided.
     """
     _check_may(Refund.objects.get(pk=refund_id), by)
     if not note:
@@ -283,8 +291,11 @@ def _decide(
 def _settle(
     refund: Refund, decision: ReviewDecision, shown: smartpay.Refund | None, *, read_at: datetime
 ) -> None:
-    """Do what two people said. In their transaction, the mirror is told whose refund it is: what counts as made
-    elsewhere is never counted twice, nor forgotten, whatever dies."""
+    """Settle the refund as two people decided.
+
+    The mirror is told in the same transaction whose refund it is. So a crash leaves no refund counted twice, as ours
+    and as made elsewhere, and none counted nowhere.
+    """
     refund.error_code = refund.error_message = ""
     if shown is not None:
         refund.smartpay_id = shown.id
@@ -314,7 +325,7 @@ def _check_may(refund: Refund, by: User) -> None:
 
 
 def _last_words(refund: Refund) -> dict[int, ReviewDecision]:
-    """What each person said last in this round."""
+    """Return each person's latest decision of this round, by the person's id."""
     said = refund.review_decisions.filter(round=refund.reviews).select_related("person").order_by("id")
     return {decision.person_id: decision for decision in said}
 
