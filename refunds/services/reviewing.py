@@ -187,7 +187,7 @@ def _why(refund: Refund, candidates: Iterable[Candidate]) -> list[str]:
 
 
 def _what_differs(refund: Refund, named: list[Candidate]) -> str:
-    """Return in words how Smartpay's one refund with this row's reference differs: with both amounts, if only they do."""
+    """Return in words how the one refund with this row's reference differs: with both amounts, if only they do."""
     row = named[0].mirrored if len(named) == 1 else None
     only_amount = row and (row.payment_id, row.currency) == (refund.payment_id, refund.currency)
     if row and only_amount and row.amount != refund.amount:
