@@ -263,7 +263,7 @@ class SmartpayRefundQuerySet(models.QuerySet["SmartpayRefund"]):
 
 
 class SmartpayRefund(models.Model):
-    """A refund that Smartpay shows, whoever made it. Written by mirror.py only; which are ours, it decides there."""
+    """A refund that Smartpay shows, whoever made it. Only mirror.py writes it, and decides whether it is ours."""
 
     class Status(models.TextChoices):
         SUCCEEDED = "succeeded", _("返金済み")
@@ -334,20 +334,20 @@ class RefundQuerySet(models.QuerySet["Refund"]):
 
 
 class Refund(models.Model):
-    """One line of the ledger: one decision of a person, one idempotency key, one frozen request.
+    """One row of the ledger: one decision of a person, one idempotency key, one frozen request.
 
-    The id is minted when the form is drawn. It is the form's `request_id`, the key and the `reference` at once.
+    The id is created with the form. It is the form's `request_id`, the idempotency key and the `reference` at once.
     """
 
     class State(models.TextChoices):
         AWAITING_APPROVAL = "awaiting_approval", _("承認待ち")  # a second person has to decide
-        QUEUED = "queued", _("送信待ち")  # may be sent; never sent yet
+        QUEUED = "queued", _("送信待ち")  # may be sent; was never sent yet
         SENDING = "sending", _("送信中")  # committed; the request may be on its way
-        UNKNOWN = "unknown", _("結果不明")  # it may exist at Smartpay; the machine is finding out
-        REVIEW = "review", _("要調査")  # what Smartpay shows contradicts; two people decide
-        SUCCEEDED = "succeeded", _("返金済み")  # Smartpay showed it, with its id
+        UNKNOWN = "unknown", _("結果不明")  # it may exist at Smartpay; workers find out
+        REVIEW = "review", _("要調査")  # Smartpay contradicts the ledger; two people decide
+        SUCCEEDED = "succeeded", _("返金済み")  # Smartpay showed it; smartpay_id is its id
         REJECTED = "rejected", _("返金不可")  # Smartpay refused the first attempt; nothing happened
-        NOT_EXECUTED = "not_executed", _("返金不成立")  # proved absent after the window
+        NOT_EXECUTED = "not_executed", _("返金不成立")  # proved absent after the send window
         CANCELLED = "cancelled", _("取り下げ・却下など")  # never sent
 
     NEVER_SENT = (State.AWAITING_APPROVAL, State.QUEUED)
@@ -374,7 +374,7 @@ class Refund(models.Model):
         BALANCE = "balance", _("残額変更")
         ENTITLEMENT = "entitlement", _("権限失効")
 
-    moved_from = ""  # its state before the change in hand, for the trail
+    moved_from = ""  # its state before the change under way, for the audit trail
 
     id = models.UUIDField(_("受付番号"), primary_key=True, default=uuid.uuid4, editable=False)
     payment = models.ForeignKey(
@@ -389,9 +389,9 @@ class Refund(models.Model):
     similar_reason = models.TextField(_("それでも返金する理由"), blank=True, default="")
     # What was approved is this amount of this remaining balance.
     refundable_before = models.PositiveBigIntegerField(_("申請時の返金可能額"))
-    # Nothing is sent for the first time once more than this was refunded elsewhere: the person did not see that.
+    # If more than this was refunded elsewhere, the person did not see it, and nothing is sent for the first time.
     external_before = models.PositiveBigIntegerField(_("申請時のこのツール以外での返金"))
-    # The request as it is sent, byte for byte, for ever.
+    # The request body. Every attempt sends it, byte for byte.
     body = models.TextField(editable=False)
     state = models.CharField(_("状態"), max_length=20, choices=State)
 
@@ -418,10 +418,10 @@ class Refund(models.Model):
     last_sent_at = models.DateTimeField(_("最後の送信"), null=True, blank=True)
     lease_until = models.DateTimeField(null=True, blank=True)
     lease_owner = models.CharField(max_length=36, blank=True, default="")
-    # Turns taken so far: what the back-off grows with.
+    # Turns taken so far. The back-off grows with them.
     turns = models.PositiveIntegerField(default=0)
     next_check_at = models.DateTimeField(_("次の確認"), null=True, blank=True)
-    # The first complete read without it.
+    # The first of the complete reads without it that count. See Note [Proof of absence] in services/states.py.
     absent_since = models.DateTimeField(_("返金がないと確認した日時"), null=True, blank=True)
 
     smartpay_id = models.CharField(
@@ -430,7 +430,7 @@ class Refund(models.Model):
     error_code = models.CharField(_("エラーコード"), max_length=64, blank=True, default="")
     error_message = models.TextField(_("エラー内容"), blank=True, default="")
     settled_at = models.DateTimeField(_("確定日時"), null=True, blank=True)
-    # How often it became a case for people: their decisions are about the last time.
+    # How often it went to review. Decisions count for the last of these rounds.
     reviews = models.PositiveIntegerField(_("要調査の回数"), default=0)
     # Written again from what Smartpay shows, after the database had lost it. Never sent from here.
     recovered = models.BooleanField(_("復元"), default=False)
@@ -520,10 +520,10 @@ class Refund(models.Model):
 
 
 class Attempt(models.Model):
-    """One sending of a refund: written before the request leaves, finished once by its answer, never again."""
+    """One attempt to send a refund: written before the request leaves, and changed only once, by its answer."""
 
     class Outcome(models.TextChoices):
-        """What the answer meant: smartpay.py names these."""
+        """What the answer meant. The errors and answers of smartpay.py carry these values."""
 
         NONE_YET = "", _("まだありません")
         EXECUTED = "EXECUTED", _("返金済み")
@@ -560,7 +560,7 @@ class Attempt(models.Model):
 
 
 class Evidence(models.Model):
-    """What a read showed of a refund whose outcome was open: found, or absent from a complete read."""
+    """What a read showed of a refund whose outcome was open: it was found, or a complete read did not contain it."""
 
     class Detail(models.TextChoices):
         NO_LIST = "no_list", _("この支払いは返金の一覧を示さないため、返金一覧での確認を待っています")
@@ -800,7 +800,7 @@ class BulkLine(models.Model):
 
 
 class Control(models.Model):
-    """The switch for sending, one row: off, nothing is sent; reading and settling go on."""
+    """The switch for sending, as one row. While it is off, nothing is sent; reading and settling go on."""
 
     class Cause(models.TextChoices):
         PERSON = "", _("担当者の操作")  # `reason` holds their own words
@@ -810,7 +810,7 @@ class Control(models.Model):
     one = models.BooleanField(primary_key=True, default=True, editable=False)
     sends_enabled = models.BooleanField(_("送信"), default=True)
     reason = models.CharField(_("理由"), max_length=200, blank=True, default="")
-    # What changed it last. In the database as well, for a version before this column, which writes the row too.
+    # What changed it last. The database has the default too, for the version before this column.
     cause = models.CharField(
         _("きっかけ"), max_length=16, choices=Cause, blank=True, default="", db_default=""
     )
@@ -841,7 +841,7 @@ class Control(models.Model):
 
     @property
     def why(self) -> str:
-        """The reason of the last change, in words: a person's own, or what the machine noticed."""
+        """The reason of the last change, in words: a person's own words, or what the machine noticed."""
         return self.get_cause_display() if self.cause else self.reason
 
     @classmethod
