@@ -26,7 +26,7 @@ from dashboard.models import User
 from refunds import audit, bulk_file, clock, roles, services
 from refunds.folding import fold_reference
 from refunds.forms import DESCRIPTION_LENGTH, PlainText, YenField
-from refunds.models import Bulk, BulkLine, Order, Refund
+from refunds.models import Bulk, BulkLine, Order, Refund, RefundQuerySet
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +50,7 @@ PROBLEMS: dict[type[services.RefundError], BulkLine.Problem] = {
 
 
 HAS_ROW = Exists(Refund.objects.filter(pk=OuterRef("request_id")))
-IS_BLOCKED = Exists(Refund.objects.filter(payment=OuterRef("payment"), state__in=Refund.BLOCKING))
+IS_BLOCKED = Exists(Refund.objects.blocking().filter(payment=OuterRef("payment")))
 WHAT_IS_CHECKED = ["payment", "amount", "reason", "refundable", "is_similar", "state", "problem"]
 DECISION = ("decided_by", "decided_at", "decision_note")
 
@@ -71,7 +71,7 @@ def upload(file_name: str, data: bytes, *, by: User) -> tuple[Bulk, bool]:
 
     Raises: PermissionDenied, csv_file.BadFile.
     """
-    _may(by, roles.REQUEST_REFUND)
+    roles.require(by, roles.REQUEST_REFUND)
     written = bulk_file.read(data)
     digest = bulk_file.digest(written)
     try:
@@ -116,7 +116,7 @@ def start(bulk_id: uuid.UUID, *, by: User, similar_reason: str = "") -> Bulk:
     Raises: PermissionDenied if another person uploaded it, BulkError.
     """
     with _locked(bulk_id) as bulk:
-        _may(by, roles.REQUEST_REFUND)
+        roles.require(by, roles.REQUEST_REFUND)
         if bulk.uploaded_by_id != by.pk:
             raise PermissionDenied
         if bulk.state != Bulk.State.CHECKED:
@@ -151,7 +151,7 @@ def decide(bulk_id: uuid.UUID, *, by: User, approved: bool, note: str = "") -> B
     Raises: PermissionDenied (also for the person's own file), BulkError.
     """
     with _locked(bulk_id) as bulk:
-        _may(by, roles.APPROVE_REFUND)
+        roles.require(by, roles.APPROVE_REFUND)
         if bulk.uploaded_by_id == by.pk:
             raise PermissionDenied
         if bulk.state != Bulk.State.AWAITING_APPROVAL:
@@ -181,8 +181,8 @@ def pause(bulk_id: uuid.UUID, *, by: User, paused: bool) -> Bulk:
         before, after = after, before
     with _locked(bulk_id) as bulk:
         if bulk.uploaded_by_id != by.pk:
-            _may(by, roles.APPROVE_REFUND)
-        _may(by, roles.REQUEST_REFUND)
+            roles.require(by, roles.APPROVE_REFUND)
+        roles.require(by, roles.REQUEST_REFUND)
         if bulk.state != before:
             raise BulkError(_("この一括返金の状態が変わりました。いまの状態を確かめてください。"))
         if not paused and bulk.paused_by_id != by.pk and not by.has_perm(roles.APPROVE_REFUND):
@@ -203,13 +203,13 @@ def cancel(bulk_id: uuid.UUID, *, by: User) -> Bulk:
     """
     with _locked(bulk_id) as bulk:
         if bulk.uploaded_by_id != by.pk:
-            _may(by, roles.APPROVE_REFUND)
+            roles.require(by, roles.APPROVE_REFUND)
         if bulk.state not in Bulk.OPEN:
             raise BulkError(_("この一括返金はすでに終わっています。"))
         _stop(bulk, Bulk.State.CANCELLED)
         bulk.save(update_fields=["state", "ended_at"])
         audit.record(by, "bulk.cancelled", bulk)
-    for refund in _rows(bulk).filter(state__in=Refund.NEVER_SENT, first_sent_at=None, requested_by=by):
+    for refund in _rows(bulk).never_sent().filter(first_sent_at=None, requested_by=by):
         try:
             services.withdraw(refund.pk, by=by)
         except services.NotWaiting:
@@ -255,11 +255,6 @@ def _expire() -> None:
                 audit.record(None, "bulk.cancelled", bulk, why="expired")
 
 
-def _may(person: User, permission: str) -> None:
-    if not roles.may(person, permission):
-        raise PermissionDenied
-
-
 @contextmanager
 def _locked(bulk_id: uuid.UUID) -> Iterator[Bulk]:
     with transaction.atomic():
@@ -286,7 +281,7 @@ def tally(bulk: Bulk) -> dict[str, Share]:
     return {row["state"]: Share(row["n"], row["sum"] or 0) for row in (*lines, *rows)}
 
 
-def _rows(bulk: Bulk) -> QuerySet[Refund]:
+def _rows(bulk: Bulk) -> RefundQuerySet:
     asked = bulk.lines.filter(state=LineState.ASKED)
     return Refund.objects.filter(pk__in=asked.values("request_id"))
 

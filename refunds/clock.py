@@ -1,4 +1,4 @@
-"""The one clock of the ledger: the database's, since several machines write to it."""
+"""The ledger's only clock: the database's, since several machines write to the ledger."""
 
 from datetime import UTC, datetime
 
@@ -7,7 +7,7 @@ from django.utils import timezone
 
 
 def now() -> datetime:
-    """The database's time, as an aware datetime in UTC. SQLite has this machine's clock and needs no question."""
+    """Return the database's time, as an aware datetime in UTC. SQLite's is this machine's clock, without a query."""
     if connection.vendor != "postgresql":
         return timezone.now()
     with connection.cursor() as cursor:

@@ -24,5 +24,5 @@ def every_page(request: HttpRequest) -> dict[str, Any]:
             "can_audit": person.has_perm(roles.AUDIT),
             "roles": [roles.LABELS[role] for role in person.role_names],
         }
-        context["sends"] = Control.objects.filter(one=True).first() or Control()
+        context["sends"] = Control.current()
     return context

@@ -1,8 +1,8 @@
-"""The jobs of jobs.py on PostgreSQL, by Procrastinate: which machine's turn it is, and never two at once.
+"""Run the jobs of jobs.py on PostgreSQL with Procrastinate, each on one machine at a time.
 
-See docs/decisions/0013. Every worker puts each job into the queue at its time; the database takes the first and
-refuses the others. A job that runs holds its lock until it ends, or until its worker has given no sign of life for
-STALLED_SECONDS; another worker then strikes it out, and the next turn of the job is free.
+See docs/decisions/0013. Every worker puts each job into the queue at its time; the database accepts the first and
+refuses the others. A running job holds its lock until it ends. If its worker sends no heartbeat for STALLED_SECONDS,
+another worker aborts the job, and the job can run again at its next time.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ log = structlog.get_logger(__name__)
 HEARTBEAT_SECONDS = 5.0
 STALLED_SECONDS = 20.0
 POLL_SECONDS = 1.0
-GOODBYE_SECONDS = 5.0  # for the job in hand; a longer one is ended with the process
-STOP_SECONDS = 0.2  # until it is noticed that the worker was told to stop
-AGAIN_SECONDS = 5.0  # until the queue is tried again that the database took away
+GOODBYE_SECONDS = 5.0  # left to the running job at the end; a longer one ends with the process
+STOP_SECONDS = 0.2  # between two checks whether the worker was told to stop
+AGAIN_SECONDS = 5.0  # until the queue is tried again after an error, such as a lost database
 EVERY_TEN_SECONDS = "* * * * * */10"
 
 
@@ -41,7 +41,7 @@ def register(app: procrastinate.App) -> None:
 
 def _task(job: jobs.Job) -> Callable[[int], Awaitable[None]]:
     async def run(timestamp: int) -> None:
-        """In a thread that ends with the process: a long reading goes on at its page, elsewhere."""
+        """Run the job in a thread that ends with the process: another worker continues a long scan at its page."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
         def work() -> None:
@@ -63,7 +63,7 @@ async def _strike_out_stalled(context: procrastinate.JobContext, timestamp: int)
 
 
 def work(stop: threading.Event) -> None:
-    """Take jobs from the queue until told to stop; again from the start where the database went away."""
+    """Take jobs from the queue until told to stop; start again if the database went away."""
     while not stop.is_set():
         try:
             asyncio.run(_work(stop))
@@ -82,7 +82,7 @@ async def _work(stop: threading.Event) -> None:
                 app.run_worker_async(
                     concurrency=len(jobs.JOBS) + 1,
                     fetch_job_polling_interval=POLL_SECONDS,
-                    listen_notify=False,  # a connection of its own, and none that PgBouncer could share
+                    listen_notify=False,  # it would need a connection of its own, which PgBouncer could not share
                     delete_jobs=DeleteJobCondition.ALWAYS.value,  # JobRun remembers
                     install_signal_handlers=False,
                     update_heartbeat_interval=HEARTBEAT_SECONDS,
@@ -93,7 +93,7 @@ async def _work(stop: threading.Event) -> None:
             while not (stop.is_set() or worker.done()):
                 await asyncio.sleep(STOP_SECONDS)
             if worker.done():
-                await worker  # raises what ended it, or
+                await worker  # raises the error that ended it, if there was one
                 raise RuntimeError("Procrastinate's worker ended by itself.")
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)

@@ -1,10 +1,10 @@
-"""The background work beside refunds, as one table: name, function, schedule. What runs it: job_queue.py, or a timer.
+"""The background jobs beside refunds, as one table: name, function, schedule. job_queue.py or a timer runs them.
 
-Not here: refunds and files of refunds, whose rows are their own queue, and what each machine has to see for itself
+Refunds and bulk files are not here: their rows are their own queue. Nor is what each machine has to watch by itself
 (run_worker). See decisions 10 and 13.
 
-Each function does what is due and nothing else: called too often it finds nothing to do, called late it makes up for
-it, and killed it goes on at the next call. So no schedule has to be kept to the second, and no call is ever repeated.
+Each function does what is due and nothing else. Called too often, it finds nothing to do; called late, it catches up;
+killed, it goes on at the next call. So schedules need not be exact, and a failed call is not repeated before its time.
 """
 
 import threading
@@ -39,18 +39,18 @@ from refunds.models import JobRun
 log = structlog.get_logger(__name__)
 
 FULL_SWEEP_EVERY = timedelta(hours=24)
-CATCH_UP_SECONDS = 0.1  # between two batches: SQLite has one lock for all writers
+CATCH_UP_SECONDS = 0.1  # between two batches, since SQLite has one lock for all writers
 RUNS_KEPT = timedelta(days=1)
 FAILURES_KEPT = timedelta(days=30)
 
 
 def sweep() -> None:
-    """Read the newest pages of Smartpay's lists, or go on with a full reading that was killed."""
+    """Read the newest pages of Smartpay's lists, or continue a full scan that was killed."""
     scanning.sync(smartpay.client(), observe=services.observe_refund)
 
 
 def sweep_all() -> None:
-    """Read all pages once a day. Before the first complete reading that is what sweep() does."""
+    """Read all pages once a day. Until the first scan is complete, sweep() does that."""
     if scanning.is_older_than(FULL_SWEEP_EVERY):
         scanning.sync(smartpay.client(), full=True, observe=services.observe_refund)
 
@@ -61,15 +61,15 @@ def follow_events() -> None:
 
 
 def seal() -> None:
-    """Seal the trail, all that waits."""
+    """Seal all audit entries that wait for it."""
     while sealing.seal() >= sealing.BATCH:
         time.sleep(CATCH_UP_SECONDS)
 
 
 def forget_runs() -> None:
-    """Keep the runs of a day, those that failed for a month, and each job's last that ended well.
+    """Delete old runs. Kept are those of a day, failed ones of a month, and each job's last successful one.
 
-    By that last one a job is late (metrics.py), for however long it fails.
+    metrics.py tells by the last successful run how late a job is, however long it has been failing.
     """
     now, done = clock.now(), JobRun.objects.filter(outcome=JobRun.Outcome.DONE).order_by()
     last = list(done.values("job").annotate(last=Max("pk")).values_list("last", flat=True))
@@ -80,9 +80,10 @@ def forget_runs() -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """name: in the log, in the admin and in the queue; never changed. schedule: cron in UTC, the sixth field seconds.
+    """A job of the table.
 
-    alone: jobs of the same word never run at the same time, on whatever machine.
+    name: in the log, the admin and the queue; never changed. schedule: cron in UTC, with seconds as the sixth field.
+    alone: jobs with the same word never run at the same time, on any machine.
     """
 
     name: str
@@ -92,7 +93,7 @@ class Job:
     alone: str
 
     def next_at(self, after: datetime) -> datetime:
-        """When its turn is, strictly after this moment."""
+        """Return the job's next time, strictly after this moment."""
         return datetime.fromtimestamp(croniter(self.schedule, after.timestamp()).get_next(float), UTC)
 
 
@@ -114,9 +115,9 @@ NOBODY_ELSE = nullcontext()
 
 
 def run(job: Job, alone: AbstractContextManager[None] = NOBODY_ELSE) -> None:
-    """Run it, and write down that it ran. What it raises is an alarm, and its next turn another try.
+    """Run a job and record the run. An error is logged, and the job is tried again at its next time.
 
-    alone: held meanwhile, where no queue holds the jobs apart.
+    `alone`: a lock to hold meanwhile, where no queue keeps the jobs apart.
     """
     try:
         with alone:
@@ -131,7 +132,7 @@ def run(job: Job, alone: AbstractContextManager[None] = NOBODY_ELSE) -> None:
 
 def _recorded(job: Job) -> None:
     runs = JobRun.objects.filter(job=job.name)
-    # Nobody else runs it now: whoever was at it has died.
+    # Nobody else can be running it now, so the process of an unfinished run has died.
     runs.filter(outcome=JobRun.Outcome.RUNNING).update(outcome=JobRun.Outcome.DIED)
     this = runs.create(job=job.name, started_at=clock.now())
     outcome, error = JobRun.Outcome.DONE, ""
@@ -148,7 +149,7 @@ def _recorded(job: Job) -> None:
 
 
 def keep_time(stop: threading.Event) -> None:
-    """Run each job at once, and then at its times, each in a thread of its own. They may be ended anywhere."""
+    """Run each job now and then at its times, in a daemon thread of its own. The process may end at any point."""
     for job in JOBS:
         threading.Thread(target=_on_time, args=(job, stop), daemon=True).start()
 

@@ -37,7 +37,7 @@ def _unsettled(now: datetime) -> Iterator[Metric]:
     """Unsettled refunds are few, because people are alerted to them. Settled ones are never all counted."""
     unsettled = _gauge("refunds_unsettled", "Refunds whose money is reserved, by state.", "state")
     oldest = _gauge("refunds_oldest_seconds", "Since the oldest of them was asked for.", "state")
-    waiting = Refund.objects.filter(state__in=Refund.RESERVING).order_by()
+    waiting = Refund.objects.reserving().order_by()
     found = {
         state: (count, since)
         for state, count, since in waiting.values_list("state").annotate(Count("pk"), Min("requested_at"))
@@ -108,7 +108,7 @@ def _trail(now: datetime) -> Iterator[Metric]:
 
 
 def _sending() -> Iterator[Metric]:
-    control = Control.objects.filter(pk=True).first() or Control()
+    control = Control.current()
     yield _gauge("sends_on", "1: refunds may be sent.", value=control.sends_enabled)
     restored = bool(control.restored_at)
     yield _gauge("restored", "1: the database was restored and nobody resumed.", value=restored)

@@ -470,9 +470,7 @@ def record_external_refunds(
         payments = {refund.payment for refund in refunds}
         _lock_payments(payments)
         busy = set(
-            Refund.objects.filter(payment__in=payments, state__in=Refund.RESERVING).values_list(
-                "payment_id", flat=True
-            )
+            Refund.objects.reserving().filter(payment__in=payments).values_list("payment_id", flat=True)
         )
         claimed = set(
             Refund.objects.filter(

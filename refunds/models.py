@@ -5,6 +5,7 @@ What this file promises, the database enforces: constraints here, triggers in mi
 
 import secrets
 import uuid
+from typing import Self
 
 from django.conf import settings
 from django.db import models
@@ -246,8 +247,23 @@ class Payment(models.Model):
         return self.already_refunded() + self.reserved > self.captured
 
 
+class SmartpayRefundQuerySet(models.QuerySet["SmartpayRefund"]):
+    def counting(self) -> Self:
+        """Return those whose amount is gone: every status but "failed", the unknown ones included."""
+        return self.exclude(status=SmartpayRefund.Status.FAILED)
+
+    def beside_the_ledger(self) -> Self:
+        """Return those that no row of the ledger accounts for.
+
+        They were made elsewhere, are a further refund of a row, or belong to a row that ended without a refund.
+        count_external() in mirror.py counts the same ones.
+        """
+        further = Q(ours__smartpay_id__isnull=False) & ~Q(ours__smartpay_id=F("id"))
+        return self.filter(Q(ours=None) | Q(ours__state__in=Refund.ENDED_WITHOUT) | further)
+
+
 class SmartpayRefund(models.Model):
-    """A refund that Smartpay shows, whoever made it. Written by mirror.py only; which are ours, it decides there."""
+    """A refund that Smartpay shows, whoever made it. Only mirror.py writes it, and decides whether it is ours."""
 
     class Status(models.TextChoices):
         SUCCEEDED = "succeeded", _("返金済み")
@@ -284,6 +300,8 @@ class SmartpayRefund(models.Model):
         verbose_name=_("返金"),
     )
 
+    objects = SmartpayRefundQuerySet.as_manager()
+
     class Meta:
         verbose_name = _("Smartpay の返金")
         verbose_name_plural = _("Smartpay の返金")
@@ -293,44 +311,57 @@ class SmartpayRefund(models.Model):
     def __str__(self) -> str:
         return self.id
 
-    @staticmethod
-    def beside_the_ledger() -> Q:
-        """Those that no row of the ledger accounts for: made elsewhere, a second one of a row, one of a row that ended
-        without. As count_external() in mirror.py counts them.
-        """
-        ended = [Refund.State.CANCELLED, Refund.State.REJECTED, Refund.State.NOT_EXECUTED]
-        second = Q(ours__smartpay_id__isnull=False) & ~Q(ours__smartpay_id=F("id"))
-        return Q(ours=None) | Q(ours__state__in=ended) | second
-
     @property
     def counts(self) -> bool:
-        """Whether its amount is gone: every status but "failed", the unknown ones included."""
+        """Whether its amount is gone, as counting() has it."""
         return self.status != self.Status.FAILED
 
 
-class Refund(models.Model):
-    """One line of the ledger: one decision of a person, one idempotency key, one frozen request.
+class RefundQuerySet(models.QuerySet["Refund"]):
+    """Refunds by their state; the groups of states, and what each means, are told at Refund."""
 
-    The id is minted when the form is drawn. It is the form's `request_id`, the key and the `reference` at once.
+    def never_sent(self) -> Self:
+        return self.filter(state__in=Refund.NEVER_SENT)
+
+    def reserving(self) -> Self:
+        return self.filter(state__in=Refund.RESERVING)
+
+    def open(self) -> Self:
+        return self.filter(state__in=Refund.OPEN)
+
+    def blocking(self) -> Self:
+        return self.filter(state__in=Refund.BLOCKING)
+
+
+class Refund(models.Model):
+    """One row of the ledger: one decision of a person, one idempotency key, one frozen request.
+
+    The id is created with the form. It is the form's `request_id`, the idempotency key and the `reference` at once.
     """
 
     class State(models.TextChoices):
         AWAITING_APPROVAL = "awaiting_approval", _("承認待ち")  # a second person has to decide
-        QUEUED = "queued", _("送信待ち")  # may be sent; never sent yet
+        QUEUED = "queued", _("送信待ち")  # may be sent; was never sent yet
         SENDING = "sending", _("送信中")  # committed; the request may be on its way
-        UNKNOWN = "unknown", _("結果不明")  # it may exist at Smartpay; the machine is finding out
-        REVIEW = "review", _("要調査")  # what Smartpay shows contradicts; two people decide
-        SUCCEEDED = "succeeded", _("返金済み")  # Smartpay showed it, with its id
+        UNKNOWN = "unknown", _("結果不明")  # it may exist at Smartpay; workers find out
+        REVIEW = "review", _("要調査")  # Smartpay contradicts the ledger; two people decide
+        SUCCEEDED = "succeeded", _("返金済み")  # Smartpay showed it; smartpay_id is its id
         REJECTED = "rejected", _("返金不可")  # Smartpay refused the first attempt; nothing happened
-        NOT_EXECUTED = "not_executed", _("返金不成立")  # proved absent after the window
+        NOT_EXECUTED = "not_executed", _("返金不成立")  # proved absent after the send window
         CANCELLED = "cancelled", _("取り下げ・却下など")  # never sent
 
     NEVER_SENT = (State.AWAITING_APPROVAL, State.QUEUED)
     RESERVING = (*NEVER_SENT, State.SENDING, State.UNKNOWN, State.REVIEW)
     IN_FLIGHT = (State.SENDING, State.UNKNOWN)
-    OPEN = (*IN_FLIGHT, State.REVIEW)  # nothing else of the payment is sent meanwhile
-    # A further refund of the payment is refused meanwhile. A sending one takes seconds: another that fits may queue.
+    OPEN = (*IN_FLIGHT, State.REVIEW)  # meanwhile no other refund of the payment is sent
+    # Meanwhile no other refund of the payment may be asked for. SENDING is not among them: it lasts seconds, and
+    # another refund that fits may be queued behind it.
     BLOCKING = (State.UNKNOWN, State.REVIEW)
+    ENDED_WITHOUT = (
+        State.REJECTED,
+        State.NOT_EXECUTED,
+        State.CANCELLED,
+    )  # no money left; its amount is free again
 
     class Reason(models.TextChoices):
         REQUESTED_BY_CUSTOMER = "requested_by_customer", _("お客様からの依頼")
@@ -343,7 +374,7 @@ class Refund(models.Model):
         BALANCE = "balance", _("残額変更")
         ENTITLEMENT = "entitlement", _("権限失効")
 
-    moved_from = ""  # its state before the change in hand, for the trail
+    moved_from = ""  # its state before the change under way, for the audit trail
 
     id = models.UUIDField(_("受付番号"), primary_key=True, default=uuid.uuid4, editable=False)
     payment = models.ForeignKey(
@@ -358,9 +389,9 @@ class Refund(models.Model):
     similar_reason = models.TextField(_("それでも返金する理由"), blank=True, default="")
     # What was approved is this amount of this remaining balance.
     refundable_before = models.PositiveBigIntegerField(_("申請時の返金可能額"))
-    # Nothing is sent for the first time once more than this was refunded elsewhere: the person did not see that.
+    # If more than this was refunded elsewhere, the person did not see it, and nothing is sent for the first time.
     external_before = models.PositiveBigIntegerField(_("申請時のこのツール以外での返金"))
-    # The request as it is sent, byte for byte, for ever.
+    # The request body. Every attempt sends it, byte for byte.
     body = models.TextField(editable=False)
     state = models.CharField(_("状態"), max_length=20, choices=State)
 
@@ -387,10 +418,10 @@ class Refund(models.Model):
     last_sent_at = models.DateTimeField(_("最後の送信"), null=True, blank=True)
     lease_until = models.DateTimeField(null=True, blank=True)
     lease_owner = models.CharField(max_length=36, blank=True, default="")
-    # Turns taken so far: what the back-off grows with.
+    # Turns taken so far. The back-off grows with them.
     turns = models.PositiveIntegerField(default=0)
     next_check_at = models.DateTimeField(_("次の確認"), null=True, blank=True)
-    # The first complete read without it.
+    # The first of the complete reads without it that count. See Note [Proof of absence] in services/states.py.
     absent_since = models.DateTimeField(_("返金がないと確認した日時"), null=True, blank=True)
 
     smartpay_id = models.CharField(
@@ -399,10 +430,12 @@ class Refund(models.Model):
     error_code = models.CharField(_("エラーコード"), max_length=64, blank=True, default="")
     error_message = models.TextField(_("エラー内容"), blank=True, default="")
     settled_at = models.DateTimeField(_("確定日時"), null=True, blank=True)
-    # How often it became a case for people: their decisions are about the last time.
+    # How often it went to review. Decisions count for the last of these rounds.
     reviews = models.PositiveIntegerField(_("要調査の回数"), default=0)
-    # Written anew from what Smartpay shows, after the database had lost it. Never sent.
+    # Written again from what Smartpay shows, after the database had lost it. Never sent from here.
     recovered = models.BooleanField(_("復元"), default=False)
+
+    objects = RefundQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("返金")
@@ -477,21 +510,20 @@ class Refund(models.Model):
     def is_settled(self) -> bool:
         return self.state not in self.RESERVING
 
-    @property
     def is_overtaken(self) -> bool:
-        """Whether the payment was refunded elsewhere since the person looked: that may be what they wanted."""
+        """Return whether the payment was refunded elsewhere after the person looked: that refund may be this one."""
         if self.payment.external > self.external_before:
             return True
-        # Another that failed meanwhile may have taken as much off the sum.
+        # The sum may hide it: an earlier refund that failed meanwhile takes its amount off.
         since = self.payment.smartpay_refunds.filter(ours=None, created_at__gt=self.requested_at)
-        return since.exclude(status=SmartpayRefund.Status.FAILED).exists()
+        return since.counting().exists()
 
 
 class Attempt(models.Model):
-    """One sending of a refund: written before the request leaves, finished once by its answer, never again."""
+    """One attempt to send a refund: written before the request leaves, and changed only once, by its answer."""
 
     class Outcome(models.TextChoices):
-        """What the answer meant: smartpay.py names these."""
+        """What the answer meant. The errors and answers of smartpay.py carry these values."""
 
         NONE_YET = "", _("まだありません")
         EXECUTED = "EXECUTED", _("返金済み")
@@ -528,7 +560,7 @@ class Attempt(models.Model):
 
 
 class Evidence(models.Model):
-    """What a read showed of a refund whose outcome was open: found, or absent from a complete read."""
+    """What a read showed of a refund whose outcome was open: it was found, or a complete read did not contain it."""
 
     class Detail(models.TextChoices):
         NO_LIST = "no_list", _("この支払いは返金の一覧を示さないため、返金一覧での確認を待っています")
@@ -768,7 +800,7 @@ class BulkLine(models.Model):
 
 
 class Control(models.Model):
-    """The switch for sending, one row: off, nothing is sent; reading and settling go on."""
+    """The switch for sending, as one row. While it is off, nothing is sent; reading and settling go on."""
 
     class Cause(models.TextChoices):
         PERSON = "", _("担当者の操作")  # `reason` holds their own words
@@ -778,7 +810,7 @@ class Control(models.Model):
     one = models.BooleanField(primary_key=True, default=True, editable=False)
     sends_enabled = models.BooleanField(_("送信"), default=True)
     reason = models.CharField(_("理由"), max_length=200, blank=True, default="")
-    # What changed it last. In the database as well, for a version before this column, which writes the row too.
+    # What changed it last. The database has the default too, for the version before this column.
     cause = models.CharField(
         _("きっかけ"), max_length=16, choices=Cause, blank=True, default="", db_default=""
     )
@@ -809,12 +841,17 @@ class Control(models.Model):
 
     @property
     def why(self) -> str:
-        """The reason of the last change, in words: a person's own, or what the machine noticed."""
+        """The reason of the last change, in words: a person's own words, or what the machine noticed."""
         return self.get_cause_display() if self.cause else self.reason
 
     @classmethod
+    def current(cls) -> "Control":
+        """Return the row, or an unsaved one with the defaults where nobody has touched the switch yet."""
+        return cls.objects.filter(one=True).first() or cls()
+
+    @classmethod
     def sends_are_on(cls) -> bool:
-        """Whether refunds may be sent; nobody having touched the switch, they may."""
+        """Return whether refunds may be sent. They may where nobody has touched the switch yet."""
         return not cls.objects.filter(sends_enabled=False).exists()
 
 

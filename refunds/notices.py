@@ -1,4 +1,4 @@
-"""Tells whoever asked for a refund that its outcome, once 結果不明, is known now: on their start page, and by mail."""
+"""Tell the requester of a refund that was 結果不明 that its outcome is known: on their start page, and by mail."""
 
 from datetime import timedelta
 
@@ -14,9 +14,9 @@ from refunds import clock
 from refunds.models import Attempt, Notice, Refund
 
 SHOWN = timedelta(hours=24)
-MAILED = timedelta(hours=1)  # after that the start page has told it; mail set up later tells nothing old
+MAILED = timedelta(hours=1)  # older outcomes are not mailed, for instance when mail is set up later
 BATCH = 20
-# Answers that settle a refund, or make it a case for people. Any other left it 結果不明; so did a sender that died.
+# Answers that settle a refund or send it to review. After any other answer, or if the sender died, it was 結果不明.
 CLEAR = (
     Attempt.Outcome.EXECUTED,
     Attempt.Outcome.FAILED,
@@ -28,16 +28,16 @@ log = structlog.get_logger(__name__)
 
 
 def found_out(since: timedelta) -> QuerySet[Refund]:
-    """Refunds settled within this time whose outcome was not clear at first, the latest first."""
+    """Return the refunds settled within this time whose outcome was unknown at first, the latest first."""
     unclear = Attempt.objects.filter(refund=OuterRef("pk")).exclude(outcome__in=CLEAR)
     settled = Refund.objects.filter(settled_at__gte=clock.now() - since).exclude(state__in=Refund.RESERVING)
     return settled.filter(Exists(unclear)).order_by("-settled_at")
 
 
 def send_due() -> int:
-    """Mail what was found out and not yet mailed; return how many were.
+    """Mail the outcomes that were found out and not mailed yet; return how many mails were tried.
 
-    The row is committed before the mail leaves, by whichever worker is first: a mail may be lost, never doubled.
+    The first worker commits the notice's row before the mail leaves. So a mail may be lost, but is never sent twice.
     """
     if not settings.MAILS:
         return 0
@@ -52,12 +52,12 @@ def send_due() -> int:
 
 
 def _mail(refund: Refund) -> None:
-    """One mail: that there is an outcome, and where. No amount, no customer, not even the outcome."""
+    """Send one mail that there is an outcome, with a link to it. It holds no amount, no customer and no outcome."""
     link = settings.SITE_URL + reverse("refunds:refund", args=[refund.pk])
     with override("ja"):
         words = _("結果不明だった返金の結果が確定しました。次の画面で確認してください。")
         subject = _("返金の結果が確定しました")
     try:
         EmailMessage(subject, f"{words}\n\n{link}\n", settings.EMAIL_FROM, [refund.requested_by.email]).send()
-    except OSError as error:  # smtplib's errors are too: the start page tells it all the same
+    except OSError as error:  # smtplib's errors are OSErrors; the start page still shows the outcome
         log.warning("notice.not_mailed", refund=str(refund.pk), error=type(error).__name__)

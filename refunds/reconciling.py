@@ -1,8 +1,8 @@
-"""照合: a Japanese day of our ledger against all of Smartpay's refunds. It reads and books; it never sends.
+"""照合: compare the ledger with Smartpay's refunds, one Japanese day at a time. It reads and books; it never sends.
 
-All of Smartpay's refunds are read first, through observe_refund() as in any sweep: a refund that a restored database
-has lost is then in the ledger again. What is compared afterwards are two tables of ours, the ledger and the mirror as
-that reading left it. A day is that of Smartpay's `createdAt`; where only we have a refund, that of its settlement.
+All of Smartpay's refunds are read first, through observe_refund() as in any sweep, so that a refund which a restored
+database had lost is in the ledger again. Then two of our own tables are compared: the ledger, and the mirror as that
+read left it. A refund belongs to the day of Smartpay's `createdAt`, or of its settlement if only the ledger has it.
 """
 
 import time
@@ -24,10 +24,10 @@ from refunds.spreadsheet import moment
 log = structlog.get_logger(__name__)
 
 Kind = Difference.Kind
-DAYS = 8  # what is compared by schedule: a refund may be settled hours after its day, or be taken back
+DAYS = 8  # compared by schedule: a refund may be settled hours after its day, or fail later
 LATELY = timedelta(days=1)
-DUE_AT = time_of_day(4)  # Japan's; what was sent before midnight is settled by then
-OTHERS_SCAN_SECONDS = 5.0  # until it is looked again whether another process has ended its reading
+DUE_AT = time_of_day(4)  # in Japan; refunds sent before midnight are settled by then
+OTHERS_SCAN_SECONDS = 5.0  # between two looks whether another process has ended its scan
 HEADING = [
     "day", "kind", "repaired", "refund", "smartpay_id", "payment", "order", "currency", "ours_amount",
     "theirs_amount", "ours_state", "theirs_status", "at",
@@ -35,9 +35,9 @@ HEADING = [
 
 
 def reconcile(first: date, last: date, *, client: smartpay.Client) -> list[Reconciliation]:
-    """Read all of Smartpay's refunds, then compare these days, both included; return them, oldest first.
+    """Read all of Smartpay's refunds, then compare the days from first to last, both included; return them in order.
 
-    A day that was compared before is compared anew. Safe to kill: the days done so far are kept.
+    A day that was compared before is compared again. Safe to kill: the days compared so far are kept.
     Raises: smartpay.SmartpayError, with nothing compared.
     """
     read_at = _read_everything(client)
@@ -48,21 +48,24 @@ def reconcile(first: date, last: date, *, client: smartpay.Client) -> list[Recon
 
 
 def reconcile_due() -> None:
-    """Once a day, after DUE_AT: compare the last DAYS days, and those that were missed before."""
+    """Compare the last DAYS days, and earlier ones that were missed, once a day after DUE_AT.
+
+    Raises: smartpay.SmartpayError, with nothing compared.
+    """
     due = datetime.combine(timezone.localdate(clock.now()), DUE_AT, timezone.get_default_timezone())
     if clock.now() < due:
         due -= timedelta(days=1)
     if scanning.scanned_at() is None:
-        return  # nothing was ever read to its end, which is the sweeps' to do
+        return  # the first complete scan is left to the sweeps
     yesterday = due.date() - timedelta(days=1)
     if first := _first_to_compare(yesterday, due):
         reconcile(first, yesterday, client=smartpay.client())
 
 
 def reread_lately() -> None:
-    """Read again each payment with a refund of the last day: one may have been taken back, or made elsewhere.
+    """Read each payment with a refund of the last day again: a refund may have failed since, or been made elsewhere.
 
-    Raises: smartpay.SmartpayError where Smartpay can't be read; the next call reads them all.
+    Raises: smartpay.SmartpayError if Smartpay can't be read; the next call reads them all.
     """
     since, client = clock.now() - LATELY, smartpay.client()
     ours = Refund.objects.filter(settled_at__gte=since).values_list("payment", flat=True)
@@ -75,7 +78,10 @@ def reread_lately() -> None:
 
 
 def _first_to_compare(last: date, due: datetime) -> date | None:
-    """The first day that is to be compared; None where all were: each after its end, the last DAYS after `due`."""
+    """Return the first day up to `last` that is to be compared; None if there is none.
+
+    A day is done if it was compared with a read that began after its end; for the last DAYS days, after `due`.
+    """
     read_at = dict(Reconciliation.objects.filter(day__lte=last).values_list("day", "read_at"))
     lately = last - timedelta(days=DAYS - 1)
     day = min([lately, *read_at])
@@ -88,7 +94,7 @@ def _first_to_compare(last: date, due: datetime) -> date | None:
 
 
 def _read_everything(client: smartpay.Client) -> datetime:
-    """Read the newest orders, which refunds may be of, and all refunds; return when that reading of them began."""
+    """Read the newest orders, since refunds may belong to them, and then all refunds; return when that scan began."""
     began = clock.now()
     scanning.sync(client, observe=services.observe_refund)
     while True:
@@ -100,31 +106,31 @@ def _read_everything(client: smartpay.Client) -> datetime:
 
 
 def compare(day: date, *, read_at: datetime) -> Reconciliation:
-    """Hold a day's rows against each other, after the complete reading that began at `read_at`."""
+    """Compare a day's rows of the ledger and of the mirror, after the complete scan that began at `read_at`."""
     found: list[Difference] = []
     counts: Counter[str] = Counter()
     theirs_total = ours_total = 0
     with transaction.atomic():
-        for seen in _theirs(day, read_at).iterator():
-            kind = _kind(seen)
+        for mirrored in _theirs(day, read_at).iterator():
+            kind = _kind(mirrored)
             counts[kind or "equal"] += 1
-            if seen.counts and seen.currency == "JPY":
-                theirs_total += seen.amount
-            ours = seen.ours
+            if mirrored.counts and mirrored.currency == "JPY":
+                theirs_total += mirrored.amount
+            ours = mirrored.ours
             if (
                 ours
                 and ours.state == Refund.State.SUCCEEDED
-                and ours.smartpay_id == seen.pk
+                and ours.smartpay_id == mirrored.pk
                 and ours.currency == "JPY"
             ):
                 ours_total += ours.amount
             if kind:
-                found.append(_difference(kind, seen=seen, ours=ours, at=seen.created_at))
+                found.append(_difference(kind, mirrored=mirrored, ours=ours, at=mirrored.created_at))
         for ours in _missing(day, read_at).iterator():
             counts[Kind.ONLY_OURS] += 1
             ours_total += ours.amount if ours.currency == "JPY" else 0
             found.append(
-                _difference(Kind.ONLY_OURS, seen=None, ours=ours, at=cast(datetime, ours.settled_at))
+                _difference(Kind.ONLY_OURS, mirrored=None, ours=ours, at=cast(datetime, ours.settled_at))
             )
         compared, _new = Reconciliation.objects.update_or_create(
             day=day,
@@ -142,7 +148,7 @@ def compare(day: date, *, read_at: datetime) -> Reconciliation:
             difference.reconciliation = compared
         Difference.objects.bulk_create(found, batch_size=500)
     if counts[Kind.ONLY_OURS] or counts[Kind.DIFFERING]:
-        # A refund made elsewhere is a difference too, and yet nothing to be alarmed at.
+        # A refund made elsewhere is a difference too, but no reason for an alarm.
         log.error(
             "reconciliation.differs",
             alarm=True,
@@ -154,21 +160,21 @@ def compare(day: date, *, read_at: datetime) -> Reconciliation:
 
 
 def _span(day: date) -> tuple[datetime, datetime]:
-    """From midnight to midnight, in Japan."""
+    """Return the day's beginning and end, midnight in Japan."""
     begins = datetime.combine(day, time_of_day(), timezone.get_default_timezone())
     return begins, begins + timedelta(days=1)
 
 
-def _shown(read_at: datetime) -> QuerySet[SmartpayRefund]:
-    """Those that the reading has shown, or that were read since."""
+def _mirrored_since(read_at: datetime) -> QuerySet[SmartpayRefund]:
+    """Return Smartpay's refunds that the scan showed, or that were read since."""
     return SmartpayRefund.objects.filter(read_at__gte=read_at)
 
 
 def _theirs(day: date, read_at: datetime) -> QuerySet[SmartpayRefund]:
-    """Of a day, but for those made elsewhere that failed: no money moved, and nobody here knows of them."""
+    """Return Smartpay's refunds of a day, without failed ones made elsewhere: these moved no money."""
     begins, ends = _span(day)
     return (
-        _shown(read_at)
+        _mirrored_since(read_at)
         .filter(created_at__gte=begins, created_at__lt=ends)
         .exclude(ours=None, status=SmartpayRefund.Status.FAILED)
         .select_related("ours")
@@ -177,55 +183,57 @@ def _theirs(day: date, read_at: datetime) -> QuerySet[SmartpayRefund]:
 
 
 def _missing(day: date, read_at: datetime) -> QuerySet[Refund]:
-    """Ours of a day that Smartpay does not show, though they were there before it was read."""
+    """Return the ledger's refunds that were settled on this day before the scan, and that Smartpay does not show."""
     begins, ends = _span(day)
     return (
         Refund.objects.filter(
             state=Refund.State.SUCCEEDED, settled_at__gte=begins, settled_at__lt=min(ends, read_at)
         )
-        .exclude(Exists(_shown(read_at).filter(pk=OuterRef("smartpay_id"))))
+        .exclude(Exists(_mirrored_since(read_at).filter(pk=OuterRef("smartpay_id"))))
         .order_by("settled_at", "id")
     )
 
 
-def _kind(seen: SmartpayRefund) -> Difference.Kind | None:
-    """How the ledger differs from what Smartpay shows; None: it does not."""
-    ours = seen.ours
+def _kind(mirrored: SmartpayRefund) -> Difference.Kind | None:
+    """Return how the ledger differs from what Smartpay shows; None if it does not."""
+    ours = mirrored.ours
     if ours is None or ours.recovered:
         return Kind.ONLY_THEIRS
-    if not seen.counts:
+    if not mirrored.counts:
         return (
-            Kind.DIFFERING if ours.state == Refund.State.SUCCEEDED and ours.smartpay_id == seen.pk else None
+            Kind.DIFFERING
+            if ours.state == Refund.State.SUCCEEDED and ours.smartpay_id == mirrored.pk
+            else None
         )
-    if seen.status not in ("", SmartpayRefund.Status.SUCCEEDED):
-        return Kind.DIFFERING  # neither done nor failed
+    if mirrored.status not in ("", SmartpayRefund.Status.SUCCEEDED):
+        return Kind.DIFFERING  # neither succeeded nor failed
     here = (ours.state, ours.smartpay_id, ours.payment_id, ours.amount, ours.currency)
-    there = (Refund.State.SUCCEEDED, seen.pk, seen.payment_id, seen.amount, seen.currency)
+    there = (Refund.State.SUCCEEDED, mirrored.pk, mirrored.payment_id, mirrored.amount, mirrored.currency)
     return None if here == there else Kind.DIFFERING
 
 
 def _difference(
-    kind: Difference.Kind, *, seen: SmartpayRefund | None, ours: Refund | None, at: datetime
+    kind: Difference.Kind, *, mirrored: SmartpayRefund | None, ours: Refund | None, at: datetime
 ) -> Difference:
-    either = seen or ours
+    either = mirrored or ours
     assert either is not None  # noqa: S101  (one of the two differs)
     return Difference(
         kind=kind,
         repaired=ours is not None and ours.recovered,
         refund=ours,
-        smartpay_id=(seen.pk if seen else ours and ours.smartpay_id) or "",
+        smartpay_id=(mirrored.pk if mirrored else ours and ours.smartpay_id) or "",
         payment_id=either.payment_id,
         currency=either.currency,
         ours_amount=ours.amount if ours else None,
-        theirs_amount=seen.amount if seen else None,
+        theirs_amount=mirrored.amount if mirrored else None,
         ours_state=ours.state if ours else "",
-        theirs_status=seen.status if seen else "",
+        theirs_status=mirrored.status if mirrored else "",
         at=at,
     )
 
 
 def _name_orders(found: list[Difference]) -> None:
-    """Say of which order each is, where the mirror knows its payment."""
+    """Fill in the order of each difference whose payment the mirror knows."""
     payments = {difference.payment_id for difference in found}
     orders = dict(Payment.objects.filter(pk__in=payments).values_list("pk", "order__order_id"))
     for difference in found:
@@ -233,12 +241,12 @@ def _name_orders(found: list[Difference]) -> None:
 
 
 def oldest_unsettled() -> Refund | None:
-    """The refund of ours that has been without an outcome for longest; None where all have one."""
-    return Refund.objects.filter(state__in=Refund.OPEN).order_by("requested_at", "id").first()
+    """Return the ledger's oldest refund without an outcome; None if all have one."""
+    return Refund.objects.open().order_by("requested_at", "id").first()
 
 
 def rows(found: Iterable[Difference]) -> Iterator[list[Any]]:
-    """As a table, under HEADING."""
+    """Return the differences as rows of a table under HEADING."""
     for each in found:
         yield [
             each.reconciliation_id,

@@ -1,7 +1,7 @@
-"""Removes personal data after its time: customers of old orders, and what people typed into searches.
+"""Remove personal data after its time: the customers of old orders, and what people typed into searches.
 
-Orders, payments, refunds and the trail stay. mirror.py and customer_import.py do not put a customer on an order that is
-old enough for this.
+Orders, payments, refunds and the audit trail stay. mirror.py and customer_import.py write no customer to an order that
+is old enough for this.
 """
 
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ ORDERS_AT_ONCE = 500  # in one transaction
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """So many orders lost their customer, and so many searches are gone; or would, in a dry run."""
+    """How many orders lost their customer and how many searches were deleted; in a dry run, how many would."""
 
     orders: int
     searches: int
 
 
 def prune(*, dry_run: bool = False) -> Removed:
-    """Remove what is older than RETENTION_DAYS (customers of orders, saved searches) and than 30 days (other searches).
+    """Remove customers of orders and saved searches after RETENTION_DAYS, and other searches after 30 days.
 
-    Some rows at a time: killed, the next call goes on; what was removed is on the trail, batch by batch.
+    It works in batches, each with its audit entry. If it is killed, the next call goes on.
     """
     now = clock.now()
     before = kept_since(now)
@@ -50,7 +50,7 @@ def prune(*, dry_run: bool = False) -> Removed:
 
 
 def _forget_some(before: datetime | None) -> int:
-    """Remove the customers of some old orders, together with the entry that tells of it; return of how many."""
+    """Remove the customers of some old orders, and record that in the same transaction; return of how many orders."""
     with transaction.atomic():
         forgotten = _forget_customers()
         if forgotten:
@@ -59,7 +59,7 @@ def _forget_some(before: datetime | None) -> int:
 
 
 def _forget_customers() -> int:
-    """Remove the customers of at most ORDERS_AT_ONCE old orders, oldest first; return of how many."""
+    """Remove the customers of at most ORDERS_AT_ONCE old orders, oldest first; return of how many orders."""
     emptied = {
         column: "" for column in ("customer_source", *CUSTOMER, *FOLDED) if column != "reference_folded"
     }

@@ -6,6 +6,7 @@ The groups come from the company's claims at each sign-in (dashboard/sso/backend
 
 from typing import Any
 
+from django.core.exceptions import PermissionDenied
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models import User
@@ -51,6 +52,12 @@ STAFF_ROLES = {"auditor"}  # who may open /admin/
 def may(person: User, permission: str) -> bool:
     """Return whether the person is active and has the permission."""
     return person.is_active and person.has_perm(permission)
+
+
+def require(person: User, permission: str) -> None:
+    """Raise PermissionDenied unless the person is active and has the permission."""
+    if not may(person, permission):
+        raise PermissionDenied
 
 
 def sync(**kwargs: Any) -> None:

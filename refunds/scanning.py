@@ -42,7 +42,7 @@ UNDER_WAY = timedelta(minutes=2)  # a scan that read no page for this long has b
 class Observe(Protocol):
     """services.observe_refund(). It is passed in, because this module may not import the ledger."""
 
-    def __call__(self, seen: smartpay.Refund, *, read_at: datetime, kind: str) -> object: ...
+    def __call__(self, shown: smartpay.Refund, /, *, read_at: datetime, kind: str) -> object: ...
 
 
 type Progress = Callable[[str], None]
@@ -458,8 +458,8 @@ class _Scan:
         for missing in ids:
             read_at = clock.now()
             try:
-                for seen in _patiently(partial(self.source.read_missing, missing)):
-                    self.source.observe(seen, read_at=read_at, kind=Evidence.Kind.READ)
+                for shown in _patiently(partial(self.source.read_missing, missing)):
+                    self.source.observe(shown, read_at=read_at, kind=Evidence.Kind.READ)
             except smartpay.NotFound:
                 mirror.record_vanished(missing, kind, unread_since=since)
                 log.error("mirror.vanished", alarm=True, collection=collection, id=missing)

@@ -1,9 +1,10 @@
-"""Smartpay's API: typed answers, errors named by what happened to the money. No models.
+"""A client of Smartpay's API: typed answers, and errors named by what happened to the money. It knows no models.
 
-The source of every fact is Smartpay's API reference and its official SDKs; where they are silent, the cautious
-reading is taken and said here. Amounts are integers in the currency's minor unit (¥2,500 is 2500).
+Every fact comes from Smartpay's API reference and its official SDKs. Where they are silent, this module takes the
+cautious reading and says so. Amounts are integers in the currency's minor unit (¥2,500 is 2500).
 """
 
+import copy
 import hashlib
 import json
 import re
@@ -33,14 +34,14 @@ USER_AGENT = "refund-dashboard"
 LARGEST_REFUND_ANSWER = 1024 * 1024  # bytes
 LARGEST_READ_ANSWER = 16 * 1024 * 1024  # bytes: a page of expanded orders with all their products
 LARGEST_AMOUNT = 2**63 - 1
-PAGE_SIZES = (100, 20)  # the upper bound of maxResults is unknown; 20 is the only size known to work
+PAGE_SIZES = (100, 20)  # the largest maxResults is unknown; 20 is the only size known to work
 RETRIED_READS = Retry(
     total=2,
-    connect=1,  # at once, without a pause: nobody there is nobody there, and somebody may wait for the page
+    connect=1,  # without a pause, since a person may be waiting for the page
     backoff_factor=0.3,
     status_forcelist=(502, 503, 504),
     allowed_methods=("GET",),
-    respect_retry_after_header=False,  # who is asked to wait is told so, instead of being kept waiting in here
+    respect_retry_after_header=False,  # the caller decides how to wait; Retry would sleep in here
 )
 
 CALL_SECONDS = Histogram(
@@ -90,7 +91,7 @@ class SmartpayError(Exception):
 
 
 class Refused(SmartpayError):
-    """Smartpay answered no, in its own words. On a first attempt nothing happened; on a later one it may have."""
+    """Smartpay refused in its own words. On a first attempt nothing happened; after an earlier one it may have."""
 
     outcome = "REFUSED"
 
@@ -110,29 +111,29 @@ class Unclear(SmartpayError):
 
 
 class NotAccepted(Unclear):
-    """Turned away before Smartpay's own rules were asked: a foreign 403 or 404, a 405, a 415."""
+    """The request was turned away before Smartpay applied its own rules: a foreign 403 or 404, a 405, a 415."""
 
     outcome = "NOT_ACCEPTED"
 
 
-class KeyRefused(NotAccepted):
-    """401: the secret key is missing, wrong or outdated. Every further call would get the same."""
+class Unauthorized(NotAccepted):
+    """401: the secret key is missing, wrong or outdated. Every further call would get the same answer."""
 
 
 class InProgress(Unclear):
-    """409 or 425: the same key is being worked on, or was used with another body."""
+    """409 or 425: Smartpay is working on the same idempotency key, or it was used with another body."""
 
     outcome = "IN_PROGRESS"
 
 
 class Limited(Unclear):
-    """429: asked to wait."""
+    """429: Smartpay asks us to wait."""
 
     outcome = "LIMITED"
 
 
 class Contradiction(Unclear):
-    """A refund was answered that is not the one asked for: another payment, amount, currency, mode or reference."""
+    """The answer is not the refund asked for: its payment, amount, currency, mode or reference differs."""
 
     outcome = "CONTRADICTION"
 
@@ -141,13 +142,16 @@ class Contradiction(Unclear):
 
 
 def _moment(value: Any) -> datetime:
-    """Smartpay's milliseconds since 1970 as an aware datetime."""
+    """Return Smartpay's milliseconds since 1970 as an aware datetime."""
     return datetime.fromtimestamp(value / 1000, tz=UTC)
 
 
 def _whole(value: Any, *, least: int = 0) -> int:
-    """An amount. Raises TypeError for anything but an integer: a fraction of a yen is not an amount; ValueError for
-    one that no database here could keep."""
+    """Return an amount.
+
+    Raises: TypeError for anything but an int, since no amount is a fraction of a yen; ValueError for an int below
+    `least` or too large for our databases.
+    """
     if type(value) is not int:
         raise TypeError("An amount is an integer.")
     if not least <= value <= LARGEST_AMOUNT:
@@ -156,12 +160,12 @@ def _whole(value: Any, *, least: int = 0) -> int:
 
 
 def _text(value: Any) -> str:
-    """Absent and null are the same to Smartpay, and are "" to us."""
+    """Return a text; "" if it is absent or null, which are the same to Smartpay."""
     return value if isinstance(value, str) else ""
 
 
 def _word(value: Any) -> str:
-    """Text that has to be there. Raises TypeError."""
+    """Return a text that has to be there. Raises TypeError."""
     if not isinstance(value, str):
         raise TypeError("Not a text.")
     return value
@@ -175,13 +179,13 @@ def _object(value: Any) -> Json:
     return value if isinstance(value, dict) else {}
 
 
-def _shown(text: str) -> str:
-    """Smartpay's words as one line that every database and log can hold: no NUL, no line break, no half character."""
+def _printable(text: str) -> str:
+    """Return Smartpay's words as one line for every database and log: no NUL, no line break, no lone surrogate."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _id(value: Any) -> str:
-    """A reference to an object: its id, or the object itself when expanded."""
+    """Return the id that a reference names: the reference is the id itself, or the expanded object."""
     return _text(value.get("id")) if isinstance(value, dict) else _text(value)
 
 
@@ -220,7 +224,7 @@ class Refund:
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """A capture. `refund_ids` is None where the answer does not list refunds: the sources disagree whether it does."""
+    """A capture. `refund_ids` is None if the answer does not list refunds; the sources disagree on whether it does."""
 
     id: str
     order: str
@@ -254,7 +258,7 @@ class Payment:
 
 @dataclass(frozen=True, slots=True)
 class Customer:
-    """What the merchant sent to prefill a checkout. Every field may be missing ("")."""
+    """The customer that the merchant sent to prefill a checkout. Every field may be missing ("")."""
 
     family_name: str = ""
     given_name: str = ""
@@ -280,12 +284,12 @@ class Customer:
         return bool(self.family_name or self.given_name)
 
     def __repr__(self) -> str:
-        return "Customer(…)"  # a person's data never reaches a log through a repr
+        return "Customer(…)"  # so that no repr brings a person's data into a log
 
 
 @dataclass(frozen=True, slots=True)
 class LineItem:
-    """A line of an order; `amount` is that of one piece. `kind` is "product", "tax" or "discount"."""
+    """A line of an order. `amount` is the price of one piece; `kind` is "product", "tax" or "discount"."""
 
     name: str
     quantity: int
@@ -312,7 +316,7 @@ class LineItem:
 
     @classmethod
     def parse_all(cls, items: list[Any]) -> Iterator[Self]:
-        """Those that can be read. They are only shown: one that can't be read does not condemn its order."""
+        """Yield the items that can be read. They are only displayed, so an unreadable one does not fail its order."""
         for item in items:
             with suppress(*UNREADABLE):
                 yield cls.parse(item)
@@ -351,20 +355,20 @@ class Order:
             expires_at=None if data.get("expiresAt") is None else _moment(data["expiresAt"]),
             payments=tuple(Payment.parse(payment) for payment in _list(data.get("payments"))),
             line_items=tuple(LineItem.parse_all(_list(data.get("lineItems")))),
-            # In no schema; read if the live API returns it all the same, never required.
+            # No schema has it. It is read if the live API returns it all the same, and never required.
             customer=Customer.parse(data.get("customerInfo") or {}),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class CheckoutSession:
-    """A checkout, the only home of a customer's name and mail. `order` is None in token mode."""
+    """A checkout, the only object with a customer's name and mail. `order` is None in token mode."""
 
     id: str
     order: Order | None
     customer: Customer
     reference: str
-    created_at: datetime | None = None  # seconds or milliseconds, the sources disagree: only to be compared
+    created_at: datetime | None = None  # the sources disagree: seconds or milliseconds. Only compare it
 
     @classmethod
     def parse(cls, data: Json) -> Self:
@@ -380,7 +384,7 @@ class CheckoutSession:
 
 @dataclass(frozen=True, slots=True)
 class Page[T]:
-    """One page of a list. `next_token` is "" at the end; `unreadable` are ids of what is there and not in `items`."""
+    """One page of a list. `next_token` is "" at the end. `unreadable`: ids of objects that are missing in `items`."""
 
     items: tuple[T, ...]
     next_token: str
@@ -389,7 +393,7 @@ class Page[T]:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to a refund request that named our refund: its contents, and what is kept of the answer."""
+    """An answer to a refund request that is our refund: its contents, and what the attempt keeps of the answer."""
 
     refund: Refund
     outcome: Literal["EXECUTED", "FAILED"]
@@ -398,7 +402,7 @@ class Answer:
     sha256: str
 
 
-# What parse() raises for an object that is not as expected; a moment beyond all calendars is an OSError.
+# What parse() raises for an object that is not as expected. A time beyond all calendars is an OSError.
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError)
 
 
@@ -414,12 +418,12 @@ class _Response:
 
     @property
     def replayed(self) -> bool:
-        """The header's full name is cut in the documents: "Idempotency-R…"."""
+        """Whether Smartpay replayed a stored answer. The documents cut the header's name off: "Idempotency-R…"."""
         return any(name.lower().startswith("idempotency-re") for name in self.headers)
 
     @property
     def json(self) -> Json | None:
-        """The body as an object, or None where it is not one or is not declared as JSON."""
+        """The body as an object; None if it is no JSON object, or not declared as JSON."""
         kind = self.headers.get("Content-Type", "").split(";")[0].strip().lower()
         if kind not in {"application/json", "text/json"}:
             return None
@@ -442,7 +446,7 @@ def mode_of(secret_key: str) -> Mode:
 
 
 def id_kind(text: str) -> tuple[Kind, Mode] | None:
-    """Tell what a whole id names: ("order", "test") for "order_test_…"; None for anything else."""
+    """Return what an id names: ("order", "test") for "order_test_…"; None for anything that is not a whole id."""
     match = _ID.fullmatch(text)
     return (match[1], match[2]) if match else None  # type: ignore[return-value]
 
@@ -450,12 +454,12 @@ def id_kind(text: str) -> tuple[Kind, Mode] | None:
 def refund_body(
     *, payment_id: str, amount: int, currency: str, reason: str, description: str, key: str
 ) -> str:
-    """Return the request for a refund, to be kept and sent byte for byte for as long as it lives.
+    """Return the body of a refund request. It is stored, and every attempt sends it byte for byte.
 
-    `amount` is always there: left out, Smartpay would refund all that is left. The key goes into `reference` and
-    into `metadata`, since not every schema of Smartpay shows both again. An empty description is left out.
+    `amount` is always included, since Smartpay would otherwise refund all that is left. The key goes into `reference`
+    and into `metadata`, because not every schema of Smartpay returns both. An empty description is left out.
 
-    Raises: TypeError for an amount that is not an int (a bool is none), ValueError for one below 1.
+    Raises: TypeError for an amount that is not an int (a bool is not), ValueError for one below 1.
     Source: Smartpay API reference, "Create a refund" (POST /refunds).
     """
     if type(amount) is not int:
@@ -475,16 +479,29 @@ def refund_body(
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
 
 
+@contextmanager
+def _measured(call: str) -> Iterator[None]:
+    """Measure how long a call takes, by what its answer means. It serves as a decorator, too."""
+    began, outcome = time.perf_counter(), "ANSWERED"
+    try:
+        yield
+    except SmartpayError as error:
+        outcome = error.outcome
+        raise
+    finally:
+        CALL_SECONDS.labels(call, outcome).observe(time.perf_counter() - began)
+
+
 # --- The client ---------------------------------------------------------------------------------------------
 
 
 class _Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Nowhere: `allow_redirects=False` alone would still look at the target, and read a body of any size first."""
+        """Return none. With `allow_redirects=False` alone, requests still looks at it, after a body of any size."""
 
 
 class _Punctual(HTTPAdapter):
-    """Lets nothing leave after `ends`: looking up a name may take longer than anybody waits for the answer."""
+    """Lets no request leave after `ends`: a name lookup alone may take longer than the caller waits for the answer."""
 
     def __init__(self, *, ends: float) -> None:
         self._ends = ends
@@ -517,13 +534,13 @@ class _Punctual(HTTPAdapter):
 
 
 class Client:
-    """One merchant's Smartpay. Reads share connections and are repeated; a refund is sent once, on a fresh one."""
+    """Smartpay for one secret key. Reads share connections and are retried; a refund is sent once, on a new one."""
 
     def __init__(self, *, base_url: str, secret_key: str, deadline: float | None = None) -> None:
-        """`deadline`: seconds a whole call may take, however slowly it drips; default SMARTPAY_DEADLINE."""
+        """`deadline`: seconds that a whole call may take, however slowly bytes arrive; default SMARTPAY_DEADLINE."""
         self.mode = mode_of(secret_key)
         self._base_url = base_url
-        self._authorization = f"Basic {secret_key}"  # the key as it is: Smartpay takes no base64
+        self._authorization = f"Basic {secret_key}"  # Smartpay wants the key as it is, not in base64
         self._timeout = (settings.SMARTPAY_CONNECT_TIMEOUT, settings.SMARTPAY_READ_TIMEOUT)
         self._deadline: float = settings.SMARTPAY_DEADLINE if deadline is None else deadline
         self._reads = self._session(HTTPAdapter(max_retries=RETRIED_READS))
@@ -533,9 +550,9 @@ class Client:
         return f"<Client {self.mode} {self._base_url}>"
 
     def within(self, seconds: float) -> "Client":
-        """The same client with a shorter deadline: for a page that somebody waits for."""
-        other = Client.__new__(Client)
-        other.__dict__ = self.__dict__ | {"_deadline": seconds}
+        """Return a copy with another deadline, which shares connections: for a page that a person waits for."""
+        other = copy.copy(self)
+        other._deadline = seconds
         return other
 
     # -- reads
@@ -571,29 +588,27 @@ class Client:
         )
 
     def list_refunds(self, page_token: str = "") -> Page[Refund]:
-        """Return a page of refunds, in no promised order; there is no filter. Raises: as list_orders; Unclear where
-        one of them can't be read as well: that all were seen is a proof.
+        """Return a page of refunds, in no promised order; there is no filter.
+
+        Raises: as list_orders; also Unclear if one refund of the page can't be read, since a complete scan is a proof.
         """
         return self._page("/refunds", page_token, Refund.parse, "refund")
 
     # -- the one write
 
+    @_measured("refund")
     def create_refund(self, *, body: str, key: str, payment_id: str, amount: int, currency: str) -> Answer:
-        """Send a refund request; repeated within six hours under one key, Smartpay does it once.
+        """Send a refund request. Smartpay executes it once, even if it is repeated under its key within six hours.
 
         Args:
             body: the frozen text of refund_body().
             key: a UUID's text; the Idempotency-Key and the body's `reference`.
-            payment_id, amount, currency: what the answer has to say too.
+            payment_id, amount, currency: what the answer has to repeat.
 
-        Returns the refund as Smartpay answered it: done, or failed by its own `status`.
-        Raises: Refused, NotSent, Unclear (and what is below it): see Note [What an answer means].
+        Returns the refund as Smartpay answered it: executed, or failed by its own `status`.
+        Raises: Refused, NotSent, Unclear (and its subclasses): see Note [What an answer means].
         Source: Smartpay API reference, "Create a refund" (POST /refunds) and "Idempotency".
         """
-        with _measured("refund"):
-            return self._create_refund(body, key=key, payment_id=payment_id, amount=amount, currency=currency)
-
-    def _create_refund(self, body: str, *, key: str, payment_id: str, amount: int, currency: str) -> Answer:
         response = self._call(
             lambda session: session.post(
                 f"{self._base_url}/refunds",
@@ -608,7 +623,7 @@ class Client:
                 allow_redirects=False,  # a 307 would post the refund, and the key, to another place
                 stream=True,
             ),
-            # A connection of its own: one that the server is closing would lose the answer for nothing.
+            # A new connection: on a shared one that the server is just closing, the answer would be lost.
             session=self._session(_Punctual(ends=time.monotonic() + self._deadline)),
             largest=LARGEST_REFUND_ANSWER,
         )
@@ -619,20 +634,23 @@ class Client:
     def _judged(
         self, response: _Response, *, payment_id: str, amount: int, currency: str, key: str
     ) -> Answer:
-        """Tell whether a 2xx answer is the refund that was asked for. See Note [What an answer means]."""
+        """Return a 2xx answer that is the refund asked for. Raises Unclear or Contradiction for any other.
+
+        See Note [What an answer means].
+        """
         data = response.json
-        seen: Json = {
+        kept: Json = {
             "http_status": response.status,
             "sha256": response.sha256,
             "replayed": response.replayed,
         }
         if data is None:
-            raise Unclear("The answer is not JSON.", **seen)
+            raise Unclear("The answer is not JSON.", **kept)
         required = ("object", "id", "payment", "amount", "currency", "test")
         if any(data.get(name) is None for name in required):
-            raise Unclear("The answer lacks a field.", **seen)
+            raise Unclear("The answer lacks a field.", **kept)
         if type(data["amount"]) is not int or not isinstance(data["currency"], str):
-            raise Unclear("The answer has a field of another type.", **seen)
+            raise Unclear("The answer has a field of another type.", **kept)
         metadata = data.get("metadata")
         echo = metadata.get("refund_dashboard_id") if isinstance(metadata, dict) else None
         contradictions = {
@@ -646,14 +664,14 @@ class Client:
             "metadata": echo not in (None, key),
         }
         if wrong := [name for name, differs in contradictions.items() if differs]:
-            raise Contradiction(f"The answer differs in: {', '.join(wrong)}.", **seen)
+            raise Contradiction(f"The answer differs in: {', '.join(wrong)}.", **kept)
         if data.get("status") not in (None, "succeeded", "failed"):
-            raise Unclear("The refund's status is one that we do not know.", **seen)
+            raise Unclear("The refund's status is one that we do not know.", **kept)
         try:
             refund = Refund.parse(data)
         except UNREADABLE as error:
-            raise Unclear("The answer lacks a field.", **seen) from error
-        return Answer(refund=refund, outcome="FAILED" if refund.status == "failed" else "EXECUTED", **seen)
+            raise Unclear("The answer lacks a field.", **kept) from error
+        return Answer(refund=refund, outcome="FAILED" if refund.status == "failed" else "EXECUTED", **kept)
 
     # -- how a call is made
 
@@ -672,27 +690,24 @@ class Client:
 
     def _read(self, path: str, query: Json) -> Json:
         with _measured(path.split("/")[1]):
-            return self._read_measured(path, query)
-
-    def _read_measured(self, path: str, query: Json) -> Json:
-        response = self._call(
-            lambda session: session.get(
-                f"{self._base_url}{path}",
-                params=query,
-                headers={"Authorization": self._authorization},
-                timeout=self._timeout,
-                allow_redirects=False,
-                stream=True,
-            ),
-            session=self._reads,
-            largest=LARGEST_READ_ANSWER,
-        )
-        if response.status != 200:
-            raise self._error(response, refusals=None)
-        data = response.json
-        if data is None:
-            raise Unclear("The answer is not JSON.", http_status=response.status)
-        return data
+            response = self._call(
+                lambda session: session.get(
+                    f"{self._base_url}{path}",
+                    params=query,
+                    headers={"Authorization": self._authorization},
+                    timeout=self._timeout,
+                    allow_redirects=False,
+                    stream=True,
+                ),
+                session=self._reads,
+                largest=LARGEST_READ_ANSWER,
+            )
+            if response.status != 200:
+                raise self._error(response, refusals=None)
+            data = response.json
+            if data is None:
+                raise Unclear("The answer is not JSON.", http_status=response.status)
+            return data
 
     def _page[T](
         self,
@@ -704,7 +719,7 @@ class Client:
         passes: Kind | None = None,
         **query: str,
     ) -> Page[T]:
-        """`passes`: what can't be read and has an id of this kind, and of our mode, does not condemn the page."""
+        """Return one page. `passes`: an unreadable object with an id of this kind and mode goes into `unreadable`."""
         if page_token:
             query["pageToken"] = page_token
         try:
@@ -732,7 +747,7 @@ class Client:
         return Page(items=tuple(items), next_token=token or "", unreadable=tuple(unreadable))
 
     def _parsed[T](self, parse: Callable[[Json], T], data: Any, kind: str, *, asked: str = "") -> T:
-        """Read one object; what is not of our mode, not of its kind or not the one asked for is not believed."""
+        """Parse one object. Raises Unclear if its mode or kind is wrong, it was not asked for, or can't be read."""
         try:
             if data["object"] != kind or data["test"] is not (self.mode == "test"):
                 raise Unclear(f"Not a {kind} of {self.mode} mode.")
@@ -749,13 +764,15 @@ class Client:
         session: requests.Session,
         largest: int,
     ) -> _Response:
-        """Make one call and return its whole body, within the deadline. Raises: NotSent, Unclear; RuntimeError inside
-        a transaction: what was not committed before the request leaves could be lost, and its locks would wait for it.
+        """Make one call and return its whole answer, within the deadline.
 
-        The call runs in a thread of its own: timeouts count from byte to byte, so that neither a dripping header
-        nor a name server that hangs would ever meet one. Past the deadline it is left alone, its outcome unclear.
+        The call runs in a thread of its own. Timeouts of requests count from byte to byte, so neither a header that
+        drips nor a name server that hangs would ever exceed one. Past the deadline the thread is abandoned.
+
+        Raises: NotSent, Unclear; RuntimeError inside a transaction, since what is not committed before the request
+            leaves could be lost, and the transaction would hold its locks during the call.
         """
-        # As atomic(durable=True) asks: the transactions that tests run in do not count.
+        # As in atomic(durable=True), the transactions in which tests run do not count.
         if any(not block._from_testcase for block in connection.atomic_blocks):  # type: ignore[attr-defined]
             raise RuntimeError("Smartpay is not called inside a transaction.")
         ends = time.monotonic() + self._deadline
@@ -767,7 +784,7 @@ class Client:
                     body = b"".join(_chunks(response, largest=largest, ends=ends))
                     result.append(_Response(response.status_code, response.headers, body))
             except (requests.RequestException, HTTPError) as error:
-                # Only the kind is told: the error's own text may hold the address asked, with ids in it.
+                # Name only the class: the error's own text may hold the URL, with ids in it.
                 kind = NotSent if _nothing_left(error) else Unclear
                 result.append(kind(f"No answer: {type(error).__name__}."))
             except SmartpayError as error:
@@ -783,21 +800,24 @@ class Client:
         return result[0]
 
     def _error(self, response: _Response, *, refusals: set[tuple[int, str]] | None) -> SmartpayError:
-        """Name an answer that is not 2xx. `refusals`: what counts as Smartpay's own no; None: all of its shape."""
+        """Return the error for an answer that is not 2xx.
+
+        `refusals`: the statuses and codes that are Smartpay's own refusal; None for every error in Smartpay's shape.
+        """
         data = response.json or {}
         code = _text(data.get("errorCode"))
         is_smartpays = bool(code) and data.get("statusCode") == response.status
         about: Json = {
             "http_status": response.status,
-            "error_code": _shown(code)[:64],
+            "error_code": _printable(code)[:64],
             "retry_after": _retry_after(response.headers.get("Retry-After", "")),
             "sha256": response.sha256,
             "replayed": response.replayed,
         }
-        message = _shown(_text(data.get("message")))[:500] if is_smartpays else ""
+        message = _printable(_text(data.get("message")))[:500] if is_smartpays else ""
         match response.status:
             case 401:
-                return KeyRefused(message, **about)
+                return Unauthorized(message, **about)
             case 409 | 425:
                 return InProgress(message, **about)
             case 429:
@@ -813,25 +833,13 @@ class Client:
 
 
 # Note [What an answer means]
-# Only these, in Smartpay's own error shape, say of a first attempt that nothing happened. Everything that is not
-# plainly a refund as asked, or plainly one of these, leaves the outcome open: silence is never "failed".
+# Only these errors, in Smartpay's own error shape, prove that nothing happened on a first attempt. Every answer that is
+# neither clearly the refund asked for nor clearly one of these leaves the outcome open. Silence never means "failed".
 REFUSALS = {(400, "request.invalid"), (403, "amount.insufficient"), (404, "payment.not-found")}
 
 
-@contextmanager
-def _measured(call: str) -> Iterator[None]:
-    began, outcome = time.perf_counter(), "ANSWERED"
-    try:
-        yield
-    except SmartpayError as error:
-        outcome = error.outcome
-        raise
-    finally:
-        CALL_SECONDS.labels(call, outcome).observe(time.perf_counter() - began)
-
-
 def _chunks(response: requests.Response, *, largest: int, ends: float) -> Iterator[bytes]:
-    """The body as it comes in, until it is too large or too late."""
+    """Yield the body as it arrives. Raises Unclear if it is too large, too late or cut off."""
     size = 0
     while chunk := response.raw.read1(64 * 1024):
         size += len(chunk)
@@ -846,7 +854,7 @@ def _chunks(response: requests.Response, *, largest: int, ends: float) -> Iterat
 
 
 def _nothing_left(error: Exception) -> bool:
-    """Whether a network error came before the first byte: no such host, refused, or no connection in time."""
+    """Return whether a network error came before the first byte left: no host, refused, or no connection in time."""
     cause = error.args[0] if error.args else None
     if isinstance(cause, MaxRetryError):
         cause = cause.reason
@@ -854,11 +862,11 @@ def _nothing_left(error: Exception) -> bool:
 
 
 def _retry_after(value: str) -> float | None:
-    """Seconds of a Retry-After header; a date, or nonsense, counts as absent."""
+    """Return the seconds of a Retry-After header; None if it is absent, a date or nonsense."""
     return float(value) if value.isascii() and value.isdigit() and len(value) < 6 else None
 
 
 @cache
 def client() -> Client:
-    """The client of this process, for SMARTPAY_API_URL and SMARTPAY_SECRET_KEY."""
+    """Return this process's client, for SMARTPAY_API_URL and SMARTPAY_SECRET_KEY."""
     return Client(base_url=settings.SMARTPAY_API_URL, secret_key=settings.SMARTPAY_SECRET_KEY)

@@ -1,4 +1,7 @@
-"""Smartpay's events: the signature is checked, then what the event names is read. An event is a hint, never a fact."""
+"""Receive Smartpay's events: check the signature, then read the object that the event names.
+
+An event is a hint, never a fact: nothing in it is believed but that name.
+"""
 
 import hashlib
 import hmac
@@ -26,12 +29,12 @@ LAG_SECONDS = Histogram(
     buckets=(1, 5, 15, 60, 300, 900, 3600, 21600),
 )
 
-HINT_SECONDS = 3.0
+HINT_SECONDS = 3.0  # the deadline of each read while Smartpay waits for our answer
 FOLLOWED_FOR = timedelta(days=1)
-AT_ONCE = 100  # events
+AT_ONCE = 100  # events in one call of follow()
 LARGEST_BODY = 64 * 1024  # bytes
 SECRET_BYTES = 30
-FOLLOWED = {  # the events that we catch up with, and what of their object names what is read
+FOLLOWED = {  # the events that we follow, and the field of their object with the id that is read
     "refund.created": "id",
     "payment.created": "order",
     "order.authorized": "id",
@@ -42,9 +45,9 @@ BASE62 = string.ascii_uppercase + string.ascii_lowercase + string.digits
 
 
 def decode_secret(secret: str) -> list[bytes]:
-    """The keys that a signing secret may stand for: base62 as one big-endian number.
+    """Return the keys that a signing secret may stand for: base62, read as one big-endian number.
 
-    The official decoders disagree about secrets that begin with a zero digit; the 30-byte form is tried first.
+    The official decoders disagree about secrets that begin with a zero digit. The 30-byte form comes first.
     """
     number = 0
     for character in secret:
@@ -54,7 +57,7 @@ def decode_secret(secret: str) -> list[bytes]:
 
 
 def is_signed(body: bytes, *, timestamp: str, signature: str) -> bool:
-    """Whether one of our secrets signed "timestamp.body"; compared in constant time."""
+    """Return whether one of our secrets signed "timestamp.body". The comparison takes constant time."""
     message = timestamp.encode() + b"." + body
     keys = [key for secret in settings.SMARTPAY_WEBHOOK_SECRETS for key in decode_secret(secret)]
     signatures = [hmac.new(key, message, hashlib.sha256).hexdigest() for key in keys]
@@ -65,10 +68,10 @@ def is_signed(body: bytes, *, timestamp: str, signature: str) -> bool:
 @login_not_required
 @require_POST
 def receive(request: HttpRequest) -> HttpResponse:
-    """Check an event, keep it, and catch up with what it names. 400 for what Smartpay did not sign.
+    """Check an event, record it, and read what it names. Answer 400 to an event that Smartpay did not sign.
 
-    A delivery waits HINT_SECONDS at most: where Smartpay is slow it would otherwise hold all of our threads, which
-    people need. What took longer is left to follow().
+    Each read takes HINT_SECONDS at most. If Smartpay is slow, deliveries would otherwise hold all of our threads, which
+    people need. A read that takes longer is left to follow().
     """
     declared = request.headers.get("Content-Length") or "0"  # without one, Django reads no body
     if not (declared.isascii() and declared.isdigit()):
@@ -111,14 +114,14 @@ def receive(request: HttpRequest) -> HttpResponse:
 
 
 def follow(client: smartpay.Client) -> None:
-    """Catch up with the events that their delivery could not wait for, the oldest first. Called by workers.
+    """Read what events named whose delivery could not wait for it, the oldest first. Called by workers.
 
-    What Smartpay does not show yet is looked for again, for a day: by then the sweeps have read everything.
-    Raises: smartpay.SmartpayError where Smartpay can't be read; the rest waits for the next call.
+    An object that Smartpay does not show yet is read again for FOLLOWED_FOR; by then the sweeps have read everything.
+    Raises: smartpay.SmartpayError if Smartpay can't be read; the other events wait for the next call.
     """
     waiting = WebhookEvent.objects.filter(caught_up_at=None)
     given_up = Q(received_at__lt=clock.now() - FOLLOWED_FOR)
-    # A version before this column has caught up with an event before it writes its row, which names nothing.
+    # A version without this column reads what an event names before it writes the event's row, which names nothing.
     waiting.filter(given_up | Q(names="")).update(caught_up_at=clock.now())
     for event in waiting.order_by("received_at")[:AT_ONCE]:
         try:
@@ -134,11 +137,11 @@ def _catch_up(event: WebhookEvent, *, client: smartpay.Client) -> None:
 
 
 def _read(event: WebhookEvent, client: smartpay.Client) -> None:
-    """Read the refund or the order that the event names. Its own contents are never believed."""
+    """Read the refund or the order that the event names. Raises: smartpay.SmartpayError."""
     if event.kind == "refund.created":
         read_at = clock.now()
-        seen = client.get_refund(event.names)
-        services.observe_refund(seen, read_at=read_at)
-        services.read_payment(seen.payment, client=client)
+        shown = client.get_refund(event.names)
+        services.observe_refund(shown, read_at=read_at)
+        services.read_payment(shown.payment, client=client)
     elif event.kind in FOLLOWED:
         services.read_order(event.names, client=client)

@@ -21,6 +21,7 @@ from refunds import audit, sealing, services
 from refunds.audit_words import CODES, LABELS
 from refunds.models import AuditEntry, Difference, Order, Refund, Search
 from refunds.services import sending
+from refunds.services.states import NO_LEASE
 from refunds.views import bulk
 from refunds.wording import error_text
 from tests.conftest import make_order, sign_in
@@ -340,7 +341,7 @@ def test_error_of_a_refund_is_told_in_words(browser: Client, operator: User, pag
     payment = make_order(9440).payments.get()
     asked = services.RefundRequest(uuid.uuid4(), payment.pk, 1070, "fraudulent", "", "")
     refund = services.request_refund(asked, refundable=9440, by=operator)
-    sending.begin_attempt(refund.pk, owner="")
+    sending.begin_attempt(refund.pk, owner=NO_LEASE)
     said = "The answer differs in: amount."
     Refund.objects.filter(pk=refund.pk).update(error_message=said)
     refund.attempts.update(error_message=said)
@@ -368,7 +369,7 @@ def test_refund_is_read_with_its_order_in_yen_and_in_words(browser: Client, oper
     payment = make_order(9440).payments.get()
     asked = services.RefundRequest(uuid.uuid4(), payment.pk, 1070, "fraudulent", "", "")
     refund = services.request_refund(asked, refundable=9440, by=operator)
-    sending.begin_attempt(refund.pk, owner="")
+    sending.begin_attempt(refund.pk, owner=NO_LEASE)
 
     page = text(browser.get(url_of("refund", refund.pk)))
 

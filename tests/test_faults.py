@@ -18,8 +18,8 @@ from dashboard.models import User
 from refunds import audit, clock, services, smartpay
 from refunds.forms import YenField
 from refunds.models import Attempt, AuditEntry, Control, Order, Payment, Refund
-from refunds.services import sending, settling
-from refunds.services.states import LONGEST_PAUSE, SEND_WINDOW
+from refunds.services import observing, sending
+from refunds.services.states import LONGEST_PAUSE, NO_LEASE, SEND_WINDOW
 from tests.conftest import Asking, Clock, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_services import ask, at_smartpay, mirrored, pass_time, refund, scan, work
@@ -465,7 +465,7 @@ def test_worker_that_knows_nothing_but_the_rows_finds_each(
     """There is no queue to lose: what waits, what somebody died over, and what is unknown are rows."""
     waiting = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
     if state != "queued":
-        assert sending.begin_attempt(waiting.pk, owner="")
+        assert sending.begin_attempt(waiting.pk, owner=NO_LEASE)
     if state == "unknown":
         at.advance(seconds=121)
         assert sending.take_lease(waiting.pk, owner="who dies at once")
@@ -709,7 +709,7 @@ def test_change_that_was_recorded_and_not_booked_is_booked_all_the_same(
         scan(at)
     else:
         with monkeypatch.context() as dying:
-            dying.setattr(settling, "book_evidence", lambda *_, **__: 1 / 0)
+            dying.setattr(observing, "book_evidence", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 scan(at)
     for _ in range(3):

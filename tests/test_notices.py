@@ -10,6 +10,7 @@ from dashboard.models import User
 from refunds import notices, services
 from refunds.models import Attempt, Notice, Payment, Refund
 from refunds.services import sending
+from refunds.services.states import NO_LEASE
 from scripts.postgres import free_port
 from tests.conftest import Clock, sign_in
 from tests.sandbox import Sandbox
@@ -40,7 +41,7 @@ def found_out(operator: User, sandbox: Sandbox) -> Refund:
     made = refund(payment, operator, 100)
     assert made.state == Refund.State.UNKNOWN
     assert made.attempts.get().outcome == Attempt.Outcome.AMBIGUOUS
-    # As the machine leaves it; how it finds out is test_settling's.
+    # As the machine leaves it; how it finds out is tested in test_services.py.
     Refund.objects.filter(pk=made.pk).update(
         state=Refund.State.SUCCEEDED, smartpay_id="refund_test_1", settled_at=datetime.now(tz=UTC)
     )
@@ -82,7 +83,7 @@ def test_every_refund_that_was_unknown_is_told(
     payment: Payment = mirrored(sandbox, "refundable", min_amount=2000)
     if fault == "the sender died":
         made = services.request_refund(ask(payment, 100), refundable=payment.refundable(), by=operator)
-        sending.begin_attempt(made.pk, owner="")
+        sending.begin_attempt(made.pk, owner=NO_LEASE)
     else:
         sandbox.fault(fault, **NOT_CLEAR[fault])
         made = refund(payment, operator, 100)

@@ -17,7 +17,8 @@ from django.db import OperationalError, transaction
 from dashboard.models import User
 from refunds import clock, scanning, services, smartpay
 from refunds.models import Attempt, AuditEntry, Control, Evidence, Payment, Refund, SmartpayRefund, SyncCursor
-from refunds.services import control, sending, settling, states
+from refunds.services import absence, control, observing, sending, states
+from refunds.services.states import NO_LEASE
 from tests.conftest import Clock, make_order, make_user
 from tests.sandbox import Sandbox
 from tests.test_control import forget_the_last_attempt, lost
@@ -207,7 +208,7 @@ def test_trail_keeps_each_sending_and_its_answer(
 
 def test_trail_keeps_that_a_sender_died(payment: Payment, operator: User, at: Clock) -> None:
     made = queued(payment, operator)
-    assert sending.begin_attempt(made.pk, owner="")
+    assert sending.begin_attempt(made.pk, owner=NO_LEASE)
     at.advance(seconds=120)
 
     assert sending.take_lease(made.pk, owner="worker")
@@ -247,7 +248,7 @@ def test_attempt_keeps_that_smartpay_repeated_its_answer(
     payment: Payment, operator: User, sandbox: Sandbox, at: Clock
 ) -> None:
     made = queued(payment, operator)
-    attempt = sending.begin_attempt(made.pk, owner="")
+    attempt = sending.begin_attempt(made.pk, owner=NO_LEASE)
     assert attempt
     answer = smartpay.Answer(
         shown(made, "refund_test_0000000000000000000009"),
@@ -571,7 +572,7 @@ def test_sender_that_woke_within_half_its_lease_still_sends(
     payment: Payment, operator: User, sandbox: Sandbox, at: Clock
 ) -> None:
     made = queued(payment, operator)
-    attempt = sending.begin_attempt(made.pk, owner="")
+    attempt = sending.begin_attempt(made.pk, owner=NO_LEASE)
     assert attempt
 
     at.advance(seconds=60)
@@ -639,7 +640,7 @@ def test_alarm_tells_whose_turn_broke(
 def pauses(made: Refund, now: datetime, **options: Any) -> list[float]:
     found = []
     for _time in range(300):
-        states.pause(made, now, **options)
+        states.back_off(made, now, **options)
         assert made.next_check_at is not None
         found.append((made.next_check_at - now).total_seconds())
     return found
@@ -677,7 +678,7 @@ def test_pause_gives_the_turn_back() -> None:
     now = datetime.now(tz=UTC)
     made = Refund(turns=1, lease_until=now, lease_owner="one")
 
-    states.pause(made, now)
+    states.back_off(made, now)
 
     assert (made.lease_until, made.lease_owner) == (None, "")
 
@@ -715,7 +716,7 @@ def look(made: Refund, at: Clock) -> bool:
     """A worker takes the turn and looks."""
     Refund.objects.filter(pk=made.pk).update(next_check_at=at.now)
     assert sending.take_lease(made.pk, owner="worker")
-    allowed = settling.look_for(made.pk, owner="worker", client=smartpay.client())
+    allowed = absence.reconcile_refund(made.pk, owner="worker", client=smartpay.client())
     made.refresh_from_db()
     return allowed
 
@@ -916,7 +917,7 @@ def test_only_after_twelve_hours_without_a_read_people_are_asked(
     def silent(payment_id: str, *, client: smartpay.Client) -> bool:
         raise smartpay.Limited("later", retry_after=1700)
 
-    monkeypatch.setattr(settling, "read_payment", silent)
+    monkeypatch.setattr(observing, "read_payment", silent)
 
     at.now = first + timedelta(hours=12)
     assert not look(made, at)
@@ -1065,7 +1066,7 @@ def test_request_that_smartpay_does_not_take_is_an_alarm_with_its_status(
 ) -> None:
     made = queued(payment, operator)
 
-    control.heed(answer, made)
+    control.react_to_error(answer, made)
 
     assert ("'event': 'smartpay.not_accepted'" in caplog.text) is alarmed
     assert ("'http_status': 405" in caplog.text) is alarmed
@@ -1077,7 +1078,7 @@ def test_refused_key_stops_sending_once_and_says_so(payment: Payment, operator: 
     made = queued(payment, operator)
 
     for _time in range(2):
-        control.heed(smartpay.KeyRefused("401", http_status=401), made)
+        control.react_to_error(smartpay.Unauthorized("401", http_status=401), made)
 
     assert (Control.objects.get().cause, Control.objects.get().changed_by) == ("key_refused", None)
     assert AuditEntry.objects.filter(action="sends.stopped").count() == 1
@@ -1183,8 +1184,8 @@ def steps(made: Refund, operator: User, approver: User) -> list[Callable[[], Any
         lambda: services.withdraw(made.pk, by=operator),
         lambda: services.reject(made.pk, by=approver, note="遅い"),
         lambda: services.observe_refund(shown(made), read_at=clock.now()),
-        lambda: settling._recover(uuid.UUID(ghost.metadata["refund_dashboard_id"]), ghost),
-        lambda: sending.begin_attempt(made.pk, owner=""),
+        lambda: observing._recover(uuid.UUID(ghost.metadata["refund_dashboard_id"]), ghost),
+        lambda: sending.begin_attempt(made.pk, owner=NO_LEASE),
         lambda: sending.take_lease(made.pk, owner="one"),
         services.watch,
     ]
@@ -1346,7 +1347,7 @@ def test_what_is_no_refund_of_this_mode_is_not_chosen(case: Refund, approver: Us
 
 def candidates(case: Refund) -> dict[str, tuple[bool, str]]:
     case.refresh_from_db()
-    return {each.seen.pk: (each.is_named, each.why_not) for each in services.review_case(case).candidates}
+    return {each.mirrored.pk: (each.is_named, each.why_not) for each in services.review_case(case).candidates}
 
 
 def number(count: int) -> str:
@@ -1525,7 +1526,7 @@ def test_look_that_proves_absence_is_written_down_once_a_while(
 def unanswered(payment: Payment, by: User, at: Clock) -> Refund:
     """Its sender died; a worker holds the turn, and no answer has left any words."""
     made = queued(payment, by)
-    assert sending.begin_attempt(made.pk, owner="")
+    assert sending.begin_attempt(made.pk, owner=NO_LEASE)
     at.advance(seconds=120)
     assert sending.take_lease(made.pk, owner="worker")
     made.refresh_from_db()
@@ -1557,7 +1558,7 @@ def could_be_it(made: Refund, at: Clock) -> None:
 
 def unreadable(made: Refund, at: Clock) -> None:
     at.advance(hours=13)
-    settling._book_silence(made.pk, smartpay.Unclear("silence"), owner="worker")
+    absence._book_failed_read(made.pk, smartpay.Unclear("silence"), owner="worker")
 
 
 @pytest.mark.parametrize("happens", [second_one, existing_after_all, differing, could_be_it, unreadable])
@@ -1597,8 +1598,8 @@ def test_lease_that_was_lost_books_no_silence_and_no_absence(
 ) -> None:
     made = unanswered(payment, operator, at)
 
-    settling._book_silence(made.pk, smartpay.Unclear("silence"), owner="another")
-    allowed = settling._book_absence(made.pk, kind="read", complete_at=at.now, owner="another")
+    absence._book_failed_read(made.pk, smartpay.Unclear("silence"), owner="another")
+    allowed = absence._book_absence(made.pk, kind="read", complete_at=at.now, owner="another")
 
     assert not allowed
     assert not made.evidence.exists()
@@ -1621,7 +1622,7 @@ def test_only_a_complete_read_that_began_after_the_sending_allows_another(
     sent = made.last_sent_at or at.now
     complete_at = None if after is None else sent + timedelta(seconds=after)
 
-    answer = settling._book_absence(made.pk, kind="list", complete_at=complete_at, owner="worker")
+    answer = absence._book_absence(made.pk, kind="list", complete_at=complete_at, owner="worker")
 
     kept = Refund.objects.get(pk=made.pk)
     kind = "list" if allowed else "read"
@@ -1637,7 +1638,7 @@ def test_what_smartpay_shows_in_an_odd_status_is_looked_at_later_and_not_sent(
     made = unanswered(payment, operator, at)
     observe(shown(made, status="processing"))
 
-    assert not settling._book_absence(made.pk, kind="read", complete_at=at.now, owner="worker")
+    assert not absence._book_absence(made.pk, kind="read", complete_at=at.now, owner="worker")
 
     kept = Refund.objects.get(pk=made.pk)
     assert (kept.state, kept.lease_owner, made.evidence.count()) == (State.UNKNOWN, "", 0)
@@ -1659,7 +1660,7 @@ def test_contradicting_answer_has_its_alarm_after_the_lease_as_well(
     payment: Payment, operator: User, sandbox: Sandbox, at: Clock, caplog: Any
 ) -> None:
     made = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
-    slow = sending.begin_attempt(made.pk, owner="")
+    slow = sending.begin_attempt(made.pk, owner=NO_LEASE)
     assert slow is not None
     at.advance(seconds=121)
     services.settle_due(client=smartpay.client())

@@ -18,7 +18,7 @@ from django.test.utils import CaptureQueriesContext
 from dashboard.models import User
 from refunds import clock, mirror, scanning, services, smartpay
 from refunds.models import Attempt, AuditEntry, Control, Order, Payment, Refund
-from refunds.services import approving, control, sending, settling
+from refunds.services import approving, control, observing, sending
 from tests.conftest import Clock, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_approvals import fresh
@@ -328,7 +328,7 @@ def test_reader_that_lost_its_lease_leaves_the_senders_alone(
         assert sending.begin_attempt(made.pk, owner="another")
         raise smartpay.Unclear("No answer within the deadline.")
 
-    monkeypatch.setattr(settling, "read_payment", slow)
+    monkeypatch.setattr(observing, "read_payment", slow)
     services.take_turn(made.pk, client=smartpay.client())
 
     made.refresh_from_db()

@@ -587,9 +587,9 @@ def test_a_token_that_ran_out_in_a_sweep_begins_it_again() -> None:
 
 def test_a_key_that_is_turned_away_is_no_token_that_ran_out() -> None:
     client: Any = Lists(orders=orders(3, 2, 1))
-    client.refusal = smartpay.KeyRefused("no", http_status=401)
+    client.refusal = smartpay.Unauthorized("no", http_status=401)
     client.expired = ["2"]
-    with pytest.raises(smartpay.KeyRefused):
+    with pytest.raises(smartpay.Unauthorized):
         sync(client)
     assert client.tokens() == ["", "2"]
     sync(client)

@@ -15,6 +15,7 @@ from dashboard.models import User
 from refunds import clock, scanning, services, smartpay
 from refunds.models import AuditEntry, Control, Payment, Refund, SmartpayRefund
 from refunds.services import RefundRequest, control, sending
+from refunds.services.states import NO_LEASE
 from tests.conftest import Clock, make_order, make_user
 from tests.sandbox import Sandbox
 
@@ -462,7 +463,7 @@ def test_sender_that_died_leaves_unknown_and_a_worker_goes_on(
     payment: Payment, operator: User, sandbox: Sandbox, at: Clock, executed: bool
 ) -> None:
     made = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
-    attempt = sending.begin_attempt(made.pk, owner="")
+    attempt = sending.begin_attempt(made.pk, owner=NO_LEASE)
     assert attempt is not None
     if executed:
         sending.send(attempt, client=smartpay.client())  # and dies before it is booked
@@ -541,7 +542,7 @@ def test_answer_that_comes_after_the_lease_is_only_recorded(
     payment: Payment, operator: User, sandbox: Sandbox, at: Clock
 ) -> None:
     made = services.request_refund(ask(payment), refundable=payment.refundable(), by=operator)
-    slow = sending.begin_attempt(made.pk, owner="")
+    slow = sending.begin_attempt(made.pk, owner=NO_LEASE)
     assert slow is not None
     at.advance(seconds=121)
     services.settle_due(client=smartpay.client())

@@ -39,12 +39,12 @@ from refunds.smartpay import (
     Client,
     Contradiction,
     InProgress,
-    KeyRefused,
     Limited,
     NotAccepted,
     NotFound,
     NotSent,
     Refused,
+    Unauthorized,
     Unclear,
 )
 from tests.sandbox import Sandbox
@@ -437,7 +437,7 @@ WAYS: list[tuple[str, dict[str, Any], type[smartpay.SmartpayError]]] = [
     ("error", {"status": 422}, Unclear),
     ("error", {"status": 403}, NotAccepted),
     ("error", {"status": 404}, NotAccepted),
-    ("unauthorized", {}, KeyRefused),
+    ("unauthorized", {}, Unauthorized),
     ("forbidden", {}, NotAccepted),
     ("conflict", {}, InProgress),
     ("rate_limited", {}, Limited),
@@ -446,7 +446,7 @@ WAYS: list[tuple[str, dict[str, Any], type[smartpay.SmartpayError]]] = [
     # A page of somebody in between
     *[("html", {"status": status}, Unclear) for status in (400, 402, 408, 410, 500, 501, 502, 503, 504, 520)],
     *[("html", {"status": status}, NotAccepted) for status in (403, 404, 405, 415)],
-    ("html", {"status": 401}, KeyRefused),
+    ("html", {"status": 401}, Unauthorized),
     *[("html", {"status": status}, InProgress) for status in (409, 425)],
     ("html", {"status": 429}, Limited),
     # Elsewhere
@@ -461,7 +461,7 @@ OUTCOMES = {
     Unclear: "AMBIGUOUS",
     Contradiction: "CONTRADICTION",
     NotAccepted: "NOT_ACCEPTED",
-    KeyRefused: "NOT_ACCEPTED",
+    Unauthorized: "NOT_ACCEPTED",
     InProgress: "IN_PROGRESS",
     Limited: "LIMITED",
     Refused: "REFUSED",
@@ -532,7 +532,7 @@ def test_answer_that_is_not_the_refund_leaves_it_open_and_is_not_asked_again(
         (http(refusal(404, "payment.not-found", errorCode=None), 404), NotAccepted),
         (http([refusal(403, "amount.insufficient")], 403), NotAccepted),
         (http(refusal(500, "request.invalid"), 500), Unclear),
-        (http({"statusCode": 401, "scheme": "Basic", "realm": "Smartpay"}, 401), KeyRefused),
+        (http({"statusCode": 401, "scheme": "Basic", "realm": "Smartpay"}, 401), Unauthorized),
         # redirects of every kind
         *[(http(status=status, Location="http://127.0.0.1:9/v1/refunds"), Unclear) for status in (301, 302, 303)],
         (http(status=307, Location="http://[broken"), Unclear),
@@ -955,7 +955,7 @@ def test_id_stays_one_part_of_the_address(client: Client, sandbox: Sandbox) -> N
         ({"mode": "truncated", "times": 3}, Unclear),
         ({"mode": "html", "status": 500}, Unclear),
         ({"mode": "html", "status": 404}, NotAccepted),
-        ({"mode": "unauthorized"}, KeyRefused),
+        ({"mode": "unauthorized"}, Unauthorized),
         ({"mode": "wrong_mode"}, Unclear),
         ({"mode": "altered", "values": {"object": "order"}}, Unclear),
         ({"mode": "altered", "values": {"id": "payment_test_another0000000000"}}, Unclear),

@@ -16,6 +16,7 @@ from dashboard.models import User
 from refunds import clock, services, smartpay, webhooks
 from refunds.models import Order, Payment, Refund, SmartpayRefund, WebhookEvent
 from refunds.services import sending
+from refunds.services.states import NO_LEASE
 from tests.conftest import Clock
 from tests.sandbox import Sandbox
 
@@ -338,7 +339,7 @@ def test_event_tells_of_our_own_refund_before_its_answer_is_booked(
         request_id=Refund._meta.pk.get_default(), payment_id=payment.pk, amount=500, reason="fraudulent"
     )
     made = services.request_refund(asked, refundable=payment.refundable(), by=operator)
-    attempt = sending.begin_attempt(made.pk, owner="")
+    attempt = sending.begin_attempt(made.pk, owner=NO_LEASE)
     assert attempt is not None
     answer = sending.send(attempt, client=smartpay.client())
     assert isinstance(answer, smartpay.Answer)

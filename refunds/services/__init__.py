@@ -1,19 +1,21 @@
 """Everything that moves money; nothing else writes Refund. Read it in this order:
 
-- states: the states of a refund, how it is locked, the small steps that every change is made of
+- states: the states of a refund, how it is locked, and the small steps that every change consists of
 - control: whether anything may be sent at all: the switch, the restore fence, the circuit breaker
-- settling: what Smartpay shows of a refund, and what it means when it shows nothing
-- sending: a turn is taken, committed before the first byte leaves, and its answer booked
-- asking: a person asks; the row is committed with the intent to send it, and sent in the same web request
-- deciding: another person approves what waits
-- reviewing: what contradicts is decided by two people
+- observing: books what Smartpay shows of a refund, no matter who read it
+- absence: decides what it means that Smartpay does not show a refund, and when that proves it was not executed
+- sending: takes a turn, commits the intent before the first byte leaves, and books the answer
+- requesting: commits a person's refund with the intent to send it, and sends it in the same web request
+- approving: has a second person approve or reject a refund that waits for that
+- reviewing: has two people decide a refund about which Smartpay contradicts the ledger
 
-The life of a refund: refund_payment() commits its row with the intent to send it, sends it and books the answer, in the
-web request that asks for it; where it has to wait first, or stays open, take_turn() does the next thing, in the web
-request that approves it or in a worker; observe_refund() books what Smartpay shows of it, whoever looked. Nothing talks
-to Smartpay inside a transaction, and nothing changes a state outside one.
+The life of a refund: in the web request that asks for it, refund_payment() commits its row with the intent to send it,
+sends it and books the answer. If the refund has to wait first, or its outcome stays open, take_turn() does the next
+step, in the web request that approves it or in a worker. observe_refund() books what Smartpay shows of it. Nothing
+talks to Smartpay inside a transaction, and nothing changes a state outside one.
 """
 
+from refunds.services.absence import needs_full_scan, scan_if_needed
 from refunds.services.approving import approve, expire_requests, expired_before, reject
 from refunds.services.control import set_sends, smartpay_is_silent, watch
 from refunds.services.errors import (
@@ -31,6 +33,7 @@ from refunds.services.errors import (
     SimilarRefund,
     SimilarUnexplained,
 )
+from refunds.services.observing import observe_refund, read_order, read_payment
 from refunds.services.requesting import (
     Approval,
     Preview,
@@ -49,13 +52,6 @@ from refunds.services.requesting import (
 )
 from refunds.services.reviewing import Candidate, Case, decide_case, look_again, review_case
 from refunds.services.sending import due, settle_due, take_turn
-from refunds.services.settling import (
-    needs_full_scan,
-    observe_refund,
-    read_order,
-    read_payment,
-    scan_if_needed,
-)
 
 __all__ = [
     "AboveDailyLimit",

@@ -1,4 +1,4 @@
-"""Four eyes: another person approves or turns down what waits, or nobody does and it expires."""
+"""Have a second person approve or reject a refund that waits for that; expire it if nobody does."""
 
 import uuid
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 from dashboard.models import User
 from refunds import audit, clock, roles, smartpay
 from refunds.models import Refund
-from refunds.services import sending, settling
+from refunds.services import observing, sending
 from refunds.services.errors import NoReason, NotWaiting
 from refunds.services.requesting import FIRST_TURN_HEAD_START
 from refunds.services.states import State, cancel, locked, move, retried
@@ -23,14 +23,15 @@ def approve(
 ) -> Refund:
     """Approve another person's refund and take its first turn; return the row with its outcome so far.
 
-    What was asked for is that amount of that remaining balance: if the balance moved since, the refund is cancelled
+    The request was for that amount of that remaining balance. If the balance changed since, the refund is cancelled
     instead, and has to be asked for again.
 
-    Raises: PermissionDenied (one's own, too), NotWaiting, smartpay.SmartpayError (nothing was decided then).
+    Raises: PermissionDenied (also for the person's own refund), NotWaiting, smartpay.SmartpayError; then nothing was
+    decided.
     """
     client = client or smartpay.client()
     payment_id = Refund.objects.values_list("payment_id", flat=True).get(pk=refund_id)
-    settling.read_payment(payment_id, client=client.within(settings.SMARTPAY_VIEW_DEADLINE))
+    observing.read_payment(payment_id, client=client.within(settings.SMARTPAY_VIEW_DEADLINE))
     if _approve(refund_id, by=by, note=note):
         sending.take_turn(refund_id, client=client, first=True)
     return Refund.objects.get(pk=refund_id)
@@ -38,7 +39,7 @@ def approve(
 
 @retried
 def _approve(refund_id: uuid.UUID, *, by: User, note: str) -> bool:
-    """Write the decision down; return whether the refund may be sent, or was cancelled since the balance moved."""
+    """Write the approval down; return False if the refund was cancelled instead, because the balance changed."""
     with _to_decide(refund_id, by=by, note=note) as refund:
         if refund.requested_at < expired_before():  # and no worker has cancelled it yet
             raise NotWaiting(_("この申請は期限が切れました。必要なら、あらためて申請してください。"))
@@ -55,7 +56,7 @@ def _approve(refund_id: uuid.UUID, *, by: User, note: str) -> bool:
 
 @retried
 def reject(refund_id: uuid.UUID, *, by: User, note: str) -> Refund:
-    """Turn down another person's refund, with a reason. Raises: PermissionDenied, NotWaiting, NoReason."""
+    """Reject another person's refund, with a reason. Raises: PermissionDenied, NotWaiting, NoReason."""
     if not note:
         raise NoReason(_("却下する理由を入力してください。"))
     with _to_decide(refund_id, by=by, note=note) as refund:
@@ -64,12 +65,12 @@ def reject(refund_id: uuid.UUID, *, by: User, note: str) -> Refund:
 
 
 def expired_before() -> datetime:
-    """What was asked for before this moment is decided no more."""
+    """Return the moment before which a request is too old to be decided."""
     return clock.now() - timedelta(days=settings.REFUND_REQUEST_DAYS)
 
 
 def expire_requests() -> int:
-    """Cancel what has waited for a second person for REFUND_REQUEST_DAYS; return how many."""
+    """Cancel the refunds that waited for longer than REFUND_REQUEST_DAYS for a second person; return how many."""
     old = Refund.objects.filter(state=State.AWAITING_APPROVAL, requested_at__lt=expired_before())
     ids = list(old.values_list("pk", flat=True))
     for refund_id in ids:
@@ -81,9 +82,13 @@ def expire_requests() -> int:
 
 @contextmanager
 def _to_decide(refund_id: uuid.UUID, *, by: User, note: str) -> Iterator[Refund]:
-    """A waiting refund, locked, with this person's decision written into it; the first of several is the one."""
+    """Lock a refund that waits for a decision, and write this person's decision into it. The first decision counts.
+
+    Raises: PermissionDenied, NotWaiting.
+    """
     with locked(refund_id) as refund:
-        if not roles.may(by, roles.APPROVE_REFUND) or refund.requested_by_id == by.pk:
+        roles.require(by, roles.APPROVE_REFUND)
+        if refund.requested_by_id == by.pk:
             raise PermissionDenied
         if refund.state != State.AWAITING_APPROVAL:
             raise NotWaiting(_("この返金はすでに決定されたか、取り下げられています。"))

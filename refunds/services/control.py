@@ -1,11 +1,10 @@
-"""Whether anything may be sent at all: the switch, the restore fence, the circuit breaker. Reading always goes on."""
+"""Decide whether anything may be sent at all: the switch, the restore fence, the circuit breaker. Reads go on."""
 
 import json
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import structlog
-from django.core.exceptions import PermissionDenied
 from django.db import connection, transaction
 from django.utils.translation import gettext as _
 
@@ -13,22 +12,25 @@ from dashboard.models import User
 from refunds import audit, clock, roles, scanning, smartpay, state_file
 from refunds.models import Attempt, Control, Refund
 from refunds.services.errors import NotReconciled
-from refunds.services.states import ABSENT_AFTER_LAST_SENDING, alarm, wake
+from refunds.services.states import ABSENT_AFTER_LAST_SENDING, alarm, make_due
 from refunds.wording import minute
 
 log = structlog.get_logger(__name__)
 
 FILE = "ledger-mark"  # See Note [The restore fence]
-BREAKS_AFTER = 5  # sendings in a row without an answer
-PROBE_EVERY = timedelta(minutes=1)  # one sending, then, to see whether Smartpay answers again
+BREAKS_AFTER = 5  # attempts in a row without a clear answer
+PROBE_EVERY = timedelta(minutes=1)  # after that, one attempt a minute tests whether Smartpay answers again
 SILENT = (Attempt.Outcome.AMBIGUOUS, Attempt.Outcome.NOT_SENT)
 
 
 def why_nothing_is_sent(now: datetime) -> str:
-    """Why no refund may be sent at this moment, for the log; "" if it may. Inside the transaction of an attempt."""
-    # The file first: what it tells was committed before, so that the database can only be further.
+    """Return why no refund may be sent now, for the log; "" if one may.
+
+    Called inside the transaction that begins an attempt.
+    """
+    # Read the file first. What it says was committed before, so the database can only be further on.
     mark = _mark()
-    control = _control()
+    control = Control.current()
     if not control.sends_enabled:
         return "sending is stopped"
     if _is_behind(control, mark):
@@ -38,9 +40,9 @@ def why_nothing_is_sent(now: datetime) -> str:
     return ""
 
 
-def heed(answer: smartpay.SmartpayError, refund: Refund) -> None:
-    """Raise the alarm where Smartpay did not take a request at all; stop sending where it refuses the key."""
-    if isinstance(answer, smartpay.KeyRefused) and Control.sends_are_on():
+def react_to_error(answer: smartpay.SmartpayError, refund: Refund) -> None:
+    """Stop sending if Smartpay refuses the API key; raise an alarm if it accepts no request, or no longer answers."""
+    if isinstance(answer, smartpay.Unauthorized) and Control.sends_are_on():
         set_sends(enabled=False, reason="", cause=Control.Cause.KEY_REFUSED)
     if isinstance(answer, smartpay.NotAccepted):
         alarm("smartpay.not_accepted", refund, http_status=answer.http_status)
@@ -49,7 +51,7 @@ def heed(answer: smartpay.SmartpayError, refund: Refund) -> None:
 
 
 def smartpay_is_silent() -> bool:
-    """The circuit breaker: whether the last sendings all went without an answer."""
+    """Return whether the circuit breaker is open: the last BREAKS_AFTER attempts all had no clear answer."""
     answered = Attempt.objects.filter(finished_at__isnull=False).order_by("-pk")
     outcomes = answered.values_list("outcome", flat=True)[:BREAKS_AFTER]
     return len(outcomes) == BREAKS_AFTER and all(outcome in SILENT for outcome in outcomes)
@@ -65,15 +67,17 @@ def set_sends(
 
     Resuming also lifts the restore fence, once all of Smartpay's refunds have been read since it rose.
 
-    `by`: None is the machine, or whoever types the command. `cause`: what the machine noticed; `reason` is "" then.
+    Args:
+        by: None for the machine, or for the management command.
+        cause: what the machine noticed; `reason` is "" then.
 
     Raises: PermissionDenied, NotReconciled.
     """
-    if by is not None and not roles.may(by, roles.APPROVE_REFUND):
-        raise PermissionDenied
+    if by is not None:
+        roles.require(by, roles.APPROVE_REFUND)
     if enabled:
         with transaction.atomic():
-            _notice_restore()  # nobody else may have looked since
+            _notice_restore()  # no worker may have looked since the restore
     with transaction.atomic():
         control = _locked_control()
         now = clock.now()
@@ -93,12 +97,12 @@ def set_sends(
             sends_before=before,
         )
     if enabled:
-        # After the commit: whoever holds a refund may be waiting for the switch.
+        # After the commit: a process that has locked a refund may be waiting for the lock on the switch.
         waiting = Refund.objects.filter(
             state__in=[Refund.State.QUEUED, Refund.State.UNKNOWN], lease_until=None, next_check_at__gt=now
         )
         for refund_id in waiting.values_list("pk", flat=True):
-            wake(refund_id)
+            make_due(refund_id)
 
 
 def _locked_control() -> Control:
@@ -109,23 +113,23 @@ def _locked_control() -> Control:
 # --- The restore fence --------------------------------------------------------------------------------------
 
 # Note [The restore fence]
-# A database that was restored, or that took over without the last commits, has forgotten refunds that were sent. It
-# shows in two ways: PostgreSQL's cluster or timeline is another one; or the newest attempt is older than one that a
-# process has seen, which every sender writes down in a file outside the database (STATE_DIR) before its request
-# leaves. Sending then stops until all of Smartpay's refunds were read, and a person resumes it. The reading that counts
-# begins no sooner than what was sent last, and forgotten, is shown by it: see Note [Proof of absence]. A restore that a
-# person accepted is told from a further one by its moment, which both the database and the file keep.
+# A database that was restored, or a standby that took over without the last commits, has forgotten refunds that were
+# sent. This shows in two ways. PostgreSQL's cluster or timeline is another one. Or the newest attempt is older than the
+# one in a file outside the database (STATE_DIR): every sender writes its attempt down there before the request leaves.
+# Sending then stops until all of Smartpay's refunds have been read and a person resumes it. That read counts only if it
+# begins late enough to show the last refund that may have been sent and forgotten: see Note [Proof of absence]. The
+# database and the file both keep the moment at which a person accepted a restore; a later restore differs in it.
 
 
 class Mark(NamedTuple):
-    """The newest state of the ledger that this machine has seen: the last accepted restore, the newest attempt."""
+    """The newest state of the ledger that this machine has seen: the last accepted restore and the newest attempt."""
 
     restore_accepted_at: str = ""  # in ISO 8601, UTC; "" for never
     attempt: int = 0
 
 
 def watch() -> None:
-    """Look whether the database was restored, and remember how far the ledger is. Called by workers every round."""
+    """Raise the fence if the database was restored, else remember how far the ledger is. Workers call it each round."""
     with transaction.atomic(durable=True):
         _notice_restore()
     if Control.objects.filter(restored_at__isnull=False).exists():
@@ -135,7 +139,7 @@ def watch() -> None:
 
 
 def remember(attempt: int) -> None:
-    """Write down, outside the database, that this attempt was committed. Before its request leaves."""
+    """Write down outside the database that this attempt was committed. Called before its request leaves."""
     mark = Mark(_accepted(), attempt)
     with state_file.locked(FILE):
         if mark > _mark():
@@ -143,17 +147,13 @@ def remember(attempt: int) -> None:
 
 
 def _notice_restore() -> bool:
-    """Whether the fence is up; raises it, in the caller's transaction, where the ledger is older than was seen."""
+    """Return whether the fence is up; raise it, in the caller's transaction, if the ledger is older than was seen."""
     mark = _mark()  # first: see why_nothing_is_sent()
-    return _is_behind(_control(), mark)
-
-
-def _control() -> Control:
-    return Control.objects.filter(one=True).first() or Control()
+    return _is_behind(Control.current(), mark)
 
 
 def _is_behind(control: Control, mark: Mark) -> bool:
-    """_notice_restore() for what was read just now: first what the file says, then the row."""
+    """Do _notice_restore() with a mark that was read before the row of the switch."""
     if control.restored_at:
         return True
     cluster, newest = _ledger()
@@ -189,7 +189,7 @@ def _raise_fence(newest: int, mark: Mark) -> None:
 
 
 def _mark() -> Mark:
-    """What the file says. One that can't be read raises: nothing is sent by who can't tell."""
+    """Return what the file says. A file that can't be read raises, so that nothing is sent while nobody can tell."""
     try:
         return Mark(*json.loads(state_file.path(FILE).read_text()))
     except FileNotFoundError:
@@ -204,7 +204,7 @@ def _iso(moment: datetime | None) -> str:
     return moment.isoformat(timespec="microseconds") if moment else ""
 
 
-# In SQL: all that sending asks of the ledger as a whole, in one statement. SQLite has neither clusters nor timelines.
+# In SQL, so that one statement tells both. SQLite has neither clusters nor timelines.
 LEDGER = {
     "sqlite": "SELECT '', COALESCE(MAX(id), 0) FROM refunds_attempt",
     "postgresql": "SELECT system_identifier || '/' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8), "
@@ -213,7 +213,7 @@ LEDGER = {
 
 
 def _ledger() -> tuple[str, int]:
-    """Which PostgreSQL this is and which of its timelines, "" for none; and the newest attempt, 0 for none."""
+    """Return PostgreSQL's cluster and timeline ("" on SQLite), and the newest attempt's id (0 if there is none)."""
     with connection.cursor() as cursor:
         cursor.execute(LEDGER[connection.vendor])
         cluster, newest = cursor.fetchone()

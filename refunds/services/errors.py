@@ -1,10 +1,10 @@
-"""What an operator can act on. Nothing was recorded as a refund and nothing was sent; str(error) tells them why."""
+"""Errors that a person can act on: nothing was recorded as a refund, nothing was sent, and str(error) tells why."""
 
 from refunds.models import Refund
 
 
 class RefundError(Exception):
-    """`field` is the field of the form that it belongs to, None for the whole form."""
+    """`field` is the form's field that the error belongs to; None for the whole form."""
 
     field: str | None = None
 
@@ -22,25 +22,25 @@ class AboveDailyLimit(AmountTooHigh):
 
 
 class BalanceMoved(RefundError):
-    """What is left is not what the confirmation showed."""
+    """The remaining balance is not what the confirmation showed."""
 
 
 class RefundUnsettled(RefundError):
-    """An earlier refund of this payment is not confirmed yet."""
+    """The outcome of an earlier refund of this payment is not known yet."""
 
 
 class SimilarRefund(RefundError):
-    """There was one like it that the person did not see when they gave their reason; it is asked for anew."""
+    """There is a similar refund that the person did not see when they gave their reason; they have to confirm again."""
 
     field = "similar_reason"
 
 
 class SimilarUnexplained(SimilarRefund):
-    """There was one like it, and no reason was given."""
+    """There is a similar refund, and no reason was given."""
 
 
 class RequestReused(RefundError):
-    """This request_id is another refund's already. `refund` is that one."""
+    """Another refund already has this request_id; `refund` is that one."""
 
     def __init__(self, message: str, refund: Refund) -> None:
         super().__init__(message)
@@ -48,18 +48,18 @@ class RequestReused(RefundError):
 
 
 class NotWaiting(RefundError):
-    """It can't be withdrawn or decided any more: it was sent, or somebody decided."""
+    """The refund can't be withdrawn or decided any more: it was sent, or somebody decided it."""
 
 
 class NoReason(RefundError):
-    """Who turns a refund down, or decides a case, says why."""
+    """A refund was rejected, or a case decided, without a reason."""
 
     field = "note"
 
 
 class NotProved(RefundError):
-    """What was decided about a case is not, or not yet, what Smartpay shows."""
+    """Smartpay does not, or not yet, show what the person decided about a case."""
 
 
 class NotReconciled(RefundError):
-    """The database was restored, and Smartpay's refunds have not been read in full since."""
+    """The database was restored, and no complete read of Smartpay's refunds has followed yet."""

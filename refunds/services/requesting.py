@@ -1,4 +1,4 @@
-"""Asking for a refund: what it would do, what speaks against it, and its row, committed before anything is sent."""
+"""Request a refund: preview what it would do, check it, and commit its row before anything is sent."""
 
 import uuid
 from collections.abc import Collection, Iterator
@@ -29,17 +29,19 @@ from refunds.services.errors import (
     SimilarRefund,
     SimilarUnexplained,
 )
-from refunds.services.states import State, cancel, locked, locked_with_siblings, retried
+from refunds.services.states import NO_LEASE, State, cancel, locked, locked_with_siblings, retried
 from refunds.wording import money
 
-FIRST_TURN_HEAD_START = timedelta(seconds=5)  # whose request made the row sends it; a worker steps in later
+FIRST_TURN_HEAD_START = timedelta(
+    seconds=5
+)  # the web request that made the row sends it; workers wait this long
 SIMILAR_ON_ORDER = timedelta(hours=24)
 SIMILAR_FOR_CUSTOMER = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
 class RefundRequest:
-    """What a person asks for. `request_id` is minted when the form is drawn and stays this refund's id for ever."""
+    """What a person asks for. `request_id` is created with the form and is the refund's id for ever."""
 
     request_id: uuid.UUID
     payment_id: str
@@ -51,7 +53,7 @@ class RefundRequest:
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """What a second person decided before the rows were written: of a file of refunds, as a whole."""
+    """A second person's approval that is older than the refund's row: that of a bulk file as a whole."""
 
     by: User
     at: datetime
@@ -60,7 +62,7 @@ class Approval:
 
 @dataclass(frozen=True, slots=True)
 class Similar:
-    """A refund like the one asked for: of the same order within a day, or to the same customer of the same amount."""
+    """A refund like the one asked for; similar_refunds() tells which ones are."""
 
     id: str  # the ledger's, or Smartpay's
     at: datetime
@@ -68,7 +70,7 @@ class Similar:
     currency: str
     order_id: str
     person: User | None
-    refund: Refund | None  # None: made outside this tool
+    refund: Refund | None  # None if made outside this tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +85,9 @@ class Preview:
 
 
 def find_request(request: RefundRequest, *, by: User) -> Refund | None:
-    """Return the refund that this very form made already, None if it has made none.
+    """Return the refund that this form made already; None if it made none.
 
-    Raises RequestReused where the id is that of a refund with other contents, or of another person.
+    Raises RequestReused if a refund with other contents, or of another person, has this id.
     """
     refund = Refund.objects.filter(pk=request.request_id).first()
     if refund is None:
@@ -102,10 +104,10 @@ def find_request(request: RefundRequest, *, by: User) -> Refund | None:
 
 @retried
 def was_recorded(request: RefundRequest) -> bool:
-    """Whether this very form made its refund, told only when nobody can still be about to record it.
+    """Return whether this form made its refund, once no process can still be about to commit it.
 
-    An earlier press may be between its row and its commit, perhaps in a process that died meanwhile: whoever is to be
-    told that nothing was recorded waits for it.
+    An earlier press of the button may have written the row and not committed it yet, perhaps in a process that died
+    meanwhile. The payment's lock waits for that, before anybody is told that nothing was recorded.
     """
     with transaction.atomic(durable=True):
         Payment.objects.select_for_update().get(pk=request.payment_id)
@@ -113,7 +115,7 @@ def was_recorded(request: RefundRequest) -> bool:
 
 
 def preview_refund(request: RefundRequest, *, by: User) -> Preview:
-    """Tell what the request would do. Raises PermissionDenied and the RefundErrors of request_refund()."""
+    """Return what the request would do. Raises PermissionDenied and the RefundErrors of request_refund()."""
     payment = Payment.objects.select_related("order").get(pk=request.payment_id)
     _check(payment, request, by=by)
     left = payment.refundable()
@@ -139,13 +141,13 @@ def request_refund(
 ) -> Refund:
     """Record the refund that `by` asks for, committed before anything is sent, and return its row.
 
-    Asked again with the same contents it is the same row, and nothing new happens.
+    Called again with the same contents, it returns the same row and does nothing else.
 
     Args:
-        refundable: what the person saw as left, in the minor unit; if that moved, it has to be asked anew.
-        similar_reason: why all the same, where preview_refund() showed a similar refund.
+        refundable: what the person saw as left, in the minor unit; if that changed, they have to ask again.
+        similar_reason: why the person refunds all the same, if preview_refund() showed a similar refund.
         bulk: the file whose line this is, for the trail.
-        approval: where it was approved already. The database believes it of a line of an approved file alone.
+        approval: if it is approved already. The database accepts that only for a line of an approved file.
         head_start: how long workers leave the first turn to the caller.
 
     Raises: PermissionDenied; RequestReused, RefundUnsettled, BalanceMoved, AmountTooHigh, SimilarRefund.
@@ -174,10 +176,10 @@ def refund_payment(
 ) -> Refund:
     """Record a refund and take its first turn at once; return the row with its outcome so far.
 
-    similar_shown: the ids of the similar refunds that the reason speaks of; None: of all that there are.
+    `similar_shown`: the ids of the similar refunds that the reason is about; None if it is about all of them.
 
-    Raises what request_refund() raises, before anything is recorded or sent. What Smartpay answers, or fails to
-    answer, is not raised: it is the state of the refund returned.
+    Raises what request_refund() raises, before anything is recorded or sent. Smartpay's answer, or the lack of one, is
+    not raised: the state of the returned refund tells it.
     """
     refund, attempt = _request_and_begin(
         request, refundable=refundable, by=by, similar_reason=similar_reason, similar_shown=similar_shown
@@ -196,27 +198,28 @@ def _request_and_begin(
     similar_reason: str,
     similar_shown: Collection[str] | None,
 ) -> tuple[Refund, Attempt | None]:
-    """Commit the refund and the intent to send it as one; None where it was there before, or may not be sent now.
+    """Commit the refund together with the intent to send it; the attempt is None if nothing is to be sent from here.
 
-    What was there before is not sent from here, since nobody has read Smartpay since: a worker does both.
+    That is so if the refund waits for approval, may not be sent now, or existed before. An existing row is left to a
+    worker, which reads Smartpay before it sends.
     """
     with _asking(request, by=by):
         refund, is_new = _record(
             request, refundable=refundable, by=by, similar_reason=similar_reason, similar_shown=similar_shown
         )
         begins = is_new and refund.state == State.QUEUED
-        attempt = sending.begin(refund, owner="", now=refund.requested_at) if begins else None
+        attempt = sending.begin(refund, owner=NO_LEASE, now=refund.requested_at) if begins else None
     return refund, attempt
 
 
 @contextmanager
 def _asking(request: RefundRequest, *, by: User) -> Iterator[None]:
-    """The transaction of a request."""
+    """Open the transaction of a request; raise RequestReused instead of an integrity error that this caused."""
     try:
         with transaction.atomic(durable=True):
             yield
     except IntegrityError:
-        find_request(request, by=by)  # raises where the id was used a moment ago for another payment
+        find_request(request, by=by)  # raises if the id was used a moment ago for another payment
         raise
 
 
@@ -231,9 +234,9 @@ def _record(
     approval: Approval | None = None,
     head_start: timedelta = FIRST_TURN_HEAD_START,
 ) -> tuple[Refund, bool]:
-    """request_refund() inside the caller's transaction; returns the row, and whether it is new."""
+    """Do request_refund() inside the caller's transaction; return the row, and whether it is new."""
     if settings.REFUND_DAILY_LIMIT is not None:
-        # Two of a person's requests at once, for two payments, would not see each other in the day's sum.
+        # Without this lock, two requests of one person for two payments would not see each other in the day's sum.
         User.objects.select_for_update(no_key=True).get(pk=by.pk)
     payment = locked_with_siblings(request.payment_id)  # their refunds may be similar to this one
     if refund := find_request(request, by=by):
@@ -261,7 +264,7 @@ def _record(
             key=str(request.request_id),
         ),
         state=State.AWAITING_APPROVAL if needs_approval(request.amount) and not approval else State.QUEUED,
-        requested_by_id=by.pk,  # not the person in hand: whether they still may is looked up when it is sent
+        requested_by_id=by.pk,  # the id alone, so that sending looks the person's permissions up anew
         requested_at=now,
         next_check_at=now + head_start,
     )
@@ -290,7 +293,7 @@ def _record(
 def _check_similar(
     payment: Payment, request: RefundRequest, *, reason: str, shown: Collection[str] | None
 ) -> None:
-    """Raise where a similar refund has no reason, or was not there when the person gave theirs."""
+    """Raise if a similar refund has no reason, or was not shown when the person gave theirs."""
     if reason and shown is None:
         return
     similar = {each.id for each in similar_refunds(payment, request.amount, but=request.request_id)}
@@ -308,7 +311,7 @@ def _check_similar(
 
 @retried
 def withdraw(refund_id: uuid.UUID, *, by: User) -> Refund:
-    """Cancel one's own refund that was never sent. Raises PermissionDenied for another's, NotWaiting once sent."""
+    """Cancel a refund that was never sent. Raises PermissionDenied unless `by` asked for it, NotWaiting once sent."""
     with locked(refund_id) as refund:
         if refund.requested_by_id != by.pk:
             raise PermissionDenied
@@ -323,15 +326,15 @@ def needs_approval(amount: int) -> bool:
 
 
 def similar_refunds(payment: Payment, amount: int, *, but: uuid.UUID) -> list[Similar]:
-    """Refunds like this one, by anyone, here or elsewhere, newest first; `but` is this request's own id.
+    """Return refunds like this one, by anyone, here or elsewhere, newest first; `but` is this request's own id.
 
-    Alike: of the same order within 24 hours, whatever the amount; of the same amount to the same customer (told by
-    mail, else by name) within seven days. Counted from when the money left, which may be days after it was asked for;
-    what may still leave counts however old it is.
+    Similar are refunds of the same order within 24 hours, whatever their amount, and those of the same amount to the
+    same customer (told by mail, else by name) within seven days. The time counts from when the money left, which may be
+    days after the request. A refund whose money may still leave is similar however old it is.
     """
     order, now = payment.order, clock.now()
     on_order, same_amount = Q(payment__order=order), Q(amount=amount)
-    # The order is one of its customer's. By one index to a customer's orders, and to the few refunds of these.
+    # The customer's orders include this one, so one index leads to them, and to their few refunds.
     if order.email_folded:
         customers = Q(payment__order__email_folded=order.email_folded)
     elif order.name_folded:
@@ -355,8 +358,9 @@ def similar_refunds(payment: Payment, amount: int, *, but: uuid.UUID) -> list[Si
         .select_related("payment__order", "requested_by")
     )
     elsewhere = (
-        SmartpayRefund.objects.filter(SmartpayRefund.beside_the_ledger(), customers, lately("created_at"))
-        .exclude(status=SmartpayRefund.Status.FAILED)
+        SmartpayRefund.objects.beside_the_ledger()
+        .counting()
+        .filter(customers, lately("created_at"))
         .select_related("payment__order")
     )
     found = [
@@ -378,10 +382,9 @@ def similar_refunds(payment: Payment, amount: int, *, but: uuid.UUID) -> list[Si
 
 
 def _check(payment: Payment, request: RefundRequest, *, by: User, refundable: int | None = None) -> None:
-    """Raise what speaks against the request; `refundable` is what the person saw, None before they saw anything."""
-    if not roles.may(by, roles.REQUEST_REFUND):
-        raise PermissionDenied
-    if payment.refunds.filter(state__in=Refund.BLOCKING).exists():
+    """Raise what forbids the request. `refundable` is what the person saw as left; None before they saw anything."""
+    roles.require(by, roles.REQUEST_REFUND)
+    if payment.refunds.blocking().exists():
         raise RefundUnsettled(
             _(
                 "この支払いには結果が確定していない返金があります。確定するまで返金できません。何も送られていません。"
@@ -413,13 +416,13 @@ def _check(payment: Payment, request: RefundRequest, *, by: User, refundable: in
 
 
 def too_high(payment: Payment) -> str:
-    """What AmountTooHigh says of what is left of a payment."""
+    """Return the message of AmountTooHigh, with what is left of the payment."""
     shown = money(payment.refundable(), payment.currency)
     return _("返金可能額は%(left)sです。これを超える返金はできません。") % {"left": shown}
 
 
 def refunded_today(by: User) -> int:
-    """The sum of a person's refunds of this Japanese day, in the minor unit: made, open, or waiting."""
+    """Return the sum of a person's refunds of this Japanese day, in the minor unit: made, open, or waiting."""
     morning = timezone.localtime(clock.now()).replace(hour=0, minute=0, second=0, microsecond=0)
     counted = Refund.objects.filter(requested_by=by, requested_at__gte=morning).filter(
         state__in=[*Refund.RESERVING, State.SUCCEEDED]

@@ -1,7 +1,7 @@
-"""要調査: what Smartpay shows contradicts, and two people decide what became of a refund, by evidence alone.
+"""要調査: Smartpay contradicts the ledger about a refund, and two people decide by evidence what became of it.
 
-They may say one of two things: that it is a certain refund which Smartpay shows, read in that very call; or that it
-was not executed, as two complete reads have proved, or as Smartpay says itself where all it shows of it has failed.
+They may decide that it is a certain refund of Smartpay's, which is read in that very call; or that it was not executed.
+The second needs the proof of two complete reads, or that every refund which Smartpay shows for it has failed.
 """
 
 import uuid
@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from dashboard.models import User
 from refunds import audit, clock, mirror, roles, scanning, smartpay
 from refunds.models import Attempt, Evidence, Refund, ReviewDecision, SmartpayRefund
-from refunds.services import settling
+from refunds.services import absence, observing
 from refunds.services.errors import NoReason, NotProved, NotWaiting
 from refunds.services.states import (
     ABSENT_TWICE_WITHIN,
@@ -35,24 +35,26 @@ Verdict = ReviewDecision.Verdict
 class Candidate:
     """A refund that Smartpay shows and that this row may be."""
 
-    seen: SmartpayRefund
+    mirrored: SmartpayRefund
     is_named: bool  # it carries this row's reference
-    why_not: str  # why nobody can say that it is this row, in words; "" where people may
+    why_not: str  # why people may not decide that it is this row, in words; "" if they may
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What two people decide by."""
+    """What two people decide a refund by."""
 
     refund: Refund
     why: list[str]  # what made it a case, in words
     candidates: list[Candidate]
-    decisions: list[ReviewDecision]  # of this round, the last word of each person
-    why_not_absent: str  # why nobody can say yet that it was not executed, and from when; "" where people may
+    decisions: list[ReviewDecision]  # each person's latest of this round
+    why_not_absent: (
+        str  # why people may not decide yet that it was not executed, and from when; "" if they may
+    )
 
 
 def review_case(refund: Refund, *, complete_at: datetime | None = None) -> Case:
-    """Return what is known of a case. `complete_at`: what look_again() returned, None where nobody could look."""
+    """Return what is known of a case. `complete_at`: what look_again() returned; None if the read failed."""
     candidates = _candidates(refund)
     return Case(
         refund=refund,
@@ -67,47 +69,50 @@ def review_case(refund: Refund, *, complete_at: datetime | None = None) -> Case:
 
 
 def look_again(refund_id: uuid.UUID, *, client: smartpay.Client) -> datetime | None:
-    """Read the payment of a case at Smartpay now, and write down what that shows; it may settle the case.
+    """Read the payment of a case at Smartpay now, and book what that shows; it may settle the case.
 
-    Returns when the complete read began that would have shown the refund, None where there was none yet: a payment
-    that does not list its refunds waits for a scan of all of them. See Note [Complete reads] in settling.py.
+    Returns when the complete read began that would have shown the refund; None if there was none yet. A payment that
+    does not list its refunds waits for a scan of all of them: see Note [Complete reads] in absence.py.
 
     Raises: smartpay.SmartpayError.
     """
     refund = Refund.objects.get(pk=refund_id)
     read_at = clock.now()
-    complete = settling.read_payment(refund.payment_id, client=client)
-    for seen in refund.seen.values_list("pk", flat=True):
-        _read_again(seen, client=client)
+    complete = observing.read_payment(refund.payment_id, client=client)
+    for smartpay_id in refund.seen.values_list("pk", flat=True):
+        _read_again(smartpay_id, client=client)
     complete_at = read_at if complete else scanning.scanned_at()
     kind = Evidence.Kind.READ if complete else Evidence.Kind.LIST
-    settling.book_absence_of_case(refund_id, kind=kind, complete_at=complete_at)
+    absence.book_absence_of_case(refund_id, kind=kind, complete_at=complete_at)
     return complete_at
 
 
 def _read_again(smartpay_id: str, *, client: smartpay.Client) -> smartpay.Refund | None:
-    """Read one refund and book what it says; None where Smartpay has none of this id."""
+    """Read one refund, book it and return it; None if Smartpay has no refund of this id."""
     read_at = clock.now()
     try:
-        seen = client.get_refund(smartpay_id)
+        shown = client.get_refund(smartpay_id)
     except smartpay.NotFound:
         return None
-    settling.observe_refund(seen, read_at=read_at)
-    return seen
+    observing.observe_refund(shown, read_at=read_at)
+    return shown
 
 
 def _candidates(refund: Refund) -> list[Candidate]:
-    """What Smartpay shows of the payment and is no other row's, and what names this row but is of another payment."""
+    """Return Smartpay's refunds that may be this row, oldest first.
+
+    They are those of its payment that are no other row's, and those of another payment that carry its reference.
+    """
     found = refund.evidence.filter(found=True).values("smartpay_id")
     rows = SmartpayRefund.objects.filter(Q(payment=refund.payment_id) | Q(pk__in=found))
     others = Refund.objects.filter(payment=refund.payment_id, smartpay_id__isnull=False).exclude(pk=refund.pk)
     rows = rows.filter(Q(ours=None) | Q(ours=refund)).exclude(pk__in=others.values("smartpay_id"))
-    shown = {row.pk: row for row in rows.filter(pk__in=found) | rows.filter(ours=refund)}
-    since = (refund.first_sent_at or refund.requested_at) - settling.COULD_BE_OURS
-    shown |= {row.pk: row for row in rows.filter(ours=None, created_at__gte=since)}
+    by_id = {row.pk: row for row in rows.filter(pk__in=found) | rows.filter(ours=refund)}
+    since = (refund.first_sent_at or refund.requested_at) - absence.COULD_BE_OURS
+    by_id |= {row.pk: row for row in rows.filter(ours=None, created_at__gte=since)}
     return [
         Candidate(row, is_named=_names(row, refund), why_not=_why_not(refund, row))
-        for row in sorted(shown.values(), key=lambda row: (row.created_at, row.pk))
+        for row in sorted(by_id.values(), key=lambda row: (row.created_at, row.pk))
     ]
 
 
@@ -116,7 +121,7 @@ def _names(row: SmartpayRefund, refund: Refund) -> bool:
 
 
 def _why_not(refund: Refund, row: SmartpayRefund) -> str:
-    """Why a refund that Smartpay shows can't be this row, in words; "" where people may say that it is."""
+    """Return why a refund that Smartpay shows can't be this row, in words; "" if people may decide that it is."""
     if row.payment_id != refund.payment_id:
         return _("別の支払いの返金です。")
     if row.currency != refund.currency:
@@ -129,18 +134,21 @@ def _why_not(refund: Refund, row: SmartpayRefund) -> str:
     if row.status not in ("", SmartpayRefund.Status.SUCCEEDED):
         return _("Smartpay は返金済みとも返金不可とも示していません。")
     sent_at = refund.first_sent_at or refund.requested_at
-    if row.ours_id is None and row.created_at < sent_at - settling.COULD_BE_OURS:
+    if row.ours_id is None and row.created_at < sent_at - absence.COULD_BE_OURS:
         return _("この返金を送るより前の返金です。")
     return ""
 
 
 def _why_not_absent(refund: Refund, complete_at: datetime | None) -> str:
-    """Why nobody can say yet that it was not executed, in words; "" where people may. See Note [Proof of absence]."""
-    shown = list(refund.seen.filter(payment=refund.payment_id))
-    if any(row.counts for row in shown):
+    """Return why people may not decide yet that it was not executed, in words; "" if they may.
+
+    See Note [Proof of absence] in states.py.
+    """
+    mirrored = list(refund.seen.filter(payment=refund.payment_id))
+    if any(row.counts for row in mirrored):
         return _("Smartpay にこの返金の受付番号がある返金が示されているため、返金不成立とは判定できません。")
-    if shown:
-        return ""  # all that there is of it failed, as Smartpay says itself
+    if mirrored:
+        return ""  # every refund that Smartpay shows for it has failed
     counts_from = absence_counts_from(refund)
     if refund.absent_since and complete_at and complete_at >= counts_from:
         return ""
@@ -156,10 +164,12 @@ def _why_not_absent(refund: Refund, complete_at: datetime | None) -> str:
 
 
 def _why(refund: Refund, candidates: Iterable[Candidate]) -> list[str]:
-    """What made it a case, in words: told from what was written down, not from what an engineer was told then."""
+    """Return what made it a case, in words. They follow from the evidence, not from the alarm that was logged then."""
     candidates, found = list(candidates), refund.evidence.filter(found=True)
-    named = [candidate for candidate in candidates if candidate.is_named and candidate.seen.counts]
-    same_amount = [each for each in candidates if each.seen.amount == refund.amount and each.seen.counts]
+    named = [candidate for candidate in candidates if candidate.is_named and candidate.mirrored.counts]
+    same_amount = [
+        each for each in candidates if each.mirrored.amount == refund.amount and each.mirrored.counts
+    ]
     reasons = {
         _("送信への応答が、申請した内容と食い違っていました。"): refund.attempts.filter(
             outcome=Attempt.Outcome.CONTRADICTION
@@ -177,8 +187,8 @@ def _why(refund: Refund, candidates: Iterable[Candidate]) -> list[str]:
 
 
 def _what_differs(refund: Refund, named: list[Candidate]) -> str:
-    """How the one refund that carries the number differs, where it is its amount; else only that something does."""
-    row = named[0].seen if len(named) == 1 else None
+    """Return in words how the one refund with this row's reference differs: with both amounts, if only they do."""
+    row = named[0].mirrored if len(named) == 1 else None
     only_amount = row and (row.payment_id, row.currency) == (refund.payment_id, refund.currency)
     if row and only_amount and row.amount != refund.amount:
         return _("Smartpay が示す返金は、金額が申請と異なります(申請 %(asked)s、Smartpay %(shown)s)。") % {
@@ -201,30 +211,30 @@ def decide_case(
     client: smartpay.Client,
     at_round: int | None = None,
 ) -> Refund:
-    """Write down what a person says of a case; settle it where another approver said the same. Return the refund.
+    """Record a person's decision about a case, and settle it if another approver decided the same. Return the refund.
 
     Args:
         verdict: "succeeded", with the `smartpay_id` of the refund that it is; or "not_executed".
-        note: why; it is asked for.
-        at_round: the round (Refund.reviews) whose evidence the person saw; None is not compared.
+        note: the person's reason; required.
+        at_round: the round (Refund.reviews) whose evidence the person saw; None skips the comparison.
 
-    Raises: PermissionDenied (one's own, too), NoReason, NotWaiting (it is settled, perhaps by what was just read),
-        NotProved (with the moment from when it may be), smartpay.SmartpayError (nothing was decided then).
+    Raises: PermissionDenied (also for the person's own refund), NoReason, NotWaiting (it is settled, perhaps by what
+        was just read), NotProved (it tells when it may be proved), smartpay.SmartpayError. Then nothing was decided.
     """
     _check_may(Refund.objects.get(pk=refund_id), by)
     if not note:
         raise NoReason(_("判定の理由を入力してください。"))
-    complete_at, seen, read_at = look_again(refund_id, client=client), None, clock.now()
+    complete_at, shown, read_at = look_again(refund_id, client=client), None, clock.now()
     if verdict == Verdict.SUCCEEDED:
         if smartpay.id_kind(smartpay_id) != ("refund", client.mode):
             raise NotProved(_("Smartpay の返金を選んでください。"))
-        seen = _read_again(smartpay_id, client=client)
-        if seen is None:
+        shown = _read_again(smartpay_id, client=client)
+        if shown is None:
             raise NotProved(_("Smartpay にこの返金はありません。"))
     return _decide(
         refund_id,
         verdict=Verdict(verdict),
-        seen=seen,
+        shown=shown,
         read_at=read_at,
         complete_at=complete_at,
         note=note,
@@ -238,7 +248,7 @@ def _decide(
     refund_id: uuid.UUID,
     *,
     verdict: Verdict,
-    seen: smartpay.Refund | None,
+    shown: smartpay.Refund | None,
     read_at: datetime,
     complete_at: datetime | None,
     note: str,
@@ -254,13 +264,13 @@ def _decide(
                 _("Smartpay が示す内容が変わりました。新しい内容を確かめて、もう一度判定してください。")
             )
         why_not = (
-            _why_not(refund, SmartpayRefund.objects.get(pk=seen.id))
-            if seen
+            _why_not(refund, SmartpayRefund.objects.get(pk=shown.id))
+            if shown
             else _why_not_absent(refund, complete_at)
         )
         if why_not:
             raise NotProved(why_not)
-        smartpay_id = seen.id if seen else ""
+        smartpay_id = shown.id if shown else ""
         decision = ReviewDecision.objects.create(
             refund=refund,
             round=refund.reviews,
@@ -274,44 +284,48 @@ def _decide(
             by, "refund.judged", refund, verdict=verdict, smartpay_id=smartpay_id, round=decision.round
         )
         if _another_agrees(refund, decision):
-            _settle(refund, decision, seen, read_at=read_at)
+            _settle(refund, decision, shown, read_at=read_at)
     return refund
 
 
 def _settle(
-    refund: Refund, decision: ReviewDecision, seen: smartpay.Refund | None, *, read_at: datetime
+    refund: Refund, decision: ReviewDecision, shown: smartpay.Refund | None, *, read_at: datetime
 ) -> None:
-    """Do what two people said. In their transaction, the mirror is told whose refund it is: what counts as made
-    elsewhere is never counted twice, nor forgotten, whatever dies."""
+    """Settle the refund as two people decided.
+
+    The mirror is told in the same transaction whose refund it is. So a crash leaves no refund counted twice, as ours
+    and as made elsewhere, and none counted nowhere.
+    """
     refund.error_code = refund.error_message = ""
-    if seen is not None:
-        refund.smartpay_id = seen.id
-        if not refund.evidence.filter(found=True, smartpay_id=seen.id).exists():
-            differs = seen.amount != refund.amount
+    if shown is not None:
+        refund.smartpay_id = shown.id
+        if not refund.evidence.filter(found=True, smartpay_id=shown.id).exists():
+            differs = shown.amount != refund.amount
             Evidence.objects.create(
                 refund=refund,
                 kind=Evidence.Kind.READ,
                 at=decision.at,
                 found=True,
-                smartpay_id=seen.id,
+                smartpay_id=shown.id,
                 detail=Evidence.Detail.DIFFERS if differs else "",
             )
     settle(refund, State(decision.verdict), decision.at)
     refund.save()
-    if seen is not None:
-        mirror.record_refund(seen, read_at=read_at)
+    if shown is not None:
+        mirror.record_refund(shown, read_at=read_at)
     audit.record(
         decision.person, f"refund.{refund.state}", refund, smartpay_id=decision.smartpay_id, by_review=True
     )
 
 
 def _check_may(refund: Refund, by: User) -> None:
-    if not roles.may(by, roles.APPROVE_REFUND) or refund.requested_by_id == by.pk:
+    roles.require(by, roles.APPROVE_REFUND)
+    if refund.requested_by_id == by.pk:
         raise PermissionDenied
 
 
 def _last_words(refund: Refund) -> dict[int, ReviewDecision]:
-    """What each person said last in this round."""
+    """Return each person's latest decision of this round, by the person's id."""
     said = refund.review_decisions.filter(round=refund.reviews).select_related("person").order_by("id")
     return {decision.person_id: decision for decision in said}
 

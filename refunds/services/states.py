@@ -5,11 +5,12 @@
             └──▶ cancelled ◀┘        ▼  │
                                    unknown ─▶ succeeded | rejected | not_executed
 
-Whatever contradicts goes to `review`, which evidence or two people lead to succeeded or not_executed. The database
-allows exactly these changes (TRANSITIONS in migrations/0002_guards.py); what each state means is told at Refund.State.
+A refund about which Smartpay contradicts the ledger goes to `review`. Evidence, or two people, move it on to succeeded
+or not_executed. The database allows exactly these changes (TRANSITIONS in migrations/0002_guards.py). Refund.State
+tells what each state means.
 
-The small steps change the object in hand, inside the caller's transaction. Saving is the caller's, who may have more
-to change; only cancel() saves, and writes its own entry, since there is never more to it.
+The small steps change the given object inside the caller's transaction. The caller saves it, and may change more
+before. Only cancel() saves the object and writes its own audit entry.
 """
 
 import functools
@@ -34,29 +35,33 @@ log = structlog.get_logger(__name__)
 State = Refund.State
 
 # Note [The send window]
-# Smartpay keeps a key for six hours from when it first received it; after that the same key would be a second
-# refund. We count from our first sending, which is earlier, and stop an hour before: room for a request that the
-# network held back and for clocks that differ. The database refuses a later attempt too.
+# Smartpay keeps an idempotency key for six hours from when it first receives it. After that, the same key would make a
+# second refund. We count from our first attempt, which is earlier, and stop an hour before the end: a request may be
+# held back by the network, and clocks differ. The database refuses a later attempt too.
 SEND_WINDOW = timedelta(hours=5)
 
 # Note [Proof of absence]
-# "Not executed" needs two complete reads without our reference, a quarter of an hour apart, both after the last
-# moment at which a request of ours could still have been carried out or have been hidden from a reader.
+# A refund is "not executed" only after two complete reads without our reference, a quarter of an hour apart. Both must
+# begin after the last moment at which a request of ours could still be executed, or a refund be hidden from a read.
 ABSENT_AFTER_FIRST_SENDING = timedelta(hours=6, minutes=30)
 ABSENT_AFTER_LAST_SENDING = timedelta(minutes=45)
 ABSENT_TWICE_WITHIN = timedelta(minutes=15)
 
 LONGEST_PAUSE = timedelta(minutes=30)
-# What the ledger asks of a payment and of its order, which has forty columns.
+# The columns of a payment and of its order that the ledger needs; an order has forty.
 ACCOUNT = (
     *("currency", "captured", "reserved", "refunded", "external"),
     *("order__order_id", "order__email_folded", "order__name_folded"),
 )
-TRIES = 3  # of a transaction that the database gave up
+NO_LEASE = ""  # Refund.lease_owner while no worker holds the lease
+TRIES = 3  # for a transaction that the database rolled back because of others
 
 
 def absence_counts_from(refund: Refund) -> datetime:
-    """The moment from which a complete read proves something."""
+    """Return the earliest beginning of a complete read that counts towards the proof of absence.
+
+    See Note [Proof of absence]. The first of the two reads is written to `absent_since`.
+    """
     if refund.absent_since:
         return refund.absent_since + ABSENT_TWICE_WITHIN
     first, last = refund.first_sent_at, refund.last_sent_at
@@ -66,7 +71,10 @@ def absence_counts_from(refund: Refund) -> datetime:
 
 
 def could_be_sent_until(refund: Refund) -> datetime:
-    """The last moment at which a refund may have been sent for the first time by a life that the database forgot."""
+    """Return the latest moment at which a lost copy of the database may first have sent this refund.
+
+    That is the request itself, or a restore since.
+    """
     restores = Control.objects.values_list("restored_at", "restore_accepted_at")
     return max([refund.requested_at, *(moment for row in restores for moment in row if moment)])
 
@@ -76,9 +84,9 @@ def could_be_sent_until(refund: Refund) -> datetime:
 
 @contextmanager
 def locked(refund_id: uuid.UUID, *, payment_id: str = "") -> Iterator[Refund]:
-    """A transaction that holds a refund, its payment first. See Note [Lock order] in models.py.
+    """Lock a refund, its payment first, for the length of a transaction. See Note [Lock order] in models.py.
 
-    `payment_id`: whose refund it is, where that is known. It never changes.
+    `payment_id`: the refund's payment, if the caller knows it, which saves a query. It never changes.
     """
     with transaction.atomic(durable=True):
         payment_id = payment_id or Refund.objects.values_list("payment_id", flat=True).get(pk=refund_id)
@@ -89,12 +97,15 @@ def locked(refund_id: uuid.UUID, *, payment_id: str = "") -> Iterator[Refund]:
 
 
 def locked_payment(payment_id: str) -> Payment:
-    """The payment, locked, and its order, which is not. What else is asked of them is looked up when it is."""
+    """Return the payment, locked, with its order, which is not locked. Columns beside ACCOUNT are loaded on access."""
     return _payments_to_lock().get(pk=payment_id)
 
 
 def locked_with_siblings(payment_id: str) -> Payment:
-    """The same, with the other payments of its order locked as well: nobody else asks for a refund of that order."""
+    """Return the payment like locked_payment(), and lock the other payments of its order as well.
+
+    So no two refunds of one order are requested at the same time.
+    """
     payments = _payments_to_lock().filter(order__payments=payment_id).order_by("pk")
     return {payment.pk: payment for payment in payments}[payment_id]
 
@@ -104,9 +115,10 @@ def _payments_to_lock() -> QuerySet[Payment]:
 
 
 def retried[**P, R](step: Callable[P, R]) -> Callable[P, R]:
-    """Run a step of the ledger again where the database gave its transaction up: a deadlock, a lock not had in time.
+    """Run a step of the ledger again if the database gave its transaction up, as after a deadlock or a lock timeout.
 
-    Only for what was certainly rolled back, and never around a call to Smartpay.
+    Only an error that certainly rolled the transaction back leads to another try. Never use it around a call to
+    Smartpay.
     """
 
     @functools.wraps(step)
@@ -118,7 +130,7 @@ def retried[**P, R](step: Callable[P, R]) -> Callable[P, R]:
                 if not _was_given_up(error):
                     raise
                 log.warning("ledger.tried_again", step=step.__name__, attempt=attempt)
-                time.sleep(random.uniform(0.01, 0.1) * attempt)  # noqa: S311  (two that met part)
+                time.sleep(random.uniform(0.01, 0.1) * attempt)  # noqa: S311  (parts two that collided)
         return step(*args, **kwargs)
 
     return run
@@ -128,7 +140,7 @@ GIVEN_UP = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock 
 
 
 def _was_given_up(error: OperationalError) -> bool:
-    """Whether the transaction was rolled back only because of others, and may succeed if tried again."""
+    """Return whether the transaction was rolled back only because of others, and may succeed if tried again."""
     cause = error.__cause__
     return getattr(cause, "sqlstate", None) in GIVEN_UP or getattr(cause, "sqlite_errorname", "").startswith(
         ("SQLITE_BUSY", "SQLITE_LOCKED")
@@ -140,7 +152,7 @@ def _was_given_up(error: OperationalError) -> bool:
 
 def move(refund: Refund, state: State) -> None:
     refund.moved_from, refund.state = refund.state, state
-    refund.lease_until, refund.lease_owner = None, ""
+    refund.lease_until, refund.lease_owner = None, NO_LEASE
 
 
 def lease(refund: Refund, owner: str, now: datetime) -> None:
@@ -148,11 +160,13 @@ def lease(refund: Refund, owner: str, now: datetime) -> None:
     refund.lease_owner = owner
 
 
-def pause(refund: Refund, now: datetime, *, at_least: float | None = None) -> None:
-    """Give the turn back until later: twice as long each time, up to half an hour, never in step with others.
+def back_off(refund: Refund, now: datetime, *, at_least: float | None = None) -> None:
+    """Give the turn back, and set the next one: twice as late each time, up to half an hour, with a random factor.
 
-    Not past the moment from which absence is proved, so that nobody waits longer for it than they have to; unless
-    somebody wants to be left alone for `at_least` so many seconds.
+    The next turn is no later than the moment from which absence can be proved, so that the proof is not delayed.
+
+    `at_least`: seconds that Smartpay asked us to wait, or that the next proof needs. It wins over that moment, and is
+    cut off at half an hour.
     """
     seconds = min(
         settings.REFUND_BACKOFF_SECONDS * 2 ** min(max(refund.turns - 1, 0), 10),
@@ -162,12 +176,12 @@ def pause(refund: Refund, now: datetime, *, at_least: float | None = None) -> No
         seconds = min(seconds, (proof - now).total_seconds())
     seconds = max(seconds, min(at_least or 0, LONGEST_PAUSE.total_seconds()))
     refund.next_check_at = now + timedelta(seconds=seconds)
-    refund.lease_until, refund.lease_owner = None, ""
+    refund.lease_until, refund.lease_owner = None, NO_LEASE
 
 
 @retried
-def wake(refund_id: uuid.UUID) -> None:
-    """Let a refund that waits for its turn wait no longer. A turn that somebody has is left alone."""
+def make_due(refund_id: uuid.UUID) -> None:
+    """Make a refund due now if it is backing off. A lease is left alone."""
     with locked(refund_id) as refund:
         now = clock.now()
         waits = refund.state in (State.QUEUED, State.UNKNOWN) and refund.lease_until is None
@@ -197,5 +211,5 @@ def to_review(refund: Refund, why: str) -> None:
 
 
 def alarm(name: str, refund: Refund, **about: object) -> None:
-    """Tell whoever watches the logs; ids and states only."""
+    """Log an error that is marked as an alarm. It may hold ids and states only."""
     log.error(name, alarm=True, refund=str(refund.pk), state=str(refund.state), **about)

@@ -95,7 +95,7 @@ def quick_client() -> smartpay.Client:
 
 def problem_text(problem: smartpay.SmartpayError) -> str:
     """Say why Smartpay could not be read, and what to do."""
-    if isinstance(problem, smartpay.KeyRefused):
+    if isinstance(problem, smartpay.Unauthorized):
         return _("Smartpay が API キーを受け付けません。システム担当者に連絡してください。")
     if isinstance(problem, smartpay.NotFound):
         return _("Smartpay にこの注文は見つかりません。")
@@ -104,7 +104,7 @@ def problem_text(problem: smartpay.SmartpayError) -> str:
 
 def not_now(error: smartpay.SmartpayError) -> str:
     """Say why the refund was not sent: the payment could not be read first."""
-    if isinstance(error, smartpay.KeyRefused):
+    if isinstance(error, smartpay.Unauthorized):
         return _(
             "Smartpay が API キーを受け付けないため、いまは返金できません。何も送られていません。"
             "システム担当者に連絡してください。"

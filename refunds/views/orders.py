@@ -260,7 +260,7 @@ def why_no_refund(request: HttpRequest, order: Order, payments: list[Payment], *
         return _("支払いがないため、返金するものがありません。")
     refundable = [payment for payment in payments if payment.refundable()]
     if refundable:
-        blocked = Refund.objects.filter(payment__in=refundable, state__in=Refund.BLOCKING)
+        blocked = Refund.objects.blocking().filter(payment__in=refundable)
         if len(set(blocked.values_list("payment", flat=True))) < len(refundable):
             return ""
         return unsettled()
@@ -317,7 +317,7 @@ def _cases(entries: list[TimelineEntry]) -> list[Case]:
     cases = {refund.pk: Case(refund, [], {}) for refund in in_review}
     if not cases:
         return []
-    seen_ones = SmartpayRefund.objects.filter(ours__in=in_review).exclude(status=SmartpayRefund.Status.FAILED)
+    seen_ones = SmartpayRefund.objects.counting().filter(ours__in=in_review)
     for seen in seen_ones.order_by("created_at", "id"):
         assert seen.ours_id  # noqa: S101
         case = cases[seen.ours_id]
@@ -338,7 +338,7 @@ def timeline_beside(refund: Refund) -> list[TimelineEntry]:
 def _timeline(order: Order, payments: list[Payment]) -> list[TimelineEntry]:
     """Return the order, its payments, our refunds and those made outside this tool, newest first."""
     ours = Refund.objects.filter(payment__in=payments).select_related("requested_by")
-    elsewhere = SmartpayRefund.objects.filter(SmartpayRefund.beside_the_ledger(), payment__in=payments)
+    elsewhere = SmartpayRefund.objects.beside_the_ledger().filter(payment__in=payments)
     # If Smartpay's refund failed, and our row was settled with it and says so, our row is enough.
     elsewhere = elsewhere.exclude(status=SmartpayRefund.Status.FAILED, ours__smartpay_id=F("id"))
     entries = [

@@ -215,7 +215,7 @@ def _next_act(request: HttpRequest, refund: Refund, *, left_of_others: int) -> t
 
 def _is_shown_all_the_same(refund: Refund) -> bool:
     """Whether Smartpay shows the refund although it was cancelled here."""
-    return refund.seen.exclude(status=SmartpayRefund.Status.FAILED).exists()
+    return refund.seen.counting().exists()
 
 
 def _why_held(refund: Refund) -> str:
@@ -233,7 +233,7 @@ def _why_held(refund: Refund) -> str:
             "Smartpay から応答がない状態が続いているため、返金の送信を控えています。"
             "応答が戻ると、必要なら自動で送信します。"
         )
-    if refund.state == Refund.State.UNKNOWN and refund.is_overtaken:
+    if refund.state == Refund.State.UNKNOWN and refund.is_overtaken():
         return _(
             "この支払いに、このツール以外での返金がありました。二重に返金しないよう、もう送信しません。"
             "結果が分かるまで、自動で調べています。"

@@ -133,23 +133,28 @@ class ComparedField:
 
 
 def _compare(refund: Refund, candidate: services.Candidate) -> list[ComparedField]:
-    seen = candidate.seen
-    named = seen.reference or str(seen.metadata.get("refund_dashboard_id") or "")
+    mirrored = candidate.mirrored
+    named = mirrored.reference or str(mirrored.metadata.get("refund_dashboard_id") or "")
     reasons = dict(Refund.Reason.choices)
     return [
         ComparedField(
-            _("返金額"), "num", money(refund.amount, refund.currency), money(seen.amount, seen.currency)
+            _("返金額"),
+            "num",
+            money(refund.amount, refund.currency),
+            money(mirrored.amount, mirrored.currency),
         ),
-        ComparedField(_("支払い"), "id", refund.payment_id, seen.payment_id),
+        ComparedField(_("支払い"), "id", refund.payment_id, mirrored.payment_id),
         ComparedField(_("受付番号"), "id", str(refund.pk), str(refund.pk) if candidate.is_named else named),
-        ComparedField(_("理由"), "", str(reasons[refund.reason]), str(reasons.get(seen.reason, seen.reason))),
-        ComparedField(_("説明"), "", refund.description, seen.description),
+        ComparedField(
+            _("理由"), "", str(reasons[refund.reason]), str(reasons.get(mirrored.reason, mirrored.reason))
+        ),
+        ComparedField(_("説明"), "", refund.description, mirrored.description),
     ]
 
 
 def _undecided(error: smartpay.SmartpayError) -> str:
     """Say why the decision was not recorded: Smartpay could not be read."""
-    if isinstance(error, smartpay.KeyRefused):
+    if isinstance(error, smartpay.Unauthorized):
         return _(
             "Smartpay が API キーを受け付けないため、いまは判定できません。判定は記録していません。"
             "システム担当者に連絡してください。"

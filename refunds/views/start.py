@@ -20,7 +20,8 @@ def start(request: HttpRequest) -> HttpResponse:
     """A person's start page: the search box, their unsettled refunds, and those whose outcome became known lately."""
     me = person(request)
     unsettled = (
-        Refund.objects.filter(requested_by=me, state__in=Refund.RESERVING)
+        Refund.objects.reserving()
+        .filter(requested_by=me)
         .select_related("payment__order")
         .order_by("-requested_at", "-id")[: paging.PAGE]
     )

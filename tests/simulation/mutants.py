@@ -67,8 +67,12 @@ def sending(old: str, new: str) -> Edit:
     return Edit("refunds.services.sending", old, new)
 
 
-def settling(old: str, new: str) -> Edit:
-    return Edit("refunds.services.settling", old, new)
+def observing(old: str, new: str) -> Edit:
+    return Edit("refunds.services.observing", old, new)
+
+
+def absence(old: str, new: str) -> Edit:
+    return Edit("refunds.services.absence", old, new)
 
 
 def asking(old: str, new: str) -> Edit:
@@ -158,8 +162,8 @@ MUTANTS = {
     "a failed read shows absence": Mutant(
         "what could not be read is not absent",
         (
-            settling(
-                "        _book_silence(refund_id, error, owner=owner)\n        return False",
+            absence(
+                "        _book_failed_read(refund_id, error, owner=owner)\n        return False",
                 "        return _book_absence(refund_id, kind=Evidence.Kind.READ, complete_at=read_at, owner=owner)",
             ),
         ),
@@ -282,7 +286,7 @@ MUTANTS = {
         "a payment has one refund on its way at a time",
         (
             asking(
-                "if payment.refunds.filter(state__in=Refund.BLOCKING).exists():",
+                "if payment.refunds.blocking().exists():",
                 "if payment.refunds.filter(state=State.REVIEW).exists():",
             ),
             sending("    if others.exists():", "    if False:"),
@@ -301,7 +305,7 @@ MUTANTS = {
     "success is not believed": Mutant(
         "evidence of success wins over every state",
         (
-            settling(
+            observing(
                 "        elif not failed:\n", "        elif not failed and refund.state == State.SENDING:\n"
             ),
         ),
@@ -310,16 +314,16 @@ MUTANTS = {
     "a failed refund is one": Mutant(
         "a refund whose status is failed gave nothing back",
         (
-            settling(
+            observing(
                 '    """Settle a locked refund by what Smartpay shows of it: evidence of success wins over every state."""\n',
-                '    seen = __import__("dataclasses").replace(seen, status="succeeded")\n',
+                '    shown = __import__("dataclasses").replace(shown, status="succeeded")\n',
             ),
         ),
         seed=56,
     ),
     "people are asked too soon": Mutant(
         "only what can't be read for twelve hours is a case for people",
-        (settling("UNREADABLE_AFTER = timedelta(hours=12)", "UNREADABLE_AFTER = timedelta(minutes=1)"),),
+        (absence("UNREADABLE_AFTER = timedelta(hours=12)", "UNREADABLE_AFTER = timedelta(minutes=1)"),),
         seed=27,
     ),
     "a late answer wins": Mutant(

@@ -234,7 +234,7 @@ class Judge:
         refund = services.decide_case(
             refund_id,
             verdict="succeeded" if it else "not_executed",
-            smartpay_id=it[0].seen.pk if it else "",
+            smartpay_id=it[0].mirrored.pk if it else "",
             note="by what Smartpay shows",
             by=person(self.name),
             client=client,

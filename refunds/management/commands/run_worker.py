@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 SETTLE_SECONDS = 1.0
 UNREAD_SECONDS = 15.0  # until a list that could not be read is tried again
 HEAD_SECONDS = 60.0
-GOODBYE_SECONDS = 10.0  # for the jobs in hand, when told to stop; longer ones go on elsewhere
+GOODBYE_SECONDS = 10.0  # left to the running jobs when told to stop; another worker continues longer ones
 
 
 class Command(BaseCommand):
@@ -26,9 +26,9 @@ class Command(BaseCommand):
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Work until told to stop (SIGTERM, Ctrl-C); the refund in flight is finished first.
+        """Work until told to stop (SIGTERM, Ctrl-C); finish the refund in flight first.
 
-        A defect, or the database gone for a moment, ends a round and never the worker: refunds wait for it.
+        A defect, or a database that is gone for a moment, ends one round and never the worker: refunds wait for it.
         """
         stop = threading.Event()
         for signum in (signal.SIGTERM, signal.SIGINT):
@@ -36,8 +36,8 @@ class Command(BaseCommand):
         client = smartpay.client()
         log.info("worker.started", mode=client.mode)
         metrics.listen()
-        # Threads of their own, so that nothing keeps a refund waiting. Each may be ended anywhere: a scan goes on at
-        # its page, a file at its line.
+        # These run in threads of their own, so that no refund waits for them. Each may end at any point: a scan goes on
+        # at its page, a bulk file at its line.
         threading.Thread(target=self._read_for_refunds, args=(client, stop), daemon=True).start()
         threading.Thread(target=self._work_on_files, args=(stop,), daemon=True).start()
         others = threading.Thread(target=self._run_jobs, args=(stop,), daemon=True)
@@ -45,11 +45,11 @@ class Command(BaseCommand):
         next_head = 0.0
         while not stop.is_set():
             close_old_connections()
-            # One by one: whatever stops sending, such as a mark that can't be read, never stops settling.
+            # One by one, so that an error that stops sending, such as an unreadable mark, never stops settling.
             self._do(services.watch)
             self._do(lambda: services.settle_due(client=client, stop=stop.is_set))
             if time.monotonic() >= next_head:
-                # No job: each machine keeps what it has seen of the database, as it does of the ledger.
+                # Not a job of jobs.py: each machine has to keep the head that it saw, as it keeps the ledger's mark.
                 next_head = time.monotonic() + HEAD_SECONDS
                 self._do(sealing.keep_head)
             stop.wait(SETTLE_SECONDS)
@@ -72,7 +72,7 @@ class Command(BaseCommand):
             jobs.keep_time(stop)
 
     def _read_for_refunds(self, client: smartpay.Client, stop: threading.Event) -> None:
-        """Read at once what refunds, or the restore fence, wait for."""
+        """Scan Smartpay's refunds as soon as a refund, a case or the restore fence waits for that."""
         while not stop.is_set():
             close_old_connections()
             try:
