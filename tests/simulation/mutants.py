@@ -172,7 +172,7 @@ MUTANTS = {
     "no list is an empty list": Mutant(
         "a payment that does not list its refunds says nothing of them",
         (Edit("refunds.mirror", "        return False, ()\n", "        return True, ()\n"),),
-        seed=203,
+        seed=16,
     ),
     "sent before it is written": Mutant(
         "the intent to send is committed before the first byte leaves",
@@ -210,7 +210,7 @@ MUTANTS = {
             weather("requests=random.choice((0.3, 0.6, 0.9, 0.97))", "requests=0.97"),
             weather("stalls=random.choice((0, 0, 0.002, 0.01))", "stalls=0.1"),
         ),
-        seed=40,
+        seed=62,
     ),
     "sent while stopped": Mutant(
         "while sending is stopped, nothing is sent",
@@ -324,7 +324,7 @@ MUTANTS = {
     "people are asked too soon": Mutant(
         "only what can't be read for twelve hours is a case for people",
         (absence("UNREADABLE_AFTER = timedelta(hours=12)", "UNREADABLE_AFTER = timedelta(minutes=1)"),),
-        seed=27,
+        seed=26,
     ),
     "a late answer wins": Mutant(
         "an answer is booked only while the refund is still its attempt's",

@@ -247,7 +247,6 @@ class Shop:
         syncs_at = self.scheduler.now + self.random.uniform(0, 36 * HOUR)
         while True:
             self._guarded(services.scan_if_needed, client=client)
-            self._guarded(webhooks.follow, client)
             if self.scheduler.now >= syncs_at:
                 syncs_at = self.scheduler.now + self.random.uniform(6 * HOUR, 48 * HOUR)
                 self._guarded(self.sync, client)
