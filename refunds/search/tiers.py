@@ -177,8 +177,8 @@ class _Exact:
         )
 
 
-# A row that a branch brings: the number of the branch, the order's key, and whether the order may match as far as its key
-# tells. It stays the tuple that the database gives, because there may be thousands.
+# A row that a branch brings: the number of the branch, the order's key, and whether the order may match as far as its
+# key tells. It stays the tuple that the database gives, because there may be thousands.
 type _Candidate = tuple[int, int, bool]
 
 
