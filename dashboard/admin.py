@@ -27,6 +27,13 @@ class AuditorSite(admin.AdminSite):
         """Return Django's URLs without the password pages: nobody has a password."""
         return [each for each in super().get_urls() if getattr(each, "name", None) not in PASSWORD_PAGES]
 
+    def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
+        """Return Django's list with the audit trail before everything else: that is what auditors come for."""
+        apps: list[Any] = super().get_app_list(request, app_label)
+        for app in apps:
+            app["models"].sort(key=lambda model: model["object_name"] != "AuditEntry")
+        return sorted(apps, key=lambda app: app["models"][0]["object_name"] != "AuditEntry")
+
     @method_decorator(login_not_required)
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Redirect to the company's sign-in instead of showing a password form.

@@ -1,9 +1,10 @@
 """The ledger, the mirror and the trail for auditors. Nothing can be changed here, and each read is recorded."""
 
 import copy
-import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl
@@ -56,7 +57,8 @@ from refunds.models import (
     SmartpayRefund,
     SyncCursor,
 )
-from refunds.wording import error_text, money
+from refunds.order_keys import first_key
+from refunds.wording import error_text, grouped, money
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[models.Model]
@@ -80,6 +82,7 @@ COLLECTIONS = {
     SyncCursor.SESSIONS: _("お客様情報"),
     SyncCursor.REFUNDS: _("返金"),
 }
+LINE_KINDS = {"product": _("商品"), "discount": _("割引"), "tax": _("税")}
 VERIFY_SECONDS = 10.0  # for each press of the button; a long trail takes several
 
 # Procrastinate's own pages would let jobs be cancelled, and exist on PostgreSQL only. JobRun shows the jobs on both
@@ -170,9 +173,26 @@ def as_yes_or_no(value: bool, row: Any) -> str:
     return str(_("はい") if value else _("いいえ"))
 
 
+def as_sending(value: bool, row: Any) -> str:
+    return str(_("送信しています") if value else _("停止しています"))
+
+
 def as_error_text(value: str, row: Any) -> str:
     """Smartpay's error message as staff read it."""
     return error_text(value)
+
+
+def _day(text: str) -> datetime | None:
+    """Return when the day begins in Japan that is typed as 2026/12/01, 2026-12-1 or 2026年12月1日; None if none is."""
+    typed = re.fullmatch(
+        r"(\d{4})[/-](\d{1,2})[/-](\d{1,2})|(\d{4})年(\d{1,2})月(\d{1,2})日",
+        unicodedata.normalize("NFKC", text).strip(),
+    )
+    try:
+        year, month, day = (int(part) for part in typed.groups() if part) if typed else (0, 0, 0)
+        return datetime(year, month, day, tzinfo=timezone.get_default_timezone())
+    except ValueError:  # there is no such day
+        return None
 
 
 class AuditorAdmin(ReadOnly, ModelAdmin):
@@ -490,7 +510,7 @@ class RefundAdmin(AuditorAdmin):
         "payment",
         column(Refund, "amount", as_money),
         "currency",
-        "state",
+        "label",
         "reason",
         "description",
         "memo",
@@ -665,7 +685,7 @@ class OrderAdmin(AuditorAdmin):
     list_filter = (OrderStatusFilter, RefundStatusFilter, "customer_source")
     shown_by = "order_id"
     search_fields = ("order_id",)  # makes Django show the box; get_search_results() searches as 注文一覧 does
-    search_help_text = _("注文ID・ショップ注文番号・お客様名・メールアドレス")
+    search_help_text = _("注文ID・ショップ注文番号・お客様名・メールアドレス・注文日(2026/12/01)")
     fields = (
         "order_id",
         "reference",
@@ -695,7 +715,13 @@ class OrderAdmin(AuditorAdmin):
         if not search_term:
             return queryset, False
         found = search.find(search.as_typed(search_term), filters=search.Filters(status="any"))
-        return queryset.filter(pk__in=[order.key for order in found.orders]), False
+        matching = Q(pk__in=[order.key for order in found.orders])
+        if day := _day(search_term):
+            of_day = Q(pk__gte=first_key(day), pk__lt=first_key(day + timedelta(days=1)))
+            matching = (
+                of_day | matching if found.orders else of_day
+            )  # a range of keys, which is read in its order
+        return queryset.filter(matching), False
 
     @admin.display(description=_("お客様名"))
     def customer_name(self, order: Order) -> str:
@@ -707,7 +733,24 @@ class OrderAdmin(AuditorAdmin):
 
     @admin.display(description=_("明細"))
     def items(self, order: Order) -> str:
-        return format_html("<pre>{}</pre>", json.dumps(order.line_items, ensure_ascii=False, indent=1))
+        rows = format_html_join(
+            "",
+            '<tr><th scope="row">{}</th><td>{}</td><td class="num">{}</td><td class="num">{}</td></tr>',
+            [
+                (
+                    item["name"],
+                    LINE_KINDS.get(item["kind"], item["kind"]),
+                    grouped(item["quantity"]),
+                    money(item["amount"], item["currency"]),
+                )
+                for item in order.line_items
+            ],
+        )
+        heads = format_html_join(
+            "", '<th scope="col">{}</th>', [(_("品名"),), (_("種類"),), (_("数量"),), (_("単価"),)]
+        )
+        table = '<table class="items"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>'
+        return format_html(table, heads, rows) if rows else "–"
 
 
 @admin.register(Payment)
@@ -794,7 +837,12 @@ class AttemptAdmin(AuditorAdmin):
     list_filter = ("outcome",)
     list_select_related = ("refund",)
     date_hierarchy = "started_at"
-    search_fields = ("=refund__id",)
+    search_fields = (
+        "=refund__id",
+        "=refund__payment__order__order_id",
+        "refund__requested_by__name",
+    )
+    search_help_text = _("返金の受付番号、注文ID、申請者の氏名")
 
 
 @admin.register(Search)
@@ -830,7 +878,7 @@ class UserAdmin(AuditorAdmin):
 
 @admin.register(Control)
 class ControlAdmin(AuditorAdmin):
-    list_display = (column(Control, "sends_enabled", as_yes_or_no), "reason", "changed_at", "changed_by")
+    list_display = (column(Control, "sends_enabled", as_sending), "cause", "reason", "changed_at", "changed_by")
     fields = (*list_display, "restored_at", "restore_accepted_at")
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self
 import structlog
 from django.db import DataError, connection, transaction
 from django.db.models import Count, Min, Q, QuerySet
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from refunds import audit, clock, state_file
@@ -243,7 +244,15 @@ class Broken(NamedTuple):
             "rewritten": _(
                 "監査記録 %(entry)s までが書き換えられています。%(at)s に控えた封印と一致しません。"
             ),
-        }[self.kind] % self._asdict()
+        }[self.kind] % (self._asdict() | {"at": _in_japan(self.at)})
+
+
+def _in_japan(at: str) -> str:
+    """Return a head's time as the pages show times; as it stands if it is no time, since a head is not ours alone."""
+    try:
+        return f"{timezone.localtime(datetime.fromisoformat(at)):%Y/%m/%d %H:%M:%S}"
+    except ValueError:
+        return at
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import ast
 import re
 import uuid
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -19,7 +20,8 @@ from django.utils.html import escape, strip_tags
 from dashboard.models import User
 from refunds import audit, sealing, services
 from refunds.audit_words import CODES, LABELS
-from refunds.models import AuditEntry, Difference, Order, Refund, Search
+from refunds.folding import fold_reference
+from refunds.models import Attempt, AuditEntry, Difference, Order, Refund, Search
 from refunds.services import sending
 from refunds.services.states import NO_LEASE
 from refunds.views import bulk
@@ -504,3 +506,98 @@ def test_pages_that_would_tell_or_do_something_elsewhere_are_not_there(
     assert browser.get(reverse("admin:refunds_refund_history", args=[refund.pk])).status_code == 404
     assert "/history/" not in page
     assert "password" not in page
+
+
+# --- What auditors look for ---------------------------------------------------------------------------------
+
+
+def listed(page: Any) -> list[Any]:
+    return list(page.context["cl"].result_list)
+
+
+def test_attempts_are_found_by_order_and_by_person(browser: Client, operator: User, approver: User) -> None:
+    attempts = []
+    for person, name in ((operator, "田中 太郎"), (approver, "鈴木 一")):
+        payment = make_order(5000, name=name, email="").payments.get()
+        asked = services.RefundRequest(uuid.uuid4(), payment.pk, 1000, "requested_by_customer", "", "")
+        refund = services.request_refund(asked, refundable=5000, by=person)
+        attempts.append(Attempt.objects.create(refund=refund, number=1, started_at=timezone.now()))
+    first = attempts[0]
+
+    for words in (first.refund.payment.order.order_id, operator.name, str(first.refund_id)):
+        assert listed(search(browser, "attempt", words)) == [first]
+
+
+@pytest.mark.parametrize("typed", ["2026/11/23", "2026-11-23", "2026年11月23日", "２０２６／１１／２３"])
+def test_orders_of_a_day_in_japan_are_a_range_of_keys(browser: Client, typed: str) -> None:
+    midnight = datetime(2026, 11, 22, 15, tzinfo=UTC)  # in Japan
+    orders = [
+        make_order(100, age=int((datetime.now(tz=UTC) - midnight).total_seconds()) - after)
+        for after in (-5, 5, 86_395, 86_405)
+    ]
+
+    with CaptureQueriesContext(connection) as asked:
+        found = listed(search(browser, "order", typed))
+
+    assert [order.order_id for order in found] == [orders[2].order_id, orders[1].order_id]
+    assert not any("DISTINCT" in each["sql"] or "COUNT(" in each["sql"] for each in asked)
+
+
+@pytest.mark.parametrize("typed", ["2026/02/30", "2026/11", "20261123"])
+def test_what_is_no_day_is_searched_as_it_stands(browser: Client, typed: str) -> None:
+    make_order(100)
+
+    assert listed(search(browser, "order", typed)) == []
+
+
+def test_shops_number_that_looks_like_a_day_is_found_beside_the_orders_of_that_day(browser: Client) -> None:
+    order = make_order(100)
+    order.reference, order.reference_folded = "2026-02-01", fold_reference("2026-02-01")
+    order.save(update_fields=["reference", "reference_folded"])
+
+    assert listed(search(browser, "order", "2026-02-01")) == [order]
+
+
+def test_refund_that_was_turned_down_is_not_called_withdrawn_on_its_page(
+    browser: Client, refund: Refund, approver: User
+) -> None:
+    services.reject(refund.pk, by=approver, note="金額が違います")
+
+    page = text(browser.get(url_of("refund", refund.pk)))
+
+    assert "取り下げ" not in page.partition('class="form-row field-label"')[2].partition("form-row")[0]
+    assert "却下" in page.partition('class="form-row field-label"')[2].partition("form-row")[0]
+
+
+def test_lines_of_an_order_are_a_table_in_words(browser: Client) -> None:
+    order = make_order(1000)
+    order.line_items = [
+        {"name": "靴 <黒>", "quantity": 2, "amount": 11000, "currency": "JPY", "kind": "product"},
+        {"name": "クーポン", "quantity": 1, "amount": 500, "currency": "JPY", "kind": "discount"},
+        {"name": "その他", "quantity": 1, "amount": 1250, "currency": "USD", "kind": "gift"},
+    ]
+    order.save(update_fields=["line_items"])
+
+    page = text(browser.get(url_of("order", order.pk)))
+
+    rows = re.findall(
+        r'<tr><th scope="row">(.*?)</th><td>(.*?)</td><td class="num">(.*?)</td><td class="num">(.*?)<', page
+    )
+    assert rows == [
+        ("靴 &lt;黒&gt;", "商品", "2", "¥11,000"),
+        ("クーポン", "割引", "1", "¥500"),
+        ("その他", "gift", "1", "USD 12.50"),
+    ]
+    assert "quantity" not in page
+
+
+def test_index_begins_with_the_trail(browser: Client) -> None:
+    index = text(browser.get("/admin/"))
+
+    assert re.findall(r'<tr class="model-(\w+)', index)[0] == "auditentry"
+
+
+def test_switch_is_read_as_a_sentence(browser: Client, approver: User) -> None:
+    services.set_sends(enabled=False, reason="障害", by=approver)
+
+    assert "停止しています" in text(browser.get(url_of("control")))

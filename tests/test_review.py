@@ -601,7 +601,7 @@ def test_judged_case_is_marked_for_who_judged_it_and_says_which_amount_was_meant
     assert mark in sign_in(approver).get("/approvals/").content.decode()
     with django_assert_num_queries(queries):
         assert mark not in sign_in(second).get("/approvals/").content.decode()
-    meant = r"<strong>返金済み <span class=\"num\">¥1,300</span></strong>"
+    meant = r'<strong>返金済み <b class="num">¥1,300</b></strong>'
     assert re.search(meant, sign_in(second).get(page(case)).content.decode())
     assert re.search(meant, sign_in(second).get(f"/refunds/{case.pk}/").content.decode())
 

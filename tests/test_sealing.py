@@ -1183,3 +1183,11 @@ def test_taking_along_is_recorded_before_the_first_line(
         "until": newest,
     }
     assert len(lines) == 10
+
+
+@pytest.mark.parametrize(
+    ("at", "told"), [("2026-11-22T15:30:01.500000+00:00", "2026/11/23 00:30:01"), ("yesterday", "yesterday")]
+)
+@pytest.mark.parametrize("kind", ["cut", "head_gone", "rewritten"])
+def test_time_of_a_head_is_told_as_pages_tell_times(kind: str, at: str, told: str) -> None:
+    assert told in str(sealing.Broken(7, kind, other=5, at=at))
