@@ -878,7 +878,13 @@ class UserAdmin(AuditorAdmin):
 
 @admin.register(Control)
 class ControlAdmin(AuditorAdmin):
-    list_display = (column(Control, "sends_enabled", as_sending), "cause", "reason", "changed_at", "changed_by")
+    list_display = (
+        column(Control, "sends_enabled", as_sending),
+        "cause",
+        "reason",
+        "changed_at",
+        "changed_by",
+    )
     fields = (*list_display, "restored_at", "restore_accepted_at")
 
 
