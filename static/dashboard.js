@@ -299,7 +299,8 @@ function ready(root) {
   for (const form of root.querySelectorAll("[data-refund]")) refundForm(form);
   for (const input of root.querySelectorAll("[data-count]")) counter(input);
   // Where the next act begins, so that Tab need not pass the whole head; never away from somebody who types already.
-  if (document.activeElement === document.body) root.querySelector("[data-focus]")?.focus();
+  // Of a form that was refused, the field that is to be filled in: the message above it is read out as an alert.
+  if (document.activeElement === document.body) (root.querySelector("[autofocus][aria-invalid]") ?? root.querySelector("[data-focus]"))?.focus();
 }
 
 ready(document);

@@ -221,6 +221,7 @@ def test_two_forms_of_equal_amounts_are_two_refunds(site: Site, chrome: Browser)
             operator.page.get_by_role("button", name="¥300 を返金する").click()  # without a reason
             expect(operator.page.get_by_role("alert")).to_be_focused()
             expect(operator.page.locator("#id_similar_reason_error")).to_be_visible()
+            expect(operator.page.get_by_label("それでも返金する理由")).to_be_focused()
             operator.page.get_by_label("それでも返金する理由").fill("二点目の返品")
         operator.page.get_by_role("button", name="¥300 を返金する").click()
         operator.page.wait_for_url(re.compile(r"/refunds/"))

@@ -110,6 +110,29 @@ def test_amount_that_is_too_high_is_told_beside_it_as_it_is_typed(site: Site, ch
     operator.leave()
 
 
+def test_last_button_tells_what_is_being_sent_and_how_long_it_may_take(site: Site, chrome: Browser) -> None:
+    order = site.sandbox.find("refundable", min_amount=3000, skip=6)
+    operator = Person(chrome, site, "operator")
+    page = operator.page
+    operator.open_refund_form(order["order"])
+    operator.fill_in("900")
+    last, waits = page.locator(".confirm .big"), page.locator("[data-waiting]")
+    expect(waits).to_be_hidden()
+    width = last.evaluate("button => button.offsetWidth")
+    # Not sent: while a page is being left, nothing can be asked of it.
+    page.locator(".confirm").evaluate(
+        "form => form.addEventListener('submit', (event) => event.preventDefault())"
+    )
+
+    last.click()
+
+    expect(last).to_have_text("¥900 を送信しています…")
+    expect(waits).to_contain_text("もう一度押しても二重にはなりません。")
+    expect(page.get_by_role("button", name="戻る")).to_have_attribute("aria-disabled", "true")
+    assert last.evaluate("button => button.offsetWidth") >= width
+    operator.leave()
+
+
 def test_outcome_is_announced_when_it_comes(site: Site, chrome: Browser) -> None:
     found = site.sandbox.find("refundable", min_amount=2000, skip=15)
     operator = Person(chrome, site, "operator")
