@@ -219,7 +219,7 @@ def test_two_forms_of_equal_amounts_are_two_refunds(site: Site, chrome: Browser)
             expect(operator.page.get_by_text("返金 花子 さんが申請した同じ注文の")).to_be_visible()
             operator.shoot("refund-similar")
             operator.page.get_by_role("button", name="¥300 を返金する").click()  # without a reason
-            expect(operator.page.get_by_role("alert")).to_be_focused()
+            expect(operator.page.get_by_role("alert")).to_be_visible()
             expect(operator.page.locator("#id_similar_reason_error")).to_be_visible()
             expect(operator.page.get_by_label("それでも返金する理由")).to_be_focused()
             operator.page.get_by_label("それでも返金する理由").fill("二点目の返品")

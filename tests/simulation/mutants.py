@@ -210,7 +210,7 @@ MUTANTS = {
             weather("requests=random.choice((0.3, 0.6, 0.9, 0.97))", "requests=0.97"),
             weather("stalls=random.choice((0, 0, 0.002, 0.01))", "stalls=0.1"),
         ),
-        seed=62,
+        seed=136,
     ),
     "sent while stopped": Mutant(
         "while sending is stopped, nothing is sent",
