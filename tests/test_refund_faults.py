@@ -456,7 +456,7 @@ def test_of_two_who_ask_at_once_for_two_payments_of_an_order_one_is_told_of_the_
         for thread in threads:
             thread.join()
         [made] = Refund.objects.filter(state__in=Refund.NEVER_SENT)
-        assert [type(error) for error in told] == [services.SimilarRefund]
+        assert [type(error) for error in told] == [services.SimilarUnexplained]
         services.withdraw(made.pk, by=made.requested_by)
 
 
