@@ -1,6 +1,7 @@
 """Book what Smartpay shows of a refund, into the mirror and the ledger, no matter who read it."""
 
 import uuid
+from collections.abc import Callable
 from datetime import datetime
 
 from django.db import transaction
@@ -95,11 +96,7 @@ def read_order(order_id: str, *, client: smartpay.Client) -> bool:
 
     Raises: smartpay.SmartpayError.
     """
-    read_at = clock.now()
-    listed, refunds = mirror.refresh_order(order_id, client)
-    for shown in refunds:
-        observe_refund(shown, read_at=read_at)
-    return listed
+    return _read(mirror.refresh_order, order_id, client)
 
 
 def read_payment(payment_id: str, *, client: smartpay.Client) -> bool:
@@ -107,11 +104,20 @@ def read_payment(payment_id: str, *, client: smartpay.Client) -> bool:
 
     Raises: smartpay.SmartpayError.
     """
+    return _read(mirror.refresh_payment, payment_id, client)
+
+
+def _read(
+    refresh: Callable[[str, smartpay.Client], tuple[bool, tuple[smartpay.Refund, ...]]],
+    object_id: str,
+    client: smartpay.Client,
+) -> bool:
+    """Refresh the mirror and book what it showed, as of before it was asked; return what `refresh` tells first."""
     read_at = clock.now()
-    complete, refunds = mirror.refresh_payment(payment_id, client)
+    lists_refunds, refunds = refresh(object_id, client)
     for shown in refunds:
         observe_refund(shown, read_at=read_at)
-    return complete
+    return lists_refunds
 
 
 def book_evidence(refund: Refund, shown: smartpay.Refund, *, kind: str, now: datetime) -> None:
