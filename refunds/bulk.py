@@ -23,7 +23,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import override
 
 from dashboard.models import User
-from refunds import audit, bulk_file, clock, roles, services
+from refunds import audit, bulk_file, clock, roles, services, waiting
 from refunds.folding import fold_reference
 from refunds.forms import DESCRIPTION_LENGTH, PlainText, YenField
 from refunds.models import Bulk, BulkLine, Order, Refund, RefundQuerySet
@@ -235,7 +235,7 @@ def _leave_out(lines: QuerySet[BulkLine], problem: BulkLine.Problem) -> int:
 
 def _check_age(moment: datetime | None) -> None:
     """Raise BulkError if the moment of the check or approval is more than REFUND_REQUEST_DAYS ago."""
-    if moment and moment < services.expired_before():
+    if moment and moment < waiting.expired_before():
         raise BulkError(
             _(
                 "この一括返金は期限が切れました。残りの行が必要なら、中止してから、もう一度取り込んでください。"
@@ -246,7 +246,7 @@ def _check_age(moment: datetime | None) -> None:
 def _expire() -> None:
     """Cancel files that nobody started or decided within REFUND_REQUEST_DAYS, as single requests expire."""
     waits = (Bulk.State.CHECKED, Bulk.State.AWAITING_APPROVAL)
-    old = Bulk.objects.filter(state__in=waits, uploaded_at__lt=services.expired_before())
+    old = Bulk.objects.filter(state__in=waits, uploaded_at__lt=waiting.expired_before())
     for bulk_id in old.values_list("pk", flat=True):
         with _locked(bulk_id) as bulk:
             if bulk.state in waits:
@@ -514,7 +514,7 @@ def _request(line: BulkLine) -> services.RefundRequest:
 def _ask(bulk: Bulk) -> None:
     """Request refunds in the order of the lines, AHEAD at a time, until the start or approval expires."""
     authorised_at = bulk.decided_at or bulk.started_at
-    if authorised_at is None or authorised_at < services.expired_before():
+    if authorised_at is None or authorised_at < waiting.expired_before():
         with _locked(bulk.pk):
             if lines := _leave_out(bulk.lines.filter(state=LineState.READY), Problem.EXPIRED):
                 audit.record(None, "refund.requested", bulk, refused=True, lines=lines, why="expired")
@@ -529,8 +529,8 @@ def _ask(bulk: Bulk) -> None:
     # that are 結果不明 do count: if one after the other becomes so, no more are requested.
     queued = _rows(bulk).filter(state__in=[Refund.State.QUEUED, Refund.State.SENDING])
     unknown = _rows(bulk).filter(state=Refund.State.UNKNOWN)
-    waiting = queued.exclude(IS_BLOCKED).count() + unknown.count()
-    for line in ready.exclude(IS_BLOCKED).order_by("number")[: max(0, AHEAD - waiting)]:
+    under_way = queued.exclude(IS_BLOCKED).count() + unknown.count()
+    for line in ready.exclude(IS_BLOCKED).order_by("number")[: max(0, AHEAD - under_way)]:
         try:
             _ask_for(bulk, line)
         except services.RefundUnsettled:

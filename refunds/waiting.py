@@ -6,7 +6,7 @@ from django.conf import settings
 from django.db.models import Exists, OuterRef, QuerySet
 
 from dashboard.models import User
-from refunds import paging
+from refunds import clock, paging
 from refunds.models import Bulk, Refund, ReviewDecision
 
 
@@ -28,7 +28,16 @@ def cases(approver: User) -> QuerySet[Refund]:
 
 def expires_at(asked_at: datetime) -> datetime:
     """Return from when a request, or a bulk file, of this moment is decided no more."""
-    return asked_at + timedelta(days=settings.REFUND_REQUEST_DAYS)
+    return asked_at + _waits()
+
+
+def expired_before() -> datetime:
+    """Return the moment before which a request, or a bulk file, is too old to be decided."""
+    return clock.now() - _waits()
+
+
+def _waits() -> timedelta:
+    return timedelta(days=settings.REFUND_REQUEST_DAYS)
 
 
 def bulks(approver: User) -> QuerySet[Bulk]:

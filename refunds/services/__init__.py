@@ -16,7 +16,7 @@ talks to Smartpay inside a transaction, and nothing changes a state outside one.
 """
 
 from refunds.services.absence import needs_full_scan, scan_if_needed
-from refunds.services.approving import approve, expire_requests, expired_before, reject
+from refunds.services.approving import approve, expire_requests, reject
 from refunds.services.control import set_sends, smartpay_is_silent, watch
 from refunds.services.errors import (
     AboveDailyLimit,
@@ -77,7 +77,6 @@ __all__ = [
     "decide_case",
     "due",
     "expire_requests",
-    "expired_before",
     "find_request",
     "look_again",
     "needs_approval",

@@ -3,14 +3,13 @@
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
 from django.utils.translation import gettext as _
 
 from dashboard.models import User
-from refunds import audit, clock, roles, smartpay
+from refunds import audit, clock, roles, smartpay, waiting
 from refunds.models import Refund
 from refunds.services import observing, sending
 from refunds.services.errors import NoReason, NotWaiting
@@ -41,7 +40,7 @@ def approve(
 def _approve(refund_id: uuid.UUID, *, by: User, note: str) -> bool:
     """Write the approval down; return False if the refund was cancelled instead, because the balance changed."""
     with _to_decide(refund_id, by=by, note=note) as refund:
-        if refund.requested_at < expired_before():  # and no worker has cancelled it yet
+        if refund.requested_at < waiting.expired_before():  # and no worker has cancelled it yet
             raise NotWaiting(_("この申請は期限が切れました。必要なら、あらためて申請してください。"))
         moved = refund.payment.refundable() + refund.amount != refund.refundable_before
         if moved or refund.payment.is_overdrawn():
@@ -64,14 +63,9 @@ def reject(refund_id: uuid.UUID, *, by: User, note: str) -> Refund:
     return refund
 
 
-def expired_before() -> datetime:
-    """Return the moment before which a request is too old to be decided."""
-    return clock.now() - timedelta(days=settings.REFUND_REQUEST_DAYS)
-
-
 def expire_requests() -> int:
     """Cancel the refunds that waited for longer than REFUND_REQUEST_DAYS for a second person; return how many."""
-    old = Refund.objects.filter(state=State.AWAITING_APPROVAL, requested_at__lt=expired_before())
+    old = Refund.objects.filter(state=State.AWAITING_APPROVAL, requested_at__lt=waiting.expired_before())
     ids = list(old.values_list("pk", flat=True))
     for refund_id in ids:
         with locked(refund_id) as refund:
