@@ -45,5 +45,6 @@ def world(engine: str, orders: int) -> Iterator[World]:
         for command in (["migrate", "-v", "0"], ["sync_orders"]):
             run([PYTHON, "manage.py", *command], inside)
         [cookie] = json.loads(run([PYTHON, "-m", "scripts.bench.people", "1"], inside))["cookies"]
-        with served(inside, port=port) as site, started([PYTHON, "manage.py", "run_worker"], inside):
+        beside = inside | {"DJANGO_SETTINGS_MODULE": "scripts.bench.settings"}  # with the empty view
+        with served(beside, port=port) as site, started([PYTHON, "manage.py", "run_worker"], inside):
             yield World(site, sandbox, url, cookie)
