@@ -762,6 +762,7 @@ class PaymentAdmin(AuditorAdmin):
         "order",
         "currency",
         *PAYMENT_AMOUNTS,
+        "lists_refunds",
         "status",
         "description",
         "reference",

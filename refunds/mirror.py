@@ -107,20 +107,18 @@ def record_orders(
     return len(changed)
 
 
-def refresh_order(order_id: str, client: smartpay.Client) -> tuple[bool, tuple[smartpay.Refund, ...]]:
-    """Read an order at Smartpay and record it with its payments; read those of its listed refunds that are news.
+def refresh_order(order_id: str, client: smartpay.Client) -> tuple[smartpay.Refund, ...]:
+    """Read an order at Smartpay and record it with its payments; return those of its listed refunds that are news.
 
-    Returns (listed, refunds). `listed`: whether its payments list their refunds; that they always do is UNKNOWN.
-    `refunds`: news() as defined there, and not recorded: services.observe_refund() does that.
+    They are news() as defined there, and not recorded: services.observe_refund() does that.
 
     Raises: smartpay.SmartpayError.
     """
     read_at = clock.now()
     order = client.get_order(order_id)
     record_order(order, read_at=read_at)
-    lists = [payment.refund_ids for payment in order.payments]
-    news_of = [refund_id for refund_ids in lists for refund_id in refund_ids or ()]
-    return None not in lists, _read_news(news_of, client)
+    listed = [refund_id for payment in order.payments for refund_id in payment.refund_ids or ()]
+    return _read_news(listed, client)
 
 
 def refresh_payment(payment_id: str, client: smartpay.Client) -> tuple[bool, tuple[smartpay.Refund, ...]]:
@@ -230,6 +228,7 @@ def _write_payments(
         }
         facts = {
             "captured": payment.amount,
+            "lists_refunds": payment.refund_ids is not None,
             "status": payment.status,
             "description": payment.description,
             "reference": payment.reference,

@@ -217,6 +217,9 @@ class Payment(models.Model):
     reserved = models.PositiveBigIntegerField(_("処理中の返金"), default=0, editable=False)
     refunded = models.PositiveBigIntegerField(_("このツールの返金"), default=0, editable=False)
     external = models.PositiveBigIntegerField(_("このツール以外での返金"), default=0)
+    # Whether Smartpay's last answer listed its refunds. If it did not, `external` is as old as the last list of all
+    # refunds. That Smartpay always lists them is UNKNOWN. None: not read since this column exists.
+    lists_refunds = models.BooleanField(_("返金の一覧つき"), null=True)
     status = models.CharField(_("Smartpay の状態"), max_length=32, blank=True, default="")
     description = models.TextField(_("説明"), blank=True, default="")
     reference = models.CharField(_("参照番号"), max_length=255, blank=True, default="")

@@ -174,8 +174,7 @@ class _Orders(_Source):
         return mirror.record_orders(read.page.items, read_at=read.read_at)
 
     def read_missing(self, missing_id: str) -> tuple[smartpay.Refund, ...]:
-        _listed, refunds = mirror.refresh_order(missing_id, self.client)
-        return refunds
+        return mirror.refresh_order(missing_id, self.client)
 
 
 class _Refunds(_Source):

@@ -9,7 +9,7 @@ from django.test import Client
 from django.urls import reverse
 
 from dashboard.models import User
-from refunds import services, smartpay
+from refunds import scanning, services, smartpay
 from refunds.models import Order, Payment, Refund
 from refunds.wording import money
 from tests.conftest import sign_in
@@ -271,6 +271,26 @@ def test_confirmation_whose_balance_is_gone_offers_no_other_refund(
     assert "いまの返金可能額は¥0です。何も送られていません。" in said(late)
     assert 'name="amount"' not in late.content.decode()
     assert f'href="/orders/{paid.order_id}/#timeline">注文の履歴を見る</a>' in late.content.decode()
+
+
+def test_what_is_left_is_called_an_estimate_where_smartpay_lists_no_refunds(
+    browser: Client, paid: Order, operator: User, approver: User, sandbox: Sandbox, settings: Any
+) -> None:
+    settings.REFUND_APPROVAL_ABOVE = 500
+
+    def pages() -> list[str]:
+        """The order, the form, the confirmation, the decision."""
+        on_the_way = order_page(browser, paid), browser.get(form_url(paid)), browser.post(form_url(paid), typed(paid))
+        waiting = refund(paid.payments.get(), operator, 600)
+        decision = refund_page(sign_in(approver), waiting)
+        services.withdraw(waiting.pk, by=operator)
+        return [said(page) for page in (*on_the_way, decision)]
+
+    assert not [told for told in pages() if "目安です" in told]
+    sandbox.switch(payments_list_refunds=False)
+    assert all("返金の一覧もまだ読み取っていません" in told for told in pages())
+    scanning.scan_refunds(smartpay.client(), observe=services.observe_refund)
+    assert all("秒前に読み取った返金の一覧から計算しています" in told for told in pages())
 
 
 def test_unclear_answer_is_never_read_as_a_failure(

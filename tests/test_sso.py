@@ -904,9 +904,10 @@ def test_signing_out_ends_the_session_here_before_the_provider_is_asked(
     idp: DishonestProvider, client: Client
 ) -> None:
     sign_in(client)
-    client.post("/oidc/logout/")
+    left = client.post("/oidc/logout/")
 
     assert who(client) is None
+    assert left["Clear-Site-Data"] == '"cache"'
 
 
 @pytest.mark.parametrize(

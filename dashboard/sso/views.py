@@ -201,8 +201,12 @@ class Logout(OIDCLogoutView):  # type: ignore[misc]
         known_there = "break_glass" not in request.session
         end_session(request)
         request.session.flush()  # parked forms too: the person is leaving this screen
-        if not known_there:
-            return HttpResponseRedirect(reverse("signed_out"))
+        response = self._leave(request) if known_there else HttpResponseRedirect(reverse("signed_out"))
+        response["Clear-Site-Data"] = '"cache"'  # pages that Back would show again
+        return response
+
+    def _leave(self, request: HttpRequest) -> HttpResponseBase:
+        """Go on to the provider's sign-out, by way of a sign-in there that nobody sees if that gets us an ID token."""
         with contextlib.suppress(SignInFailed):
             if provider().can_be_left() and provider().can_be_asked_on_leaving():
                 return LogoutHintRequest().get(request)

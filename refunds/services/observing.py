@@ -1,7 +1,7 @@
 """Book what Smartpay shows of a refund, into the mirror and the ledger, no matter who read it."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Iterable
 from datetime import datetime
 
 from django.db import transaction
@@ -91,12 +91,10 @@ def _recover(refund_id: uuid.UUID, shown: smartpay.Refund) -> None:
         alarm("refund.recovered", refund, smartpay_id=shown.id)
 
 
-def read_order(order_id: str, *, client: smartpay.Client) -> bool:
-    """Read an order and book the refunds of its payments that are new to us; return whether the payments list refunds.
-
-    Raises: smartpay.SmartpayError.
-    """
-    return _read(mirror.refresh_order, order_id, client)
+def read_order(order_id: str, *, client: smartpay.Client) -> None:
+    """Read an order and book the refunds of its payments that are new to us. Raises: smartpay.SmartpayError."""
+    read_at = clock.now()
+    _observe_all(mirror.refresh_order(order_id, client), read_at)
 
 
 def read_payment(payment_id: str, *, client: smartpay.Client) -> bool:
@@ -104,20 +102,15 @@ def read_payment(payment_id: str, *, client: smartpay.Client) -> bool:
 
     Raises: smartpay.SmartpayError.
     """
-    return _read(mirror.refresh_payment, payment_id, client)
-
-
-def _read(
-    refresh: Callable[[str, smartpay.Client], tuple[bool, tuple[smartpay.Refund, ...]]],
-    object_id: str,
-    client: smartpay.Client,
-) -> bool:
-    """Refresh the mirror and book what it showed, as of before it was asked; return what `refresh` tells first."""
     read_at = clock.now()
-    lists_refunds, refunds = refresh(object_id, client)
+    lists_refunds, refunds = mirror.refresh_payment(payment_id, client)
+    _observe_all(refunds, read_at)
+    return lists_refunds
+
+
+def _observe_all(refunds: Iterable[smartpay.Refund], read_at: datetime) -> None:
     for shown in refunds:
         observe_refund(shown, read_at=read_at)
-    return lists_refunds
 
 
 def book_evidence(refund: Refund, shown: smartpay.Refund, *, kind: str, now: datetime) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 from django.conf import settings
@@ -13,7 +14,7 @@ from django.utils.translation import gettext as _
 
 from dashboard import opened
 from dashboard.models import User
-from refunds import audit, roles, smartpay
+from refunds import audit, roles, scanning, smartpay
 from refunds.models import Payment
 
 may_see = permission_required(roles.VIEW_ORDERS, raise_exception=True)
@@ -31,6 +32,15 @@ def whole_order(payment: Payment, left: int) -> dict[str, int]:
         "left_of_others": left_of_others,
         "left_of_order": left + left_of_others,
     }
+
+
+def source_of_figures(payments: Iterable[Payment]) -> dict[str, Any]:
+    """Return what _estimate.html needs to tell whether what is left of these payments is an estimate.
+
+    Where Smartpay does not list a payment's refunds, those made elsewhere are as old as the list of all refunds here.
+    """
+    listed = all(payment.lists_refunds is not False for payment in payments)
+    return {"refunds_listed": listed, "refunds_read_at": None if listed else scanning.refunds_read_at()}
 
 
 def longest_wait() -> int:

@@ -18,7 +18,7 @@ from django.views.decorators.http import require_safe
 from dashboard import limits
 from dashboard.models import User
 from dashboard.parked_forms import posted_from
-from refunds import audit, paging, roles, scanning, search, services, smartpay
+from refunds import audit, paging, roles, search, services, smartpay
 from refunds.forms import OrderFilterForm, SavedSearchForm
 from refunds.models import AuditEntry, Order, Payment, Refund, SavedSearch, Search, SmartpayRefund
 from refunds.views.common import (
@@ -28,6 +28,7 @@ from refunds.views.common import (
     problem_text,
     remember_way_back,
     see_other,
+    source_of_figures,
     uuid_of,
 )
 
@@ -162,9 +163,8 @@ def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:
     if smartpay.id_kind(order_id) != ("order", client.mode):
         return _order_missing(request, order_id, None)
     problem: smartpay.SmartpayError | None = None
-    listed = True
     try:
-        listed = services.read_order(order_id, client=client.within(settings.SMARTPAY_VIEW_DEADLINE))
+        services.read_order(order_id, client=client.within(settings.SMARTPAY_VIEW_DEADLINE))
     except smartpay.SmartpayError as error:
         problem = error
     order = Order.objects.filter(order_id=order_id).prefetch_related("payments").first()
@@ -207,9 +207,7 @@ def order_detail(request: HttpRequest, order_id: str) -> HttpResponse:
         "refund_blocked": _("いまは返金できません。") if blocked == unsettled() and open_refunds else blocked,
         "fresh": not problem,
         "read_at": order.read_at,
-        # Where payments do not list their refunds, what is refunded is as old as the list of all refunds here.
-        "refunds_listed": listed,
-        "refunds_read_at": None if listed else scanning.refunds_read_at(),
+        **source_of_figures(payments),
         "problem": problem_text(problem) if problem else "",
         "back_url": reverse("refunds:order_list") + (f"?{urlencode({'search': kept})}" if kept else ""),
     }

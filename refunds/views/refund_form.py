@@ -33,6 +33,7 @@ from refunds.views.common import (
     refused,
     remember_way_back,
     see_other,
+    source_of_figures,
     uuid_of,
     viewed,
     whole_order,
@@ -394,6 +395,7 @@ def _render_form(page: _Page, form: RefundForm, status: int = 200, *, moved: boo
         "refundable": payment.refundable() if payment else None,
         "refundable_all": sum(each.refundable() for each in form.payments),
         "moved": moved,
+        **source_of_figures(form.payments),
         "read_at": read_at,
         "late": clock.now() - read_at > READING_FRESH_FOR,
     }
@@ -433,6 +435,7 @@ def _render_confirmation(
         ),
         "refundable_before": preview.refundable_before,
         "refundable_after": preview.refundable_after,
+        **source_of_figures([payment]),
         **whole_order(payment, preview.refundable_after),
         "similar": similar_rows(preview.similar, order),
         "similar_form": similar_form if preview.similar else None,

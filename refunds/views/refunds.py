@@ -26,6 +26,7 @@ from refunds.views.common import (
     refused,
     remember_way_back,
     see_other,
+    source_of_figures,
     viewed,
     whole_order,
 )
@@ -186,6 +187,7 @@ def render_refund(
         "similar": similar_rows(similar, order),
         "decision": decision,
         "left_after": left_after,
+        **source_of_figures([refund.payment] if can_decide else []),
         **rest,
         "next_label": next_label,
         "next_url": next_url,
