@@ -1,6 +1,6 @@
 """An order's names and mail -> its fragments, by which the middle of a name and the domain of a mail are found.
 
-田中太郎 has the fragment 中太郎; 太郎 is found as a given name. See Note [Fragments of names] in models.py.
+田中太郎 has the fragment 中太郎; 太郎 is found as a given name. See Note [Fragments of names] in models/orders.py.
 """
 
 from collections.abc import Iterable, Mapping

@@ -35,7 +35,7 @@ SESSION = Order.CustomerSource.SESSION.value
 # One process at a time adds new orders, new payments, and refunds whose payment is not in the mirror yet. It holds the
 # lock of the cursor row of the orders. Otherwise one process could add a payment while another adds its refund. Neither
 # would see the other's row, and the refund would be missing from the payment's `external`.
-# Locks are taken in this order: cursors, payments, refunds, orders (see Note [Lock order] in models.py).
+# Locks are taken in this order: cursors, payments, refunds, orders (see Note [Lock order] in models/ledger.py).
 
 
 # --- Orders and payments ------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def next_version(place: Path) -> None:
     for name in CODE:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, place / name)
-    models = place / "refunds" / "models.py"
+    models = place / "refunds" / "models" / "ledger.py"
     column = "    external_before = models"  # of the ledger alone
     assert models.read_text().count(column) == 1
     models.write_text(models.read_text().replace(column, f"    version = {NEXT_COLUMN}\n{column}"))

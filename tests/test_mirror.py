@@ -459,7 +459,10 @@ def test_refresh_order_records_it_and_reads_refunds_that_are_news(paid: Payment)
     client: Any = Smartpay(order_of("order_test_1", *payments), refund_of("refund_test_new"))
 
     assert mirror.refresh_order("order_test_1", client) == (refund_of("refund_test_new"),)
-    assert dict(Payment.objects.values_list("id", "lists_refunds")) == {paid.pk: True, "payment_test_2": False}
+    assert dict(Payment.objects.values_list("id", "lists_refunds")) == {
+        paid.pk: True,
+        "payment_test_2": False,
+    }
     assert client.asked == ["order_test_1", "refund_test_new"]
     assert Order.objects.get().captured == 1800
     with pytest.raises(smartpay.NotFound):

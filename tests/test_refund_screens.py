@@ -280,7 +280,11 @@ def test_what_is_left_is_called_an_estimate_where_smartpay_lists_no_refunds(
 
     def pages() -> list[str]:
         """The order, the form, the confirmation, the decision."""
-        on_the_way = order_page(browser, paid), browser.get(form_url(paid)), browser.post(form_url(paid), typed(paid))
+        on_the_way = (
+            order_page(browser, paid),
+            browser.get(form_url(paid)),
+            browser.post(form_url(paid), typed(paid)),
+        )
         waiting = refund(paid.payments.get(), operator, 600)
         decision = refund_page(sign_in(approver), waiting)
         services.withdraw(waiting.pk, by=operator)

@@ -633,7 +633,7 @@ def nobody_reads() -> bool:
     return "mirror-read" not in {thread.name for thread in threading.enumerate()}
 
 
-@pytest.mark.sqlite  # elsewhere each page has a transaction of its own: see Note [Lock order] in models.py
+@pytest.mark.sqlite  # elsewhere each page has a transaction of its own: see Note [Lock order] in models/ledger.py
 def test_pages_that_were_read_meanwhile_are_written_together_or_not_at_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

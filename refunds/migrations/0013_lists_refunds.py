@@ -4,15 +4,14 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('refunds', '0012_webhook_events_wait'),
+        ("refunds", "0012_webhook_events_wait"),
     ]
 
     operations = [
         migrations.AddField(
-            model_name='payment',
-            name='lists_refunds',
-            field=models.BooleanField(null=True, verbose_name='返金の一覧つき'),
+            model_name="payment",
+            name="lists_refunds",
+            field=models.BooleanField(null=True, verbose_name="返金の一覧つき"),
         ),
     ]

@@ -2,7 +2,7 @@
 
     Exact       a column is the needle
     Candidates  a column begins with it, or the order id ends in it
-    Within      it stands within the name or its kana, or is the mail's domain: Note [Fragments of names] in models.py
+    Within      it stands within the name or its kana, or is the mail's domain; see the note in models/orders.py
     Words       each of several needles is, or begins, a column, or is the mail's domain
 
 A branch is a condition that one index answers. Every such index ends in the order's key (Note [Keys in time order] in

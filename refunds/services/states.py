@@ -84,7 +84,7 @@ def could_be_sent_until(refund: Refund) -> datetime:
 
 @contextmanager
 def locked(refund_id: uuid.UUID, *, payment_id: str = "") -> Iterator[Refund]:
-    """Lock a refund, its payment first, for the length of a transaction. See Note [Lock order] in models.py.
+    """Lock a refund, its payment first, for the length of a transaction. See Note [Lock order] in models/ledger.py.
 
     `payment_id`: the refund's payment, if the caller knows it, which saves a query. It never changes.
     """

@@ -252,7 +252,7 @@ MUTANTS = {
         "what is asked for is reserved until its proof",
         (
             Edit(
-                "refunds.models",
+                "refunds.models.orders",
                 "return max(0, self.captured - self.refunded - self.external - self.reserved)",
                 "return max(0, self.captured - self.refunded - self.external)",
             ),

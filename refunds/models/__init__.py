@@ -1,0 +1,36 @@
+"""The mirror (orders.py, reading.py), the ledger (ledger.py, bulk.py), the trail (trail.py), the worker (jobs.py).
+
+What these models promise, the database enforces: constraints here, triggers in migrations/0002_guards.py and 0006.
+"""
+
+from refunds.models.bulk import Bulk, BulkLine
+from refunds.models.jobs import Difference, JobRun, Reconciliation
+from refunds.models.ledger import Attempt, Control, Evidence, Notice, Refund, RefundQuerySet, ReviewDecision
+from refunds.models.orders import Fragment, Order, Payment
+from refunds.models.reading import SmartpayRefund, SyncCursor, WebhookEvent
+from refunds.models.trail import AuditEntry, SavedSearch, Search, opaque_id
+
+__all__ = [
+    "Attempt",
+    "AuditEntry",
+    "Bulk",
+    "BulkLine",
+    "Control",
+    "Difference",
+    "Evidence",
+    "Fragment",
+    "JobRun",
+    "Notice",
+    "Order",
+    "Payment",
+    "Reconciliation",
+    "Refund",
+    "RefundQuerySet",
+    "ReviewDecision",
+    "SavedSearch",
+    "Search",
+    "SmartpayRefund",
+    "SyncCursor",
+    "WebhookEvent",
+    "opaque_id",
+]
