@@ -16,7 +16,7 @@ PASSWORD_PAGES = {"password_change", "password_change_done"}
 
 
 class AuditorSite(admin.AdminSite):
-    """The admin, where every registered model is read-only for everybody: see refunds/admin.py."""
+    """The admin, where every registered model is read-only for everybody: see refunds/admin/."""
 
     site_title = _("返金ダッシュボード")
     site_header = _("返金ダッシュボード — 監査")

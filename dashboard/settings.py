@@ -124,7 +124,7 @@ else:
     DATABASES["default"]["OPTIONS"]["server_side_binding"] = True
     # Only search/sql.py prepares its statements, and a web server those that it repeats: see dashboard/wsgi.py.
     DATABASES["default"]["OPTIONS"]["prepare_threshold"] = None
-    # First, because refunds/admin.py unregisters its admin pages. With SQLite a timer runs jobs: see refunds/jobs.py.
+    # First, because refunds/admin/ unregisters its admin pages. With SQLite a timer runs jobs: see refunds/jobs.py.
     INSTALLED_APPS.insert(0, "procrastinate.contrib.django")
     PROCRASTINATE_ON_APP_READY = "refunds.job_queue.register"
     PROCRASTINATE_AUTODISCOVER_MODULE_NAME = None

@@ -423,7 +423,7 @@ def test_every_page_tells_that_the_key_is_a_test_key(
 def test_large_lists_are_counted_to_a_limit(
     browser: Client, refund: Refund, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refunds.admin.MOST_ROWS", 2)
+    monkeypatch.setattr("refunds.admin.base.MOST_ROWS", 2)
 
     page = browser.get(url_of("auditentry"))
 

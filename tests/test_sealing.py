@@ -995,7 +995,7 @@ def test_button_says_how_far_it_came_and_goes_on(
     browser: Client, trail: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sealing, "PAGE", 6)
-    monkeypatch.setattr("refunds.admin.VERIFY_SECONDS", 0)
+    monkeypatch.setattr("refunds.admin.trail.VERIFY_SECONDS", 0)
 
     page = text(browser.post(VERIFY))
     assert "まだ途中です" in page
