@@ -168,6 +168,7 @@ CODES: dict[str, dict[str, Any]] = {
         "max_length": _("長すぎる文"),
         "number": _("数字以外"),
         "positive": _("1円未満"),
+        "repeated": _("二度送られた項目"),
         "required": _("入力なし"),
         "too_high": BulkLine.Problem.TOO_HIGH.label,
         "whole": _("整数以外"),

@@ -185,7 +185,7 @@ def pause(bulk_id: uuid.UUID, *, by: User, paused: bool) -> Bulk:
         roles.require(by, roles.REQUEST_REFUND)
         if bulk.state != before:
             raise BulkError(_("この一括返金の状態が変わりました。いまの状態を確かめてください。"))
-        if not paused and bulk.paused_by_id != by.pk and not by.has_perm(roles.APPROVE_REFUND):
+        if not paused and not may_resume(bulk, by):
             raise BulkError(_("ほかの人が一時停止したため、再開できるのは承認者だけです。"))
         if not paused:
             _check_age(bulk.decided_at or bulk.started_at)
@@ -193,6 +193,11 @@ def pause(bulk_id: uuid.UUID, *, by: User, paused: bool) -> Bulk:
         bulk.save(update_fields=["state", "paused_by"])
         audit.record(by, "bulk.paused" if paused else "bulk.resumed", bulk)
     return bulk
+
+
+def may_resume(bulk: Bulk, person: User) -> bool:
+    """Return whether this person may resume what is paused: an approver anything, others what they paused."""
+    return bulk.paused_by_id == person.pk or person.has_perm(roles.APPROVE_REFUND)
 
 
 def cancel(bulk_id: uuid.UUID, *, by: User) -> Bulk:

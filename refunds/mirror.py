@@ -387,7 +387,7 @@ def _uuid(text: object) -> uuid.UUID | None:
 def count_external(payment_ids: Iterable[str]) -> None:
     """Recompute `external` of the payments: what Smartpay refunded and the ledger does not count.
 
-    That is the sum of
+    That is the sum of SmartpayRefund.uncovered(), for all payments in one statement:
     - refunds made outside this tool;
     - refunds under our reference other than the one that its ledger row was settled with;
     - refunds of a ledger row that ended without a refund;

@@ -36,7 +36,7 @@ def prune(*, dry_run: bool = False) -> Removed:
     old = Q(created_at__lt=now - search.KEPT, saved=None)
     searches = Search.objects.filter(old | Q(created_at__lt=before) if before else old)
     if dry_run:
-        return Removed(outdated_customers().count(), searches.count())
+        return Removed(outdated_customers(before).count(), searches.count())
     orders = 0
     while forgotten := _forget_some(before):
         orders += forgotten
@@ -50,30 +50,22 @@ def prune(*, dry_run: bool = False) -> Removed:
 
 
 def _forget_some(before: datetime | None) -> int:
-    """Remove the customers of some old orders, and record that in the same transaction; return of how many orders."""
-    with transaction.atomic():
-        forgotten = _forget_customers()
-        if forgotten:
-            audit.record(None, "personal_data.removed", None, orders=forgotten, before=str(before))
-    return forgotten
-
-
-def _forget_customers() -> int:
-    """Remove the customers of at most ORDERS_AT_ONCE old orders, oldest first; return of how many orders."""
+    """Remove the customers of at most ORDERS_AT_ONCE old orders, oldest first, and record it; return of how many."""
     emptied = {
         column: "" for column in ("customer_source", *CUSTOMER, *FOLDED) if column != "reference_folded"
     }
     with transaction.atomic():
-        rows = list(outdated_customers().select_for_update().order_by("key")[:ORDERS_AT_ONCE])
+        rows = list(outdated_customers(before).select_for_update().order_by("key")[:ORDERS_AT_ONCE])
         sources = {row.key: fragments.sources(vars(row)) for row in rows}
         Order.objects.filter(key__in=sources).update(**emptied)
         fragments.write((vars(row) | emptied for row in rows), sources)
+        if rows:
+            audit.record(None, "personal_data.removed", None, orders=len(rows), before=str(before))
     return len(rows)
 
 
-def outdated_customers() -> QuerySet[Order]:
-    """Return the orders older than RETENTION_DAYS that still have a customer."""
-    since = kept_since(clock.now())
-    if since is None:
+def outdated_customers(before: datetime | None) -> QuerySet[Order]:
+    """Return the orders from before this moment, which is kept_since(), that still have a customer."""
+    if before is None:
         return Order.objects.none()
-    return Order.objects.filter(key__lt=first_key(since), customer_source__gt="")
+    return Order.objects.filter(key__lt=first_key(before), customer_source__gt="")

@@ -308,10 +308,14 @@ class Report:
         if self.waiting:
             words.append(
                 _(
-                    "60秒を過ぎても封印されていない記録が %(count)s 件あります(最初は %(first)s)。"
+                    "%(seconds)s秒を過ぎても封印されていない記録が %(count)s 件あります(最初は %(first)s)。"
                     "ワーカーが動いているか確認してください。"
                 )
-                % {"count": self.waiting, "first": self.waiting_first}
+                % {
+                    "count": self.waiting,
+                    "first": self.waiting_first,
+                    "seconds": int(OVERDUE.total_seconds()),
+                }
             )
         return words
 

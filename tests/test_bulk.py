@@ -771,6 +771,9 @@ def test_strangers_neither_start_nor_cancel(payments: list[Payment], operator: U
     bulk.pause(kept.pk, by=approver, paused=True)
     with pytest.raises(bulk.BulkError, match="承認者だけ"):
         bulk.pause(kept.pk, by=operator, paused=False)
+    pages = [sign_in(each).get(f"/bulk/{kept.pk}/").content.decode() for each in (operator, approver)]
+    assert ["再開する" in page for page in pages] == [False, True]
+    assert ["再開できるのは承認者だけです" in page for page in pages] == [True, False]
     bulk.pause(kept.pk, by=make_user("approver"), paused=False)
     assert bulk.cancel(kept.pk, by=approver).state == Bulk.State.CANCELLED
 

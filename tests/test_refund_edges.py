@@ -1683,6 +1683,28 @@ def test_second_execution_has_its_alarm_whatever_became_of_the_first(
     assert f"'smartpay_id': '{number(2)}'" in caplog.text
 
 
+def test_what_a_payment_counts_beside_the_ledger_is_the_sum_of_its_refunds(
+    payment: Payment, operator: User, sandbox: Sandbox
+) -> None:
+    made = refund(payment, operator, 500)
+    withdrawn = queued(payment, operator, 400)
+    services.withdraw(withdrawn.pk, by=operator)
+    elsewhere = {"reference": "", "metadata": {}}
+
+    for seen in (
+        shown(made, str(made.smartpay_id), amount=made.amount + 30),
+        shown(made, number(2)),
+        shown(made, number(3), status="failed"),
+        shown(withdrawn, number(4)),
+        shown(made, number(5), amount=20, **elsewhere),
+    ):
+        observe(seen)
+        payment.refresh_from_db()
+        assert payment.external == sum(each.uncovered() for each in payment.smartpay_refunds.all())
+
+    assert payment.external == 30 + 500 + 400 + 20
+
+
 def test_execution_of_what_was_cancelled_has_its_alarm(payment: Payment, operator: User, caplog: Any) -> None:
     made = queued(payment, operator)
     services.withdraw(made.pk, by=operator)

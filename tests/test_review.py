@@ -9,6 +9,7 @@ from django.core.exceptions import PermissionDenied
 from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils.html import escape
 
 from dashboard.models import User
 from refunds import services, smartpay
@@ -17,6 +18,7 @@ from refunds.services import control
 from tests.conftest import Clock, make_user, sign_in
 from tests.sandbox import Sandbox
 from tests.test_approvals import fresh
+from tests.test_control import lost
 from tests.test_services import ask, at_smartpay, mirrored, observe, refund, shown, unknown, work
 
 State = Refund.State
@@ -525,6 +527,20 @@ def test_page_of_a_case_shows_the_last_copy_while_smartpay_is_silent(
     assert (shown.status_code, posted.status_code) == (200, 503), posted.headers
     assert "読み取れません" in shown.content.decode()
     assert "店舗に確認</textarea>" in posted.content.decode()
+
+
+def test_page_of_a_refund_that_was_lost_shows_the_reason_that_smartpay_has(
+    payment: Payment, approver: User, sandbox: Sandbox
+) -> None:
+    for reason in ("", "of Smartpay's own"):
+        seen = lost(payment, refund_id=f"refund_test_{len(reason):022d}", reason=reason)
+        observe(seen)
+        made = Refund.objects.get(smartpay_id=seen.id)
+
+        page = sign_in(approver).get(reverse("refunds:refund_review", args=[made.pk]))
+
+        assert page.status_code == 200
+        assert escape(reason) in page.content.decode()
 
 
 def test_cases_wait_on_the_start_page_and_among_the_approvals(

@@ -64,17 +64,17 @@ class ReadOnly:
         return False
 
 
+def kept_search(query: str) -> Search | None:
+    return Search.objects.filter(pk=query).first() if query.isprintable() else None
+
+
 class KeptSearch(ChangeList):
     """A list whose `q` is the id of a Search. What was typed is kept in the database and shown in the box again."""
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> models.QuerySet[Any]:
-        kept = Search.objects.filter(pk=self.query).first()
+        kept = kept_search(self.query)
         self.query = kept.text if kept else ""
         return super().get_queryset(request, exclude_parameters)
-
-
-def kept_search(query: str) -> Search | None:
-    return Search.objects.filter(pk=query).first() if query.isprintable() else None
 
 
 def with_query(page: str, query: QueryDict) -> str:

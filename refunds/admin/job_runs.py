@@ -41,4 +41,4 @@ class JobRunAdmin(AuditorAdmin):
             }
             for job in jobs.JOBS
         ]
-        return super().changelist_view(request, {"schedule": schedule})
+        return super().changelist_view(request, {"schedule": schedule} | (extra_context or {}))

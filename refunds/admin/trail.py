@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from ipaddress import ip_address
 from typing import Any
 
 import structlog
@@ -24,6 +23,7 @@ from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_POST, require_safe
 
 from dashboard import limits
+from dashboard.client_address import parse
 from dashboard.models import User
 from refunds import audit, audit_export, audit_words, roles, sealing, search
 from refunds.admin.base import AuditorAdmin, KeptSearch, as_yes_or_no, column, kept_search, with_query
@@ -89,12 +89,9 @@ class AuditEntryAdmin(AuditorAdmin):
         self, request: HttpRequest, queryset: models.QuerySet[Any], search_term: str
     ) -> tuple[models.QuerySet[Any], bool]:
         """Find also entries of searches for these words, by their hash: who looked for 田中?"""
-        try:
-            address = ip_address(search_term.strip().partition("%")[0])  # as audit.record() keeps it
-        except ValueError:
-            found, may_repeat = super().get_search_results(request, queryset, search_term)
-        else:
+        if address := parse(search_term):
             return queryset.filter(ip=str(address)), False
+        found, may_repeat = super().get_search_results(request, queryset, search_term)
         if words := search.hashes(search_term):
             searched = Q(action=AuditEntry.Action.ORDERS_SEARCHED, data__words__in=words)
             found |= queryset.filter(searched)

@@ -1,6 +1,6 @@
 """The mirror (orders.py, reading.py), the ledger (ledger.py, bulk.py), the trail (trail.py), the worker (jobs.py).
 
-What these models promise, the database enforces: constraints here, triggers in migrations/0002_guards.py and 0006.
+What these models promise, the database enforces: constraints here, triggers in migrations 0002, 0006 and 0009.
 """
 
 from refunds.models.bulk import Bulk, BulkLine

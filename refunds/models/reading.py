@@ -79,6 +79,18 @@ class SmartpayRefund(models.Model):
         """Whether its amount is gone, as counting() has it."""
         return self.status != self.Status.FAILED
 
+    def uncovered(self) -> int:
+        """Return how much of its amount no row of the ledger covers.
+
+        Payment.external is the sum of these: count_external() in mirror.py says the same in SQL.
+        """
+        ours = self.ours
+        if not self.counts:
+            return 0
+        if ours is None or ours.state in Refund.ENDED_WITHOUT or ours.smartpay_id not in (None, self.pk):
+            return self.amount
+        return max(0, self.amount - ours.amount)
+
 
 class SyncCursor(models.Model):
     """Where the scan of one of Smartpay's lists stands, so that a killed one goes on at its page."""

@@ -33,7 +33,7 @@ def why_nothing_is_sent(now: datetime) -> str:
     control = Control.current()
     if not control.sends_enabled:
         return "sending is stopped"
-    if _is_behind(control, mark):
+    if _raise_fence_if_behind(control, mark):
         return "the database was restored"
     if smartpay_is_silent() and Attempt.objects.filter(started_at__gt=now - PROBE_EVERY).exists():
         return "Smartpay does not answer"
@@ -146,14 +146,17 @@ def remember(attempt: int) -> None:
             state_file.replace(FILE, json.dumps(mark))
 
 
-def _notice_restore() -> bool:
-    """Return whether the fence is up; raise it, in the caller's transaction, if the ledger is older than was seen."""
+def _notice_restore() -> None:
+    """Raise the fence, in the caller's transaction, if the ledger is older than was seen."""
     mark = _mark()  # first: see why_nothing_is_sent()
-    return _is_behind(Control.current(), mark)
+    _raise_fence_if_behind(Control.current(), mark)
 
 
-def _is_behind(control: Control, mark: Mark) -> bool:
-    """Do _notice_restore() with a mark that was read before the row of the switch."""
+def _raise_fence_if_behind(control: Control, mark: Mark) -> bool:
+    """Raise the fence, in the caller's transaction, if the ledger is older than the mark; return whether it is up.
+
+    The mark must have been read before the row of the switch.
+    """
     if control.restored_at:
         return True
     cluster, newest = _ledger()

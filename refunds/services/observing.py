@@ -98,14 +98,14 @@ def read_order(order_id: str, *, client: smartpay.Client) -> None:
 
 
 def read_payment(payment_id: str, *, client: smartpay.Client) -> bool:
-    """Read a payment and book the refunds of it that are new to us; return whether the payment lists its refunds.
+    """Read a payment and book the refunds of it that are new to us; return whether the read was complete.
 
-    Raises: smartpay.SmartpayError.
+    What complete means: see mirror.refresh_payment(). Raises: smartpay.SmartpayError.
     """
     read_at = clock.now()
-    lists_refunds, refunds = mirror.refresh_payment(payment_id, client)
+    complete, refunds = mirror.refresh_payment(payment_id, client)
     _observe_all(refunds, read_at)
-    return lists_refunds
+    return complete
 
 
 def _observe_all(refunds: Iterable[smartpay.Refund], read_at: datetime) -> None:

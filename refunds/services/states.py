@@ -147,6 +147,17 @@ def _was_given_up(error: OperationalError) -> bool:
     )
 
 
+@retried
+def make_due(refund_id: uuid.UUID) -> None:
+    """Make a refund due now if it is backing off. A lease is left alone."""
+    with locked(refund_id) as refund:
+        now = clock.now()
+        waits = refund.state in (State.QUEUED, State.UNKNOWN) and refund.lease_until is None
+        if waits and refund.next_check_at and refund.next_check_at > now:
+            refund.next_check_at = now
+            refund.save(update_fields=["next_check_at"])
+
+
 # --- Small steps --------------------------------------------------------------------------------------------
 
 
@@ -177,17 +188,6 @@ def back_off(refund: Refund, now: datetime, *, at_least: float | None = None) ->
     seconds = max(seconds, min(at_least or 0, LONGEST_PAUSE.total_seconds()))
     refund.next_check_at = now + timedelta(seconds=seconds)
     refund.lease_until, refund.lease_owner = None, NO_LEASE
-
-
-@retried
-def make_due(refund_id: uuid.UUID) -> None:
-    """Make a refund due now if it is backing off. A lease is left alone."""
-    with locked(refund_id) as refund:
-        now = clock.now()
-        waits = refund.state in (State.QUEUED, State.UNKNOWN) and refund.lease_until is None
-        if waits and refund.next_check_at and refund.next_check_at > now:
-            refund.next_check_at = now
-            refund.save(update_fields=["next_check_at"])
 
 
 def settle(refund: Refund, state: State, now: datetime) -> None:

@@ -237,6 +237,7 @@ def _render(
         "can_pause": bulk.state in PAUSABLE
         and request.user.has_perm(roles.REQUEST_REFUND)
         and (mine or request.user.has_perm(roles.APPROVE_REFUND)),
+        "can_resume": bulk_refunds.may_resume(bulk, person(request)),
         "can_cancel": (mine or request.user.has_perm(roles.APPROVE_REFUND)) and bulk.state in Bulk.OPEN,
     }
     return render(request, "refunds/bulk_detail.html", context, status=status)

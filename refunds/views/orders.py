@@ -304,8 +304,8 @@ class Case:
 
     refund: Refund
     shown: list[SmartpayRefund]
-    # What Payment.external holds of it, by payment: see count_external() in mirror.py. Until people have judged the
-    # case, it is not known to be refunded, and the figures leave it out.
+    # What Payment.external holds of it, by payment. Until people have judged the case, it is not known to be refunded,
+    # and the figures leave it out.
     unjudged: dict[str, int]
 
 
@@ -315,14 +315,12 @@ def _cases(entries: list[TimelineEntry]) -> list[Case]:
     cases = {refund.pk: Case(refund, [], {}) for refund in in_review}
     if not cases:
         return []
-    seen_ones = SmartpayRefund.objects.counting().filter(ours__in=in_review)
+    seen_ones = SmartpayRefund.objects.counting().filter(ours__in=in_review).select_related("ours")
     for seen in seen_ones.order_by("created_at", "id"):
         assert seen.ours_id  # noqa: S101
         case = cases[seen.ours_id]
-        is_second = case.refund.smartpay_id is not None and case.refund.smartpay_id != seen.pk
-        counted = seen.amount if is_second else max(0, seen.amount - case.refund.amount)
         case.shown.append(seen)
-        case.unjudged[seen.payment_id] = case.unjudged.get(seen.payment_id, 0) + counted
+        case.unjudged[seen.payment_id] = case.unjudged.get(seen.payment_id, 0) + seen.uncovered()
     return list(cases.values())
 
 

@@ -146,7 +146,7 @@ def _compare(refund: Refund, candidate: services.Candidate) -> list[ComparedFiel
         ComparedField(_("支払い"), "id", refund.payment_id, mirrored.payment_id),
         ComparedField(_("受付番号"), "id", str(refund.pk), str(refund.pk) if candidate.is_named else named),
         ComparedField(
-            _("理由"), "", str(reasons[refund.reason]), str(reasons.get(mirrored.reason, mirrored.reason))
+            _("理由"), "", refund.get_reason_display(), str(reasons.get(mirrored.reason, mirrored.reason))
         ),
         ComparedField(_("説明"), "", refund.description, mirrored.description),
     ]

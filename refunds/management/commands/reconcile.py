@@ -20,7 +20,10 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--from", dest="first", metavar="DAY", help="2026-04-01; default: 6 days before --to"
+            "--from",
+            dest="first",
+            metavar="DAY",
+            help=f"2026-04-01; default: {reconciling.DAYS - 1} days before --to",
         )
         parser.add_argument("--to", dest="last", metavar="DAY", help="default: today")
         parser.add_argument(

@@ -7,7 +7,8 @@ from refunds import services, smartpay
 
 class Command(BaseCommand):
     help = (
-        "Take a turn for every refund that is due: send what waits, find out what is unknown. Once, then end."
+        "Take a turn for each refund that is due, at most a hundred: send what waits, find out what is unknown. "
+        "Then read all of Smartpay's refunds, if a proof waits for that. Once, then end."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
