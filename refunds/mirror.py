@@ -116,9 +116,14 @@ def refresh_order(order_id: str, client: smartpay.Client) -> tuple[smartpay.Refu
     """
     read_at = clock.now()
     order = client.get_order(order_id)
-    record_order(order, read_at=read_at)
     listed = [refund_id for payment in order.payments for refund_id in payment.refund_ids or ()]
-    return _read_news(listed, client)
+    news = _read_news(
+        listed, client
+    )  # first: an order that is recorded counts as read, with all that it lists
+    record_order(order, read_at=read_at)
+    for payment in order.payments:
+        _record_listing(payment)
+    return news
 
 
 def refresh_payment(payment_id: str, client: smartpay.Client) -> tuple[bool, tuple[smartpay.Refund, ...]]:
@@ -132,6 +137,7 @@ def refresh_payment(payment_id: str, client: smartpay.Client) -> tuple[bool, tup
     """
     read_at = clock.now()
     payment = client.get_payment(payment_id)
+    news = _read_news(payment.refund_ids or (), client)  # first, as in refresh_order()
     if not Order.objects.filter(order_id=payment.order).exists():
         record_order(client.get_order(payment.order), read_at=read_at)
     payments = {payment.id: (payment, payment.order)}
@@ -139,10 +145,21 @@ def refresh_payment(payment_id: str, client: smartpay.Client) -> tuple[bool, tup
         locked = _lock_payments(payments)
         keys = dict(Order.objects.filter(order_id=payment.order).values_list("order_id", "key"))
         _write_payments(payments, locked, keys=keys, read_at=read_at)
+    _record_listing(payment)
     if payment.refund_ids is None:
         return False, ()
     known = set(SmartpayRefund.objects.filter(payment=payment.id).values_list("pk", flat=True))
-    return known <= set(payment.refund_ids), _read_news(payment.refund_ids, client)
+    return known <= set(payment.refund_ids), news
+
+
+def _record_listing(payment: smartpay.Payment) -> None:
+    """Record whether a payment that was read by itself, or with its order, lists its refunds.
+
+    Pages of lists do not tell it: what they say of refunds is not acted on.
+    """
+    lists_refunds = payment.refund_ids is not None
+    rows = Payment.objects.filter(pk=payment.id).exclude(lists_refunds=lists_refunds)
+    rows.update(lists_refunds=lists_refunds)
 
 
 def _read_news(refund_ids: Collection[str], client: smartpay.Client) -> tuple[smartpay.Refund, ...]:
@@ -228,7 +245,6 @@ def _write_payments(
         }
         facts = {
             "captured": payment.amount,
-            "lists_refunds": payment.refund_ids is not None,
             "status": payment.status,
             "description": payment.description,
             "reference": payment.reference,
@@ -342,10 +358,10 @@ def lost_refund(refund: smartpay.Refund) -> uuid.UUID | None:
     """Return the id of a ledger row that the refund's metadata names and that does not exist; None for no such id.
 
     Only the metadata counts, because only this tool writes it; a reference of the same shape may be anybody's. Only a
-    refund that could be a ledger row counts: not failed, of a known payment, in its currency.
+    refund that could be a ledger row counts: made, of a known payment, in its currency.
     """
     claim = _uuid(refund.metadata.get("refund_dashboard_id"))
-    if claim is None or refund.status == SmartpayRefund.Status.FAILED or refund.amount < 1:
+    if claim is None or refund.status not in ("", SmartpayRefund.Status.SUCCEEDED) or refund.amount < 1:
         return None
     if Refund.objects.filter(pk=claim).exists():
         return None
@@ -501,11 +517,21 @@ SMARTPAY_ID: dict[type[Model], str] = {Order: "order_id", SmartpayRefund: "id"} 
 
 
 def unread_since(
-    moment: datetime, kind: type[Order | SmartpayRefund], *, excluding: Collection[str], most: int
+    moment: datetime,
+    kind: type[Order | SmartpayRefund],
+    *,
+    created_before: datetime | None,
+    excluding: Collection[str],
+    most: int,
 ) -> list[str]:
-    """Return Smartpay's ids of at most `most` orders or refunds that were last read before the moment."""
+    """Return Smartpay's ids of at most `most` orders or refunds that were last read before the moment.
+
+    created_before: leave out what was made from then on; None: nothing.
+    """
     column = SMARTPAY_ID[kind]
     unread = _unread(moment, kind).exclude(**{f"{column}__in": excluding})
+    if created_before:
+        unread = unread.filter(created_at__lt=created_before)
     return list(unread.order_by().values_list(column, flat=True)[:most])
 
 

@@ -28,6 +28,7 @@ DAYS = 8  # compared by schedule: a refund may be settled hours after its day, o
 LATELY = timedelta(days=1)
 DUE_AT = time_of_day(4)  # in Japan; refunds sent before midnight are settled by then
 OTHERS_SCAN_SECONDS = 5.0  # between two looks whether another process has ended its scan
+OTHERS_SCAN_AT_MOST = timedelta(hours=1)
 HEADING = [
     "day", "kind", "repaired", "refund", "smartpay_id", "payment", "order", "currency", "ours_amount",
     "theirs_amount", "ours_state", "theirs_status", "at",
@@ -63,7 +64,7 @@ def reconcile_due() -> None:
 
 
 def reread_lately() -> None:
-    """Read each payment with a refund of the last day again: a refund may have failed since, or been made elsewhere.
+    """Read each payment with a refund of the last day again: a refund may have been made elsewhere since.
 
     Raises: smartpay.SmartpayError if Smartpay can't be read; the next call reads them all.
     """
@@ -97,12 +98,13 @@ def _read_everything(client: smartpay.Client) -> datetime:
     """Read the newest orders, since refunds may belong to them, and then all refunds; return when that scan began."""
     began = clock.now()
     scanning.sync(client, observe=services.observe_refund)
-    while True:
+    while clock.now() < began + OTHERS_SCAN_AT_MOST:
         scanning.scan_refunds(client, observe=services.observe_refund)
         read_at = scanning.scanned_at()
         if read_at is not None and read_at >= began:
             return read_at
         time.sleep(OTHERS_SCAN_SECONDS)
+    raise smartpay.Unclear("Another scan of the refunds never came to its end.")
 
 
 def compare(day: date, *, read_at: datetime) -> Reconciliation:

@@ -88,8 +88,15 @@ def scan_refunds(client: smartpay.Client, *, observe: Observe) -> None:
 
 
 def refunds_read_at() -> datetime | None:
-    """When a page of Smartpay's refunds was last read, by a scan or a sweep; None before the first."""
-    return SyncCursor.objects.filter(pk=SyncCursor.REFUNDS).values_list("last_read_at", flat=True).first()
+    """Return as of when Smartpay's refunds are known; None before the first complete scan.
+
+    That is when a sweep last read a page. While a scan is under way, its newest pages may be hours old, so that only
+    the complete one before it counts.
+    """
+    cursor = SyncCursor.objects.filter(pk=SyncCursor.REFUNDS, last_started_at__isnull=False).first()
+    if cursor is None:
+        return None
+    return cursor.last_started_at if cursor.scan_started_at else cursor.last_read_at
 
 
 def scanned_at() -> datetime | None:
@@ -122,6 +129,7 @@ class _Source:
 
     collection: ClassVar[str]  # its name, as SyncCursor and the lines of progress have it
     mirrored_as: ClassVar[type[Order | SmartpayRefund] | None]  # None: what the list lacks is not looked for
+    is_proof: ClassVar[bool] = False  # whether it matters what a complete scan did not show
 
     def fetch(self, token: str) -> smartpay.Page[Any]:
         raise NotImplementedError
@@ -180,6 +188,7 @@ class _Orders(_Source):
 class _Refunds(_Source):
     collection = SyncCursor.REFUNDS
     mirrored_as = SmartpayRefund
+    is_proof = True  # see Note [Proof of absence] in services/states.py
 
     def fetch(self, token: str) -> smartpay.Page[Any]:
         return self.client.list_refunds(token)
@@ -395,7 +404,10 @@ class _Scan:
         self._tell(taken, changed, remaining)
         if cursor.page_token:
             return False
-        self._seek_missing(cursor.last_started_at or taken[-1].read_at, set(cursor.unreadable))
+        lacks = self._seek_missing(cursor.last_started_at or taken[-1].read_at, set(cursor.unreadable))
+        if lacks and self.source.is_proof:
+            raise smartpay.Unclear("The list lacks what it showed before.")
+        cursor.save(update_fields=["last_started_at"])  # last: from now on the scan counts as a complete one
         return True
 
     def _write_swept(self, read: _PageRead, cursor: SyncCursor, oldest: datetime) -> int:
@@ -439,21 +451,28 @@ class _Scan:
             log.error("mirror.unreadable", alarm=True, collection=self.source.collection, id=one)
             self._say(f"{self.source.collection} unreadable {one}")
 
-    def _seek_missing(self, began: datetime, unreadable: Collection[str]) -> None:
-        """Read, one by one, what the complete scan that began then did not show; tell what Smartpay does not know.
+    def _seek_missing(self, began: datetime, unreadable: Collection[str]) -> bool:
+        """Read, one by one, what the scan that began then did not show; tell what Smartpay does not know.
 
         Args:
             unreadable: ids that the scan did show, though the objects could not be read.
+
+        Returns whether the list lacks what Smartpay has.
         """
-        kind, since = self.source.mirrored_as, began - NOT_LISTED_FOR
+        kind, listed = self.source.mirrored_as, began - NOT_LISTED_FOR
         if kind is None:
-            return
+            return False
+        # What another scan read a moment ago has to be in this one too, where the list is a proof.
+        since, created_before = (began, listed) if self.source.is_proof else (listed, None)
         collection = self.source.collection
-        ids = mirror.unread_since(since, kind, excluding=unreadable, most=MOST_MISSING + 1)
+        ids = mirror.unread_since(
+            since, kind, created_before=created_before, excluding=unreadable, most=MOST_MISSING + 1
+        )
         if len(ids) > MOST_MISSING:
             log.error("mirror.list_incomplete", alarm=True, collection=collection, more_than=MOST_MISSING)
             self._say(f"{collection} list lacks more than {MOST_MISSING} that are known here")
-            return
+            return True
+        vanished = 0
         for missing in ids:
             read_at = clock.now()
             try:
@@ -463,6 +482,10 @@ class _Scan:
                 mirror.record_vanished(missing, kind, unread_since=since)
                 log.error("mirror.vanished", alarm=True, collection=collection, id=missing)
                 self._say(f"{collection} vanished {missing}")
+                vanished += 1
+        if len(ids) > vanished and self.source.is_proof:
+            log.error("mirror.list_incomplete", alarm=True, collection=collection, lacks=len(ids) - vanished)
+        return len(ids) > vanished
 
     def _tell(self, taken: Sequence[_PageRead], changed: Sequence[int], remaining: int) -> None:
         """Tell a line of progress for each page.
@@ -499,7 +522,6 @@ SCAN_COLUMNS = [
     "page_token",
     "scan_started_at",
     "seen",
-    "last_started_at",
     "last_finished_at",
 ]
 

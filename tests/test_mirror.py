@@ -469,6 +469,29 @@ def test_refresh_order_records_it_and_reads_refunds_that_are_news(paid: Payment)
         mirror.refresh_order("order_test_2", client)
 
 
+def test_order_counts_as_read_only_with_all_the_refunds_that_it_lists(paid: Payment) -> None:
+    before = Payment.objects.get()
+    listing = order_of(paid.order.order_id, payment_of(refund_ids=("refund_test_new",), amount=800))
+    client: Any = Smartpay(listing, listing.payments[0])
+
+    for refresh, asked in ((mirror.refresh_order, paid.order.order_id), (mirror.refresh_payment, paid.pk)):
+        with pytest.raises(smartpay.NotFound):  # of the refund
+            refresh(asked, client)
+
+    assert Payment.objects.values().get() == {
+        name: value for name, value in vars(before).items() if name != "_state"
+    }
+
+
+def test_pages_of_lists_do_not_tell_whether_a_payment_lists_its_refunds(paid: Payment) -> None:
+    client: Any = Smartpay(payment_of(refund_ids=()))
+    mirror.refresh_payment(paid.pk, client)
+
+    mirror.record_orders([order_of(paid.order.order_id, payment_of())], read_at=clock.now())
+
+    assert Payment.objects.get().lists_refunds is True
+
+
 def test_refresh_payment_tells_whether_the_read_was_complete(paid: Payment) -> None:
     client: Any = Smartpay(payment_of(amount=800))
     assert mirror.refresh_payment(paid.pk, client) == (False, ())

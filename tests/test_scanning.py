@@ -855,7 +855,7 @@ def test_what_a_whole_list_lacks_is_read_and_said_where_smartpay_denies_it(
     assert not SmartpayRefund.objects.exclude(vanished_at=None).exists()
 
 
-def test_refund_that_a_whole_list_lacks_is_read_and_counted_as_it_is_now() -> None:
+def test_list_that_lacks_a_refund_that_smartpay_has_is_no_complete_one(caplog: Any) -> None:
     paid = order_of("order_test_3", payment_of("order_test_3"), created_at=CREATED + timedelta(minutes=3))
     client: Any = Lists(orders=[paid], refunds=[refund_of()])
     sync(client)
@@ -863,10 +863,20 @@ def test_refund_that_a_whole_list_lacks_is_read_and_counted_as_it_is_now() -> No
     client.lists["refunds"] = []
     client.unlisted = [refund_of(status="failed")]
 
-    assert not [line for line in sync(client, full=True) if "vanished" in line]
+    began = scanning.scanned_at()
+
+    for _time in range(2):
+        with pytest.raises(smartpay.Unclear, match="lacks what it showed"):
+            sync(client, full=True)
 
     assert SmartpayRefund.objects.get().status == "failed"
     assert Payment.objects.get().external == 0
+    assert caplog.text.count("mirror.list_incomplete") == 2
+    assert "mirror.vanished" not in caplog.text
+    assert scanning.scanned_at() == began  # such a list proves the absence of nothing
+    client.lists["refunds"], client.unlisted = client.unlisted, []
+    sync(client, full=True)
+    assert (scanning.scanned_at() or CREATED) > (began or CREATED)
 
 
 def test_a_row_that_was_read_a_moment_ago_is_not_missed_yet() -> None:

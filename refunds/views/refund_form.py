@@ -435,7 +435,7 @@ def _render_confirmation(
         ),
         "refundable_before": preview.refundable_before,
         "refundable_after": preview.refundable_after,
-        **source_of_figures([payment]),
+        **source_of_figures(page.payments),
         **whole_order(payment, preview.refundable_after),
         "similar": similar_rows(preview.similar, order),
         "similar_form": similar_form if preview.similar else None,

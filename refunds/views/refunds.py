@@ -187,7 +187,7 @@ def render_refund(
         "similar": similar_rows(similar, order),
         "decision": decision,
         "left_after": left_after,
-        **source_of_figures([refund.payment] if can_decide else []),
+        **source_of_figures(order.payments.all() if can_decide else []),
         **rest,
         "next_label": next_label,
         "next_url": next_url,
