@@ -29,9 +29,8 @@ from dashboard.sso.sessions import take_roles
 from refunds import audit, roles
 
 ISSUER = "break-glass"  # of no provider: a provider's issuer is a URL
-ROLES = [
-    role for role, rights in roles.ROLES.items() if roles.APPROVE_REFUND not in rights
-]  # never a second person
+# Never a second person.
+ROLES = [role for role, rights in roles.ROLES.items() if roles.APPROVE_REFUND not in rights]
 MOST_MINUTES = 60
 
 log = structlog.get_logger(__name__)

@@ -117,9 +117,8 @@ def refresh_order(order_id: str, client: smartpay.Client) -> tuple[smartpay.Refu
     read_at = clock.now()
     order = client.get_order(order_id)
     listed = [refund_id for payment in order.payments for refund_id in payment.refund_ids or ()]
-    news = _read_news(
-        listed, client
-    )  # first: an order that is recorded counts as read, with all that it lists
+    # First: an order that is recorded counts as read, with all that it lists.
+    news = _read_news(listed, client)
     record_order(order, read_at=read_at)
     for payment in order.payments:
         _record_listing(payment)

@@ -400,14 +400,17 @@ class _Scan:
         remaining = (cursor.last_seen or 0) - cursor.seen if tell_remaining else 0
         _advance(cursor, taken)
         cursor.sweep_to = self._newest or cursor.sweep_to
-        changed = self._write(taken, cursor, SCAN_COLUMNS)
+        # Where the list is a proof, the scan counts as a complete one only once it is known to lack nothing.
+        columns = SCAN_COLUMNS if self.source.is_proof else [*SCAN_COLUMNS, "last_started_at"]
+        changed = self._write(taken, cursor, columns)
         self._tell(taken, changed, remaining)
         if cursor.page_token:
             return False
         lacks = self._seek_missing(cursor.last_started_at or taken[-1].read_at, set(cursor.unreadable))
-        if lacks and self.source.is_proof:
-            raise smartpay.Unclear("The list lacks what it showed before.")
-        cursor.save(update_fields=["last_started_at"])  # last: from now on the scan counts as a complete one
+        if self.source.is_proof:
+            if lacks:
+                raise smartpay.Unclear("The list lacks what it showed before.")
+            cursor.save(update_fields=["last_started_at"])
         return True
 
     def _write_swept(self, read: _PageRead, cursor: SyncCursor, oldest: datetime) -> int:
